@@ -1,0 +1,1 @@
+"""One command per DVC stage: `python -m stages.NAME --help`."""

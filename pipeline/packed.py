@@ -1,0 +1,267 @@
+"""Transformer forward passes without padding.
+
+The texts of a batch are laid end to end, sorted by length. Everything that works on single tokens (projections,
+feed-forward, normalisation) runs once over all of them; attention runs once per group of equal length, where the
+texts form an ordinary dense `[count, length]` block and need no mask. No operation is spent on padding.
+
+Two forms of the same computation: `mean_pooled` uses a transformers model's own parameters, so that gradients reach
+them (stage two); `Encoder` holds copies laid out for inference (stage one). Families: BERT and MPNet.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.errors import LeafError
+from pipeline.machine import bf16_is_fast
+
+FAMILIES = ("bert", "mpnet")
+Pooling = Literal["mean", "cls"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts end to end: `ids` and `positions` [tokens], `runs` of (texts, tokens each), `order` back to the caller's."""
+
+    ids: Tensor
+    positions: Tensor
+    runs: tuple[tuple[int, int], ...]
+    order: Tensor
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return Batch(self.ids.to(device), self.positions.to(device), self.runs, self.order.to(device))
+
+
+def pack(token_ids: Sequence[Sequence[int] | np.ndarray]) -> Batch:
+    """Lay texts, given as token ids with their special tokens, end to end in order of length (stable)."""
+    lengths = np.fromiter((len(ids) for ids in token_ids), dtype=np.int64, count=len(token_ids))
+    if lengths.size == 0 or lengths.min() == 0:
+        raise LeafError("a batch needs at least one text and every text at least one token")
+    by_length = np.argsort(lengths, kind="stable")
+    flat = np.concatenate([np.asarray(token_ids[i], dtype=np.int64) for i in by_length])
+    values, counts = np.unique(lengths, return_counts=True)
+    positions = np.concatenate([np.tile(np.arange(v), c) for v, c in zip(values, counts, strict=True)])
+    order = np.empty_like(by_length)
+    order[by_length] = np.arange(len(by_length))
+    runs = tuple((int(c), int(v)) for v, c in zip(values, counts, strict=True))
+    return Batch(torch.from_numpy(flat), torch.from_numpy(positions), runs, torch.from_numpy(order))
+
+
+def check_family(backbone: nn.Module) -> str:
+    """Return the family of a transformers model, or raise LeafError if it is none that this module can run."""
+    config: Any = backbone.config
+    family = str(config.model_type)
+    plain = getattr(config, "position_embedding_type", "absolute") == "absolute" and config.hidden_act == "gelu"
+    if family not in FAMILIES or not plain:
+        raise LeafError(
+            f"backbone of type `{family}` cannot be run: supported are {' and '.join(FAMILIES)} models with absolute "
+            "or MPNet's relative positions and the exact GELU"
+        )
+    return family
+
+
+@dataclass(frozen=True)
+class _Layer:
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    output: nn.Linear
+    attention_norm: nn.LayerNorm
+    up: nn.Linear
+    down: nn.Linear
+    norm: nn.LayerNorm
+
+
+def _layers(backbone: Any, family: str) -> list[_Layer]:
+    layers = []
+    for layer in backbone.encoder.layer:
+        outer = layer.attention
+        if family == "bert":
+            inner, output, norm = outer.self, outer.output.dense, outer.output.LayerNorm
+            projections = (inner.query, inner.key, inner.value)
+        else:
+            inner, output, norm = outer.attn, outer.attn.o, outer.LayerNorm
+            projections = (inner.q, inner.k, inner.v)
+        layers.append(
+            _Layer(*projections, output, norm, layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm)
+        )
+    return layers
+
+
+def _embed(backbone: Any, family: str, batch: Batch) -> Tensor:
+    """Token and position embeddings, summed and normalised: [tokens, width]."""
+    table = backbone.embeddings
+    # MPNet, like RoBERTa, counts positions from the padding id on (transformers: create_position_ids_from_input_ids).
+    offset = table.padding_idx + 1 if family == "mpnet" else 0
+    hidden = table.word_embeddings(batch.ids) + table.position_embeddings(batch.positions + offset)
+    if family == "bert":
+        hidden = hidden + table.token_type_embeddings.weight[0]
+    normed: Tensor = table.LayerNorm(hidden)
+    return normed
+
+
+def _position_bias(backbone: Any, family: str, length: int) -> Tensor | None:
+    """MPNet's relative attention bias [1, heads, length, length]; None for BERT."""
+    if family == "bert":
+        return None
+    at = torch.arange(length, device=backbone.device)
+    buckets = backbone.encoder.relative_position_bucket(
+        at[None, :] - at[:, None], num_buckets=backbone.config.relative_attention_num_buckets
+    )
+    bias: Tensor = backbone.encoder.relative_attention_bias(buckets).permute(2, 0, 1)
+    return bias.unsqueeze(0)
+
+
+def _attention(
+    qkv: Tensor, runs: Iterable[tuple[int, int]], heads: int, bias: dict[int, Tensor], dropout: float = 0.0
+) -> Tensor:
+    """Softmax attention within each text: [tokens, 3 * width] -> [tokens, width]."""
+    width = qkv.shape[1] // 3
+    outputs, start = [], 0
+    for count, length in runs:
+        block = qkv[start : start + count * length].view(count, length, 3, heads, width // heads)
+        q, k, v = block.permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.get(length), dropout_p=dropout)
+        outputs.append(mixed.transpose(1, 2).reshape(count * length, width))
+        start += count * length
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _pool(hidden: Tensor, batch: Batch, mode: Pooling) -> Tensor:
+    """Mean over each text's tokens, or its first token, in float32 and in the caller's order: [texts, width]."""
+    pooled, start = [], 0
+    for count, length in batch.runs:
+        block = hidden[start : start + count * length].view(count, length, -1)
+        pooled.append(block.mean(1, dtype=torch.float32) if mode == "mean" else block[:, 0].float())
+        start += count * length
+    return torch.cat(pooled)[batch.order]
+
+
+def mean_pooled(backbone: nn.Module, batch: Batch) -> Tensor:
+    """Mean-pooled last hidden states [texts, width] float32, in the order given to `pack`, with gradients.
+
+    Runs under the caller's autocast; dropout follows `backbone.training` and the model's configuration.
+    """
+    model: Any = backbone
+    family, config = check_family(backbone), model.config
+    hidden_dropout = config.hidden_dropout_prob if model.training else 0.0
+    attention_dropout = config.attention_probs_dropout_prob if model.training else 0.0
+
+    def drop(x: Tensor) -> Tensor:
+        return functional.dropout(x, hidden_dropout) if hidden_dropout else x
+
+    hidden = drop(_embed(model, family, batch))
+    bias = {length: b for _, length in batch.runs if (b := _position_bias(model, family, length)) is not None}
+    for layer in _layers(model, family):
+        projections = (layer.query, layer.key, layer.value)
+        weight, offset = torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections])
+        qkv = functional.linear(hidden, weight, offset)
+        cast = {length: b.to(qkv.dtype) for length, b in bias.items()}
+        mixed = _attention(qkv, batch.runs, config.num_attention_heads, cast, attention_dropout)
+        hidden = layer.attention_norm(hidden + drop(layer.output(mixed)))
+        hidden = layer.norm(hidden + drop(layer.down(functional.gelu(layer.up(hidden)))))
+    return _pool(hidden, batch, "mean")
+
+
+class _Operation(Protocol):
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class _FusedLinear:
+    """oneDNN matrix product with bias and, optionally, GELU in the same pass; the weight is laid out once."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, gelu: bool, rows: int) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+        self.bias, self.activation = bias, "gelu" if gelu else "none"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], "none")
+        return product
+
+
+class _PlainLinear:
+    def __init__(self, weight: Tensor, bias: Tensor, gelu: bool) -> None:
+        self.weight, self.bias, self.gelu = weight, bias, gelu
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product = functional.linear(x, self.weight, self.bias)
+        return functional.gelu(product) if self.gelu else product
+
+
+@dataclass(frozen=True)
+class _Block:
+    qkv: _Operation
+    output: _Operation
+    attention_norm: tuple[Tensor, Tensor]
+    up: _Operation
+    down: _Operation
+    norm: tuple[Tensor, Tensor]
+
+
+class Encoder:
+    """A backbone laid out for inference: fused projections, bfloat16 where the hardware has it."""
+
+    def __init__(self, backbone: nn.Module, token_budget: int, pooling: Pooling = "mean") -> None:
+        """Copy the backbone's weights; `token_budget` is the usual number of tokens of a batch."""
+        model: Any = backbone
+        self.family, self.config, self.backbone = check_family(backbone), model.config, model.eval()
+        self.device = next(model.parameters()).device
+        self.dtype = torch.bfloat16 if bf16_is_fast(self.device) else torch.float32
+        self.pooling, self._rows = pooling, token_budget
+        self._epsilon = float(model.config.layer_norm_eps)
+        self._bias: dict[int, Tensor] = {}
+        with torch.inference_mode():
+            self._blocks = [self._block(layer) for layer in _layers(model, self.family)]
+
+    def _block(self, layer: _Layer) -> _Block:
+        projections = (layer.query, layer.key, layer.value)
+        weight, bias = torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections])
+        return _Block(
+            qkv=self._linear(weight, bias),
+            output=self._linear(layer.output.weight, layer.output.bias),
+            attention_norm=self._norm(layer.attention_norm),
+            up=self._linear(layer.up.weight, layer.up.bias, gelu=True),
+            down=self._linear(layer.down.weight, layer.down.bias),
+            norm=self._norm(layer.norm),
+        )
+
+    def _linear(self, weight: Tensor, bias: Tensor, gelu: bool = False) -> _Operation:
+        weight, bias = weight.detach().to(self.dtype), bias.detach().to(self.dtype)
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
+            return _FusedLinear(weight, bias, gelu, self._rows)
+        return _PlainLinear(weight, bias, gelu)
+
+    def _norm(self, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        return norm.weight.detach().to(self.dtype), norm.bias.detach().to(self.dtype)
+
+    def _biases(self, batch: Batch) -> dict[int, Tensor]:
+        if self.family == "bert":
+            return {}
+        for _, length in batch.runs:
+            if length not in self._bias:
+                bias = _position_bias(self.backbone, self.family, length)
+                assert bias is not None  # MPNet always has one
+                self._bias[length] = bias.to(self.dtype).contiguous()
+        return self._bias
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch) -> Tensor:
+        """Pooled last hidden states [texts, width] float32, in the order given to `pack`."""
+        batch = batch.to(self.device)
+        hidden = _embed(self.backbone, self.family, batch).to(self.dtype)
+        bias, width = self._biases(batch), (hidden.shape[1],)
+        for block in self._blocks:
+            mixed = _attention(block.qkv(hidden), batch.runs, self.config.num_attention_heads, bias)
+            hidden = functional.layer_norm(
+                block.output(mixed).add_(hidden), width, *block.attention_norm, eps=self._epsilon
+            )
+            hidden = functional.layer_norm(
+                block.down(block.up(hidden)).add_(hidden), width, *block.norm, eps=self._epsilon
+            )
+        return _pool(hidden, batch, self.pooling)

@@ -4,6 +4,7 @@ Defaults live in the dataclasses below and nowhere else. Whatever is unknown, of
 refused with the key's full name (`fit.batch_size`) and what would be right.
 """
 
+import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -60,6 +61,8 @@ class SourceParams:
 
 @dataclass(frozen=True)
 class CorpusParams:
+    """Section `corpus`: where the texts come from and how they are cleaned and split."""
+
     sources: tuple[SourceParams, ...]
     heldout: float = field(metadata=bounded(0, 1))
     seed: int = field(default=0, metadata=bounded(0))
@@ -71,12 +74,16 @@ class CorpusParams:
 
 @dataclass(frozen=True)
 class Prompts:
+    """What the teacher puts before a text, by role."""
+
     query: str = ""
     document: str = ""
 
 
 @dataclass(frozen=True)
 class TeacherParams:
+    """Section `teacher`: the model whose vectors are the targets."""
+
     model: str
     """Hub id, local directory, or `package:NAME/DIRECTORY` inside an installed package."""
     sha256: str | None = None
@@ -90,6 +97,8 @@ class TeacherParams:
 
 @dataclass(frozen=True)
 class EncodeParams:
+    """Section `encode`: stage one."""
+
     shard_rows: int = field(default=65_536, metadata=positive())
     dtype: Literal["float16", "float32", "int8"] = "float16"
     reuse: tuple[str, ...] = ()
@@ -103,6 +112,8 @@ class EncodeParams:
 
 @dataclass(frozen=True)
 class StudentParams:
+    """`fit.student`: the checkpoint the student starts from."""
+
     model: str
     """Hub id, local directory, or `package:NAME/DIRECTORY`."""
     sha256: str | None = None
@@ -118,6 +129,8 @@ class StudentParams:
 
 @dataclass(frozen=True)
 class FitParams:
+    """Section `fit`: stage two. The defaults are LEAF's full-size recipe (arXiv 2509.12539)."""
+
     student: StudentParams
     loss: Literal["l2", "mse", "cosine"] = "l2"
     cycles: int = field(default=3, metadata=positive())
@@ -144,6 +157,8 @@ class FitParams:
 
 @dataclass(frozen=True)
 class EvaluateParams:
+    """Section `evaluate`: what the student is measured on."""
+
     beir: tuple[str, ...] = ()
     """Directories in BEIR layout; the last part of the path is the name."""
     neighbours_rows: int = field(default=2000, metadata=positive())
@@ -217,7 +232,7 @@ def _scalar(hint: type, name: str, raw: object) -> Any:
     if hint is float and isinstance(raw, str):
         raw = _exponent(raw)
     if isinstance(raw, hint) and not (hint is not bool and isinstance(raw, bool)):
-        if isinstance(raw, float) and (raw != raw or abs(raw) == float("inf")):
+        if isinstance(raw, float) and not math.isfinite(raw):
             raise LeafError(f"{name}: {raw} is impossible; it must be a finite number")
         return raw
     wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]

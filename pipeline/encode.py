@@ -1,0 +1,232 @@
+"""Stage one: corpus x teacher -> embedding store.
+
+The pool says which keys exist; the rest is encoded shard by shard, in the corpus's order, and each shard is committed
+before the next begins to be written. So a killed run, a grown corpus and another team's vectors are one mechanism,
+and the shards of a resumed run are those of a run never killed.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from tqdm import tqdm
+
+from pipeline.corpus import scan
+from pipeline.errors import LeafError
+from pipeline.params import EncodeParams, TeacherParams
+from pipeline.pool import Pool
+from pipeline.store import Store
+from pipeline.teacher import Teacher, describe
+
+COLUMNS = ["key", "role", "id", "source", "text"]
+TOKENIZE_ROWS = 2048  # texts tokenised at once, so that their strings never exist twice as a whole
+SAME_VECTOR = 0.999  # cosine; batch size and hardware change the last bits, another teacher changes the first
+
+
+@dataclass
+class Timing:
+    """Seconds of each kind of work, and what was done in them. Reading and writing overlap with computing."""
+
+    reading: float = 0.0
+    computing: float = 0.0
+    writing: float = 0.0
+    rows: int = 0
+    tokens: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def of(self, what: str) -> Iterator[None]:
+        """Count the time of the block as `what`."""
+        start = time.perf_counter()
+        yield
+        with self.lock:
+            setattr(self, what, getattr(self, what) + time.perf_counter() - start)
+
+
+def encode(corpus: Path, teacher: TeacherParams, params: EncodeParams, out: Path) -> dict[str, object]:
+    """Bring the store at `out` to hold a vector for every text of the corpus; return the metrics.
+
+    Raises:
+        LeafError: bad corpus, teacher or reused store; a vector of NaN, of zeros or of the wrong length; a run is
+            already under way; no space left. Finished shards stay in the pool in every case.
+    """
+    frame = scan(corpus).select(COLUMNS)
+    wanted = frame.select("key").collect().get_column("key")
+    if wanted.is_empty():
+        raise LeafError(f"{corpus}: the corpus holds no text; look at the sources under corpus.sources")
+    with Pool(Path(params.pool), describe(teacher, params.dtype)) as pool:
+        load = _once(lambda: Teacher(teacher, params.token_budget))
+        for path in params.reuse:
+            _take_over(Path(path), frame, pool, load, params)
+        timing = _fill(frame, pool, params, load)
+        pool.publish(out, wanted)
+    return {
+        "rows_encoded": timing.rows,
+        "rows_reused": len(wanted) - timing.rows,
+        "tokens": timing.tokens,
+        "tokens_per_s": round(timing.tokens / timing.computing, 1) if timing.rows else 0.0,
+        "seconds": {
+            "reading": round(timing.reading, 2),
+            "computing": round(timing.computing, 2),
+            "writing": round(timing.writing, 2),
+        },
+    }
+
+
+def ensure(texts: pl.DataFrame, teacher: TeacherParams, params: EncodeParams, view: Path) -> Store:
+    """A store at `view` with a vector for each of `texts` (columns key, role, id, source, text), duplicates allowed.
+
+    Goes through the same pool as `encode`, so that no text is ever encoded twice; the teacher is loaded only if one
+    is missing.
+    """
+    unique = texts.select(COLUMNS).unique("key", keep="first").sort("key")
+    with Pool(Path(params.pool), describe(teacher, params.dtype)) as pool:
+        load = _once(lambda: Teacher(teacher, params.token_budget))
+        _fill(unique.lazy(), pool, params, load)
+        return pool.publish(view, unique["key"])
+
+
+def _once(load: Callable[[], Teacher]) -> Callable[[], Teacher]:
+    loaded: list[Teacher] = []
+
+    def get() -> Teacher:
+        if not loaded:
+            loaded.append(load())
+        return loaded[0]
+
+    return get
+
+
+def _missing(frame: pl.LazyFrame, pool: Pool, shard_rows: int) -> Iterator[pl.DataFrame]:
+    """Rows whose key the pool lacks, in order, `shard_rows` at a time; no more than two shards are in memory."""
+    have = pl.DataFrame({"key": pool.keys()}, schema={"key": pl.Binary})
+    held: list[pl.DataFrame] = []
+    rows = 0
+    for batch in frame.collect_batches(chunk_size=min(shard_rows, 65_536), maintain_order=True):
+        new = batch.join(have, on="key", how="anti", maintain_order="left")
+        while rows + new.height >= shard_rows:
+            take = shard_rows - rows
+            yield pl.concat([*held, new.head(take)])
+            held, rows, new = [], 0, new.slice(take)
+        held.append(new)
+        rows += new.height
+    if rows:
+        yield pl.concat(held)
+
+
+def _tokenize(shard: pl.DataFrame, teacher: Teacher) -> list[list[int]]:
+    ids: list[list[int]] = []
+    for part in shard.iter_slices(TOKENIZE_ROWS):
+        # One call a role: the prompt differs, and the order by key mixes the roles.
+        by_row: list[list[int]] = [[]] * part.height
+        for role in ("query", "document"):
+            rows = part.with_row_index("row").filter(pl.col("role") == role)
+            tokens = teacher.tokenize(rows["text"].to_list(), role)
+            for row, one in zip(rows["row"], tokens, strict=True):
+                by_row[row] = one
+        ids += by_row
+    return ids
+
+
+def _compute(ids: list[list[int]], teacher: Teacher, timing: Timing, bar: "tqdm[None]") -> np.ndarray:
+    vectors = np.empty((len(ids), teacher.dim), dtype=np.float32)
+    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+    for rows in teacher.batches(lengths):
+        with timing.of("computing"):
+            vectors[rows] = teacher.forward([ids[row] for row in rows])
+        timing.rows += len(rows)
+        timing.tokens += int(lengths[rows].sum())
+        bar.set_postfix_str(f"{timing.tokens / timing.computing:,.0f} tokens/s", refresh=False)
+        bar.update(len(rows))
+    return vectors
+
+
+def _commit(rows: pl.DataFrame, vectors: np.ndarray, pool: Pool, timing: Timing) -> None:
+    with timing.of("writing"):
+        pool.write(rows, vectors)
+
+
+def _fill(frame: pl.LazyFrame, pool: Pool, params: EncodeParams, load: Callable[[], Teacher]) -> Timing:
+    """Encode and commit shard after shard: one thread tokenises ahead, one writes behind, the device never waits."""
+    timing = Timing()
+    have = pl.LazyFrame({"key": pool.keys()}, schema={"key": pl.Binary})
+    missing = frame.select("key").join(have, on="key", how="anti").select(pl.len()).collect().item()
+    if not missing:
+        return timing
+    teacher, shards = load(), _missing(frame, pool, params.shard_rows)
+    with (
+        ThreadPoolExecutor(1, "tokenize") as ahead,
+        ThreadPoolExecutor(1, "write") as behind,
+        tqdm(total=missing, unit="text", desc="encode") as bar,
+    ):
+
+        def fetch() -> tuple[pl.DataFrame, list[list[int]]] | None:
+            with timing.of("reading"):
+                shard = next(shards, None)
+                return None if shard is None else (shard.drop("text"), _tokenize(shard, teacher))
+
+        written: Future[None] | None = None
+        following = ahead.submit(fetch)
+        while (current := following.result()) is not None:
+            following = ahead.submit(fetch)
+            rows, ids = current
+            vectors = _compute(ids, teacher, timing, bar)
+            if written is not None:
+                written.result()
+            rows = rows.with_columns(tokens=pl.Series([len(one) for one in ids], dtype=pl.Int32))
+            written = behind.submit(_commit, rows, vectors, pool, timing)
+        if written is not None:
+            written.result()
+    return timing
+
+
+def _take_over(path: Path, frame: pl.LazyFrame, pool: Pool, load: Callable[[], Teacher], params: EncodeParams) -> None:
+    """Bring the wanted vectors of another store into the pool, once it has been checked and a sample re-encoded."""
+    store = Store.open(path)
+    if store.meta.fingerprint != pool.meta.fingerprint or store.meta.dtype != pool.meta.dtype:
+        raise LeafError(
+            f"encode.reuse: {path} holds {store.meta.dtype} vectors of fingerprint {store.meta.fingerprint[:16]}, but "
+            f"this run makes {pool.meta.dtype} of {pool.meta.fingerprint[:16]}; the teacher, its prompts, max_length, "
+            "normalize and encode.dtype must be the same"
+        )
+    have = pl.LazyFrame({"key": pool.keys()}, schema={"key": pl.Binary})
+    needed = frame.select("key").join(have, on="key", how="anti").collect().get_column("key")
+    store.verify()
+    checked = False
+    for index in range(len(store.shards)):
+        rows = store.shard_rows_frame(index).with_row_index("row")
+        shared = rows.join(needed.to_frame(), on="key", how="semi", maintain_order="left")
+        if shared.is_empty():
+            continue
+        vectors = store.read(index)[shared["row"].to_numpy()]
+        if not checked:
+            _compare(path, shared, vectors, frame, load, params.verify_rows)
+            checked = True
+        pool.write(shared.drop("row"), vectors)
+
+
+def _compare(
+    path: Path, rows: pl.DataFrame, vectors: np.ndarray, frame: pl.LazyFrame, load: Callable[[], Teacher], count: int
+) -> None:
+    """Re-encode the first `count` of the rows (keys are random, so any are a fair sample) and compare."""
+    sample = rows.head(count).select("key").with_row_index("at")
+    texts = frame.join(sample.lazy(), on="key", how="inner").sort("at").collect()
+    if texts.is_empty():
+        return
+    teacher = load()
+    ours = teacher.encode_tokens(_tokenize(texts, teacher))
+    theirs = vectors[: len(ours)].astype(np.float32)
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    cosines = (ours * theirs).sum(1) / np.maximum(norms, np.finfo(np.float32).tiny)
+    worst = int(cosines.argmin())
+    if not cosines[worst] >= SAME_VECTOR:
+        raise LeafError(
+            f"encode.reuse: {path}: the vector of text `{texts['id'][worst]}` has cosine {cosines[worst]:.4f} to the "
+            f"one this teacher makes now (at least {SAME_VECTOR} expected); do not trust this store"
+        )

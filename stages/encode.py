@@ -1,0 +1,33 @@
+"""Stage one: encode the corpus with the teacher into the embedding store."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.encode import encode
+from pipeline.params import EncodeParams, TeacherParams, load_section
+from stages.common import command, params_option, write_json
+
+
+@command
+@params_option
+@click.option("--corpus", type=Path, default=Path("data/corpus"), show_default=True, help="Corpus directory.")
+@click.option("--out", type=Path, default=Path("data/embeddings"), show_default=True, help="Store to publish.")
+@click.option("--metrics", type=Path, default=Path("metrics/encode.json"), show_default=True, help="Metrics file.")
+def main(params: Path, corpus: Path, out: Path, metrics: Path) -> None:
+    """Encode every text of the corpus that the pool does not hold yet, and publish the embedding store.
+
+    Killed at any moment, it continues from the last finished shard. Sections read: teacher, encode.
+    """
+    teacher = load_section(params, "teacher", TeacherParams)
+    settings = load_section(params, "encode", EncodeParams)
+    figures = encode(corpus, teacher, settings, out)
+    write_json(metrics, figures)
+    click.echo(
+        f"encoded {figures['rows_encoded']:,} texts, reused {figures['rows_reused']:,}, "
+        f"{figures['tokens_per_s']:,} tokens/s\n{out}\n{metrics}"
+    )
+
+
+if __name__ == "__main__":
+    main()

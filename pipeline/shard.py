@@ -1,0 +1,256 @@
+"""One shard on disk: a Zarr array of vectors beside a Parquet file of rows (`docs/format.md`).
+
+A shard is written once, in full, and never changed. Its name is derived from its keys, its bytes from its input.
+"""
+
+import hashlib
+import io
+import json
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow.parquet as pq
+import zarr
+from zarr.codecs import Crc32cCodec
+
+from pipeline.errors import LeafError
+from pipeline.keys import KEY_BYTES
+
+Array = npt.NDArray[Any]
+
+CHUNK_ROWS = 1024  # rows that share one checksum; the unit of reading
+MAX_DIM = 65_536
+DTYPES = ("float16", "float32", "int8")
+ROW_SCHEMA = pl.Schema({"key": pl.Binary, "role": pl.String, "id": pl.String, "source": pl.String, "tokens": pl.Int32})
+KEY_DTYPE = np.dtype(f"V{KEY_BYTES}")
+_CHECKSUM_BYTES = 4
+_INDEX_ENTRY_BYTES = 16
+
+
+@dataclass(frozen=True)
+class StoreMeta:
+    """What all shards of a store share. `teacher` is any JSON; the store does not read it."""
+
+    fingerprint: str
+    """64 hexadecimal digits; vectors of different fingerprints never mix."""
+    teacher: dict[str, Any]
+    dim: int
+    dtype: str
+    normalized: bool
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One finished shard: `files` maps paths relative to the store to SHA-256; `bytes` is the sum of their sizes."""
+
+    name: str
+    rows: int
+    bytes: int
+    files: dict[str, str]
+
+
+def key_array(keys: Sequence[bytes] | Array | pl.Series) -> Array:
+    """Keys as `[n] V16`, which NumPy sorts and searches bytewise (an `S16` would lose trailing zeros).
+
+    Raises:
+        LeafError: a key is missing or not 16 bytes long.
+    """
+    if isinstance(keys, np.ndarray) and keys.dtype == KEY_DTYPE:
+        return keys
+    listed: list[bytes] = list(keys)
+    for row, entry in enumerate(listed):
+        if not isinstance(entry, bytes) or len(entry) != KEY_BYTES:
+            raise LeafError(f"row {row}: a key must be {KEY_BYTES} bytes, not {entry!r:.60}")
+    return np.frombuffer(b"".join(listed), dtype=KEY_DTYPE)
+
+
+def shard_name(keys: Array) -> str:
+    """First 16 hexadecimal digits of SHA-256 over the concatenated keys."""
+    return hashlib.sha256(keys.tobytes()).hexdigest()[:16]
+
+
+def arrays(name: str, meta: StoreMeta) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The shard's Zarr arrays: name -> (dtype, shape of one row). int8 codes come with one scale per row."""
+    vectors: dict[str, tuple[str, tuple[int, ...]]] = {name: (meta.dtype, (meta.dim,))}
+    return vectors if meta.dtype != "int8" else vectors | {f"{name}_scale": ("float32", ())}
+
+
+def rows_path(name: str) -> str:
+    """Path of the shard's Parquet file inside the store."""
+    return f"rows/{name}.parquet"
+
+
+def file_sizes(name: str, rows: int, meta: StoreMeta) -> dict[str, int | None]:
+    """Every file of the shard with its exact size where the format fixes it."""
+    sizes: dict[str, int | None] = {rows_path(name): None}
+    for array, (dtype, row) in arrays(name, meta).items():
+        chunks = -(-rows // CHUNK_ROWS)
+        chunk_bytes = CHUNK_ROWS * int(np.prod(row, dtype=np.int64)) * np.dtype(dtype).itemsize + _CHECKSUM_BYTES
+        sizes[f"vectors.zarr/{array}/zarr.json"] = None
+        part = "/".join("0" * (1 + len(row)))
+        sizes[f"vectors.zarr/{array}/c/{part}"] = chunks * (chunk_bytes + _INDEX_ENTRY_BYTES) + _CHECKSUM_BYTES
+    return sizes
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Make a file or a directory survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_shard(root: Path, rows: pl.DataFrame, vectors: Array, meta: StoreMeta) -> ShardInfo:
+    """Write a whole shard under the empty directory `root`, as it will lie in a store, and flush it to the disk.
+
+    `rows` has ROW_SCHEMA, `vectors` is `[n, dim]` and already checked (`pool.checked`). OSError passes through.
+    """
+    name = shard_name(key_array(rows["key"]))
+    for array, data in _encoded(name, vectors, meta).items():
+        _write_array(root / "vectors.zarr" / array, data)
+    buffer = io.BytesIO()
+    rows.rechunk().write_parquet(buffer, compression="zstd", compression_level=3, statistics=True)
+    (root / "rows").mkdir()
+    (root / rows_path(name)).write_bytes(buffer.getbuffer())
+    files = sorted(file_sizes(name, len(rows), meta))
+    for path in sorted(root.rglob("*")):
+        sync(path)
+    size = sum((root / file).stat().st_size for file in files)
+    return ShardInfo(name, len(rows), size, {file: sha256(root / file) for file in files})
+
+
+def _encoded(name: str, vectors: Array, meta: StoreMeta) -> dict[str, Array]:
+    if meta.dtype != "int8":
+        return {name: vectors.astype(meta.dtype, copy=False)}
+    scale = np.abs(vectors).max(axis=1).astype(np.float32) / np.float32(127)
+    codes = np.rint(vectors / scale[:, None]).astype(np.int8)
+    return {name: codes, f"{name}_scale": scale}
+
+
+def _write_array(path: Path, data: Array) -> None:
+    padded = -(-len(data) // CHUNK_ROWS) * CHUNK_ROWS
+    array = zarr.create_array(
+        str(path),
+        shape=data.shape,
+        dtype=data.dtype,
+        chunks=(CHUNK_ROWS, *data.shape[1:]),
+        shards=(padded, *data.shape[1:]),
+        filters=None,
+        compressors=[Crc32cCodec()],
+        fill_value=_fill(data.dtype),
+        config={"write_empty_chunks": True},
+    )
+    array[:] = data
+
+
+def _fill(dtype: np.dtype[Any]) -> float | int:
+    """What a missing chunk reads as. int8 has no NaN; there the scales have."""
+    return 0 if dtype == np.int8 else float("nan")
+
+
+def _array_document(rows: int, dtype: str, row: tuple[int, ...]) -> dict[str, Any]:
+    """The only `zarr.json` that a reader accepts for an array of this shape."""
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    plain = {"name": "bytes"} if dtype == "int8" else little
+    sharding = {
+        "chunk_shape": [CHUNK_ROWS, *row],
+        "codecs": [plain, {"name": "crc32c"}],
+        "index_codecs": [little, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    padded = -(-rows // CHUNK_ROWS) * CHUNK_ROWS
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [rows, *row],
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [padded, *row]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": 0 if dtype == "int8" else "NaN",
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "attributes": {},
+        "storage_transformers": [],
+    }
+
+
+def check_sizes(root: Path, info: ShardInfo, meta: StoreMeta) -> None:
+    """All files of the shard are there and have the right sizes; reads no data.
+
+    Raises:
+        LeafError: names the first file that is missing or has another size, and the shard.
+    """
+    total = 0
+    for file, wanted in file_sizes(info.name, info.rows, meta).items():
+        size = regular_size(root / file, f"shard {info.name}")
+        if wanted is not None and size != wanted:
+            raise LeafError(
+                f"{root / file}: shard {info.name}: has {size} bytes instead of {wanted}: truncated or changed"
+            )
+        total += size
+    if total != info.bytes:
+        raise LeafError(
+            f"{root}: shard {info.name}: its files have {total} bytes instead of {info.bytes}: truncated or changed"
+        )
+
+
+def regular_size(path: Path, what: str) -> int:
+    """Size of a regular file (or of what a link points to); anything else is refused, a pipe would hang the reader."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise LeafError(f"{path}: {what}: file is missing or unreadable ({error.strerror})") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise LeafError(f"{path}: {what}: not a regular file")
+    return status.st_size
+
+
+def open_array(root: Path, info: ShardInfo, meta: StoreMeta, name: str) -> Any:
+    """The Zarr array `name` of the shard, after its metadata have been found to be exactly what the format says."""
+    dtype, row = arrays(info.name, meta)[name]
+    path = root / "vectors.zarr" / name
+    document = path / "zarr.json"
+    if regular_size(document, f"shard {info.name}") > 65_536:
+        raise LeafError(f"{document}: shard {info.name}: too large for array metadata")
+    try:
+        found = json.loads(document.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        raise LeafError(f"{document}: shard {info.name}: cannot be read as JSON") from None
+    expected = _array_document(info.rows, dtype, row)
+    if not isinstance(found, dict) or {"storage_transformers": []} | found != expected:
+        raise LeafError(
+            f"{document}: shard {info.name}: does not describe {info.rows} rows of {meta.dim} {dtype}: changed"
+        )
+    return zarr.open_array(str(path), mode="r", zarr_format=3)
+
+
+def read_rows(root: Path, info: ShardInfo) -> pl.DataFrame:
+    """Rows of the shard with ROW_SCHEMA, after SHA-256, row count, schema and the keys' digest have been checked."""
+    path = root / rows_path(info.name)
+    regular_size(path, f"shard {info.name}")
+    if sha256(path) != info.files[rows_path(info.name)]:
+        raise LeafError(f"{path}: shard {info.name}: SHA-256 differs: damaged or swapped")
+    try:
+        count = pq.read_metadata(path).num_rows
+        schema = pl.read_parquet_schema(path)
+        if count != info.rows or schema != ROW_SCHEMA:
+            raise LeafError(f"{path}: shard {info.name}: not {info.rows} rows of {', '.join(ROW_SCHEMA)}")
+        frame = pl.read_parquet(path, hive_partitioning=False, glob=False)
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        raise LeafError(f"{path}: shard {info.name}: cannot be read as Parquet: {error!s:.200}") from None
+    if shard_name(key_array(frame["key"])) != info.name:
+        raise LeafError(f"{path}: shard {info.name}: its keys belong to another shard")
+    return frame

@@ -105,7 +105,7 @@ def _once(load: Callable[[], Teacher]) -> Callable[[], Teacher]:
 
 def _missing(frame: pl.LazyFrame, pool: Pool, shard_rows: int) -> Iterator[pl.DataFrame]:
     """Rows whose key the pool lacks, in order, `shard_rows` at a time; no more than two shards are in memory."""
-    have = pl.DataFrame({"key": pool.keys()}, schema={"key": pl.Binary})
+    have = pl.DataFrame({"key": pool.keys().tolist()}, schema={"key": pl.Binary})
     held: list[pl.DataFrame] = []
     rows = 0
     for batch in frame.collect_batches(chunk_size=min(shard_rows, 65_536), maintain_order=True):
@@ -155,7 +155,7 @@ def _commit(rows: pl.DataFrame, vectors: np.ndarray, pool: Pool, timing: Timing)
 def _fill(frame: pl.LazyFrame, pool: Pool, params: EncodeParams, load: Callable[[], Teacher]) -> Timing:
     """Encode and commit shard after shard: one thread tokenises ahead, one writes behind, the device never waits."""
     timing = Timing()
-    have = pl.LazyFrame({"key": pool.keys()}, schema={"key": pl.Binary})
+    have = pl.LazyFrame({"key": pool.keys().tolist()}, schema={"key": pl.Binary})
     missing = frame.select("key").join(have, on="key", how="anti").select(pl.len()).collect().item()
     if not missing:
         return timing
@@ -195,7 +195,7 @@ def _take_over(path: Path, frame: pl.LazyFrame, pool: Pool, load: Callable[[], T
             f"this run makes {pool.meta.dtype} of {pool.meta.fingerprint[:16]}; the teacher, its prompts, max_length, "
             "normalize and encode.dtype must be the same"
         )
-    have = pl.LazyFrame({"key": pool.keys()}, schema={"key": pl.Binary})
+    have = pl.LazyFrame({"key": pool.keys().tolist()}, schema={"key": pl.Binary})
     needed = frame.select("key").join(have, on="key", how="anti").collect().get_column("key")
     store.verify()
     checked = False
@@ -206,19 +206,19 @@ def _take_over(path: Path, frame: pl.LazyFrame, pool: Pool, load: Callable[[], T
             continue
         vectors = store.read(index)[shared["row"].to_numpy()]
         if not checked:
-            _compare(path, shared, vectors, frame, load, params.verify_rows)
+            _compare(path, shared.head(params.verify_rows), vectors, frame, load)
             checked = True
         pool.write(shared.drop("row"), vectors)
 
 
 def _compare(
-    path: Path, rows: pl.DataFrame, vectors: np.ndarray, frame: pl.LazyFrame, load: Callable[[], Teacher], count: int
+    path: Path, rows: pl.DataFrame, vectors: np.ndarray, frame: pl.LazyFrame, load: Callable[[], Teacher]
 ) -> None:
-    """Re-encode the first `count` of the rows (keys are random, so any are a fair sample) and compare."""
-    sample = rows.head(count).select("key").with_row_index("at")
-    texts = frame.join(sample.lazy(), on="key", how="inner").sort("at").collect()
-    if texts.is_empty():
+    """Re-encode these rows, the shard's first (keys are random, so any are a fair sample), and compare."""
+    if rows.is_empty():
         return
+    sample = rows.select("key").with_row_index("at")
+    texts = frame.join(sample.lazy(), on="key", how="inner").sort("at").collect()
     teacher = load()
     ours = teacher.encode_tokens(_tokenize(texts, teacher))
     theirs = vectors[: len(ours)].astype(np.float32)

@@ -26,7 +26,7 @@ Pooling = Literal["mean", "cls"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts end to end: `ids` and `positions` [tokens], `runs` of (texts, tokens each), `order` back to the caller's."""
+    """Texts end to end: `ids`, `positions` [tokens]; `runs` of (texts, tokens each); `order` back to the caller's."""
 
     ids: Tensor
     positions: Tensor

@@ -1,0 +1,116 @@
+"""An external sort of texts by key: rows are spilled into partitions by the key's first byte, and read back sorted."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+PARTITIONS = 256  # of 10 million short texts: 40,000 rows, about 10 MB each
+SPILL_BYTES = 64 << 20
+GROUP_ROWS = 65_536
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.binary()),
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("role", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+    ]
+)
+
+
+class Spill:
+    """Rows on their way into PARTITIONS files; within a partition they keep the order in which they came."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._held: list[pl.DataFrame] = []
+        self._bytes = 0
+        self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Take rows with the columns of SCHEMA."""
+        self._held.append(rows)
+        self._bytes += int(rows.estimated_size())
+        if self._bytes >= SPILL_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._held:
+            return
+        rows = pl.concat(self._held)
+        self._held, self._bytes = [], 0
+        first = pl.Series("partition", [key[0] for key in rows["key"]], dtype=pl.UInt8)
+        for part in rows.with_columns(first).sort("partition", maintain_order=True).partition_by("partition"):
+            number = part["partition"][0]
+            table = part.drop("partition").to_arrow().cast(SCHEMA)
+            if number not in self._writers:
+                options = pa.ipc.IpcWriteOptions(compression="lz4")
+                self._writers[number] = pa.ipc.new_stream(str(self._file(number)), SCHEMA, options=options)
+            self._writers[number].write_table(table)
+
+    def _file(self, number: int) -> Path:
+        return self._directory / f"{number:03d}.arrows"
+
+    def close(self) -> None:
+        """Close the files."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers = {}
+
+    def sorted(self) -> Iterator[pl.DataFrame]:
+        """Partition after partition, sorted by key; rows of one key stay in the order in which they came."""
+        self._flush()
+        partitions = sorted(self._writers)
+        self.close()
+        for number in partitions:
+            with pa.ipc.open_stream(str(self._file(number))) as stream:
+                rows = pl.DataFrame(stream.read_all())
+            self._file(number).unlink()
+            yield rows.sort("key", maintain_order=True)
+
+
+class Parts:
+    """Sorted rows into `part-00000.parquet` and so on, `shard_rows` rows each; equal rows give equal bytes."""
+
+    def __init__(self, directory: Path, shard_rows: int) -> None:
+        self._directory, self._shard_rows = directory, shard_rows
+        self._group_rows = min(GROUP_ROWS, shard_rows)
+        self._held: pl.DataFrame | None = None
+        self._writer: pq.ParquetWriter | None = None
+        self._parts = self._rows = 0
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Append rows with the columns of SCHEMA."""
+        held = rows if self._held is None else pl.concat([self._held, rows])
+        while len(held) >= (size := min(self._group_rows, self._shard_rows - self._rows)):
+            self._write(held.head(size))
+            held = held.slice(size)
+        self._held = held
+
+    def _write(self, group: pl.DataFrame) -> None:
+        if self._writer is None:
+            file = self._directory / f"part-{self._parts:05d}.parquet"
+            labels = ["role", "source", "split"]  # keys, ids and texts hardly repeat
+            self._writer = pq.ParquetWriter(file, SCHEMA, compression="zstd", use_dictionary=labels)
+            self._parts += 1
+        self._writer.write_table(group.to_arrow().cast(SCHEMA), row_group_size=len(group))
+        self._rows += len(group)
+        if self._rows == self._shard_rows:
+            self.close()
+
+    def finish(self) -> None:
+        """Write what is held, and close the last part."""
+        if self._held is not None and len(self._held):
+            self._write(self._held)
+        self.close()
+
+    def close(self) -> None:
+        """Close the part in hand."""
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self._rows = None, 0

@@ -1,0 +1,31 @@
+"""Build the corpus: texts of all sources, cleaned, without duplicates, split and sharded."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.corpus import build
+from pipeline.params import CorpusParams, load_section
+from stages.common import command, params_option, write_json
+
+
+@command
+@params_option
+@click.option("--out", type=Path, default=Path("data/corpus"), show_default=True, help="Corpus directory to write.")
+@click.option("--metrics", type=Path, default=Path("metrics/corpus.json"), show_default=True, help="Metrics file.")
+def main(params: Path, out: Path, metrics: Path) -> None:
+    """Read the texts of all sources into one sorted, sharded corpus of Parquet files.
+
+    Killed at any moment, it leaves the corpus that was there as it was. Section read: corpus.
+    """
+    figures = build(load_section(params, "corpus", CorpusParams), out)
+    write_json(metrics, figures)
+    click.echo(f"{'source':24}{'role':10}{'train':>12}{'heldout':>10}")
+    for source, roles in figures["rows"].items():
+        for role, splits in sorted(roles.items()):
+            click.echo(f"{source:24}{role:10}{splits['train']:>12,}{splits['heldout']:>10,}")
+    click.echo(f"{out}\n{metrics}")
+
+
+if __name__ == "__main__":
+    main()

@@ -22,19 +22,21 @@ import polars as pl
 import zarr
 
 from pipeline.errors import LeafError
+from pipeline.manifest import GROUP, check_meta, document, parse_shard
 from pipeline.shard import (
-    ROW_SCHEMA,
     Array,
     ShardInfo,
     StoreMeta,
     check_sizes,
+    checked_rows,
+    checked_vectors,
     key_array,
     read_rows,
     sha256,
     sync,
     write_shard,
 )
-from pipeline.store import GROUP, Store, check_meta, document, parse_shard
+from pipeline.store import Store
 
 TEMPORARY = ".tmp-"
 _NAME = re.compile(r"[0-9a-f]{16}")
@@ -98,10 +100,10 @@ class Pool:
             LeafError: a vector is NaN, infinite, zero or of another dimension (names the text's id); a key is already
                 there; the disk is full. Nothing is left behind.
         """
-        rows = _checked_rows(rows)
+        rows = checked_rows(rows)
         keys = key_array(rows["key"])
         self._check_new(rows, keys)
-        vectors = _checked_vectors(rows, vectors, self.meta)
+        vectors = checked_vectors(rows, vectors, self.meta)
         with _disk(self.path), _temporary(self.path, TEMPORARY) as temporary:
             info = write_shard(temporary, rows, vectors, self.meta)
             _write(temporary / "shard.json", vars(info))
@@ -191,37 +193,6 @@ def _contains(ordered: Array, keys: Array) -> Array:
     place = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
     found: Array = ordered[place] == keys
     return found
-
-
-def _checked_rows(rows: pl.DataFrame) -> pl.DataFrame:
-    missing = [name for name in ROW_SCHEMA if name not in rows.columns]
-    if missing or not len(rows):
-        raise LeafError(f"a shard needs at least one row with {', '.join(ROW_SCHEMA)}; missing: {missing or 'rows'}")
-    try:
-        rows = rows.select(pl.col(name).cast(dtype) for name, dtype in ROW_SCHEMA.items())
-    except pl.exceptions.PolarsError as error:
-        raise LeafError(f"the shard's rows have other types than {dict(ROW_SCHEMA)}: {error!s:.200}") from None
-    if sum(rows.null_count().row(0)):
-        raise LeafError(f"the shard's rows hold nulls: {rows.null_count().row(0, named=True)}")
-    twice = rows.filter(pl.col("key").is_duplicated())
-    if len(twice):
-        raise LeafError(f"{len(twice)} rows of the shard share a key, first id {twice['id'][0]!r:.100}")
-    return rows
-
-
-def _checked_vectors(rows: pl.DataFrame, vectors: Array, meta: StoreMeta) -> Array:
-    """The vectors in the type that is stored (int8: float32), every row finite and not zero in that type."""
-    if vectors.shape != (len(rows), meta.dim):
-        raise LeafError(f"vectors have the shape {vectors.shape}; the shard needs ({len(rows)}, {meta.dim})")
-    if vectors.dtype not in (np.float16, np.float32):
-        raise LeafError(f"vectors are {vectors.dtype}; the pool takes float32 or float16")
-    with np.errstate(over="ignore"):
-        stored = np.ascontiguousarray(vectors, np.float16 if meta.dtype == "float16" else np.float32)
-    for what, bad in (("NaN or infinite", ~np.isfinite(stored).all(axis=1)), ("zero", ~stored.any(axis=1))):
-        if bad.any():
-            first = rows["id"][int(bad.argmax())]
-            raise LeafError(f"{int(bad.sum())} vectors are {what} as {meta.dtype}, first that of id {first!r:.100}")
-    return stored
 
 
 def _locked(file: Path) -> int:

@@ -114,10 +114,42 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def checked_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows with ROW_SCHEMA; LeafError where columns, types or keys are not right for a shard."""
+    missing = [name for name in ROW_SCHEMA if name not in rows.columns]
+    if missing or not len(rows):
+        raise LeafError(f"a shard needs at least one row with {', '.join(ROW_SCHEMA)}; missing: {missing or 'rows'}")
+    try:
+        rows = rows.select(pl.col(name).cast(dtype) for name, dtype in ROW_SCHEMA.items())
+    except pl.exceptions.PolarsError as error:
+        raise LeafError(f"the shard's rows have other types than {dict(ROW_SCHEMA)}: {error!s:.200}") from None
+    if sum(rows.null_count().row(0)):
+        raise LeafError(f"the shard's rows hold nulls: {rows.null_count().row(0, named=True)}")
+    twice = rows.filter(pl.col("key").is_duplicated())
+    if len(twice):
+        raise LeafError(f"{len(twice)} rows of the shard share a key, first id {twice['id'][0]!r:.100}")
+    return rows
+
+
+def checked_vectors(rows: pl.DataFrame, vectors: Array, meta: StoreMeta) -> Array:
+    """The vectors in the type that is stored (int8: float32); LeafError unless each is finite and not zero in it."""
+    if vectors.shape != (len(rows), meta.dim):
+        raise LeafError(f"vectors have the shape {vectors.shape}; the shard needs ({len(rows)}, {meta.dim})")
+    if vectors.dtype not in (np.float16, np.float32):
+        raise LeafError(f"vectors are {vectors.dtype}; the pool takes float32 or float16")
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(vectors, np.float16 if meta.dtype == "float16" else np.float32)
+    for what, bad in (("NaN or infinite", ~np.isfinite(stored).all(axis=1)), ("zero", ~stored.any(axis=1))):
+        if bad.any():
+            first = rows["id"][int(bad.argmax())]
+            raise LeafError(f"{int(bad.sum())} vectors are {what} as {meta.dtype}, first that of id {first!r:.100}")
+    return stored
+
+
 def write_shard(root: Path, rows: pl.DataFrame, vectors: Array, meta: StoreMeta) -> ShardInfo:
     """Write a whole shard under the empty directory `root`, as it will lie in a store, and flush it to the disk.
 
-    `rows` has ROW_SCHEMA, `vectors` is `[n, dim]` and already checked (`pool.checked`). OSError passes through.
+    `rows` has ROW_SCHEMA, `vectors` is `[n, dim]` and comes from `checked_vectors`. OSError passes through.
     """
     name = shard_name(key_array(rows["key"]))
     for array, data in _encoded(name, vectors, meta).items():
@@ -249,7 +281,7 @@ def read_rows(root: Path, info: ShardInfo) -> pl.DataFrame:
         if count != info.rows or schema != ROW_SCHEMA:
             raise LeafError(f"{path}: shard {info.name}: not {info.rows} rows of {', '.join(ROW_SCHEMA)}")
         frame = pl.read_parquet(path, hive_partitioning=False, glob=False)
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+    except (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise LeafError(f"{path}: shard {info.name}: cannot be read as Parquet: {error!s:.200}") from None
     if shard_name(key_array(frame["key"])) != info.name:
         raise LeafError(f"{path}: shard {info.name}: its keys belong to another shard")

@@ -4,9 +4,6 @@ Whatever lies in a store is taken for hostile until checked: names are derived a
 with what the format fixes before anything is allocated, and nothing in it is executed.
 """
 
-import hashlib
-import json
-import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,17 +12,16 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 
+from pipeline import manifest
 from pipeline.errors import LeafError
+from pipeline.manifest import GROUP, REPAIR
 from pipeline.shard import (
     CHUNK_ROWS,
-    DTYPES,
-    MAX_DIM,
     Array,
     ShardInfo,
     StoreMeta,
     arrays,
     check_sizes,
-    file_sizes,
     key_array,
     open_array,
     read_rows,
@@ -33,19 +29,9 @@ from pipeline.shard import (
     sha256,
 )
 
-__all__ = ["Array", "ShardInfo", "Store", "StoreMeta", "document", "key_array", "parse_shard"]
+__all__ = ["Array", "ShardInfo", "Store", "StoreMeta", "key_array"]
 
-FORMAT = "leaf-embedding-store"
-VERSION = 1
-GROUP = "vectors.zarr/zarr.json"
-MAX_DOCUMENT_BYTES = 64 * 2**20
-MAX_ROWS = 2**40
-READ_ROWS = 16 * CHUNK_ROWS  # rows read by one call to Zarr; larger reads are slower and hold two copies
-_HEX64 = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"[0-9a-f]{16}")
-REPAIR = (
-    "restore the store (`dvc checkout`, or copy it again), or delete the shard from pool and store and run encode again"
-)
+READ_BYTES = 32 * 2**20  # held by one call to Zarr; larger reads are slower and hold two copies
 
 
 class Store:
@@ -65,23 +51,16 @@ class Store:
         Raises:
             LeafError: no store, a damaged or edited one, or one of a later version; says which shard and what to do.
         """
-        raw, found = _load(path / "store.json")
-        where = str(path / "store.json")
-        _require(found.get("format") == FORMAT, f"{where}: not an embedding store")
-        version = found.get("version")
-        _require(
-            type(version) is int and version == VERSION,
-            f"{where}: format version {version!r:.40}, but this program reads version {VERSION}: use a later program",
-        )
-        try:
-            meta, shards, group = _parse(found)
-            canonical = document(meta, shards, group)
-        except (LeafError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise LeafError(f"{where}: invalid: {error!s:.200}; {REPAIR}") from None
-        _require(raw == canonical, f"{where}: edited or damaged (its digest or layout differs); {REPAIR}")
+        meta, shards, group = manifest.read(path / "store.json")
         store = cls(path, meta, shards, group)
         store._check_files()
         return store
+
+    @property
+    def _step(self) -> int:
+        """Rows read by one call to Zarr: whole chunks of about READ_BYTES, one at least."""
+        chunk = CHUNK_ROWS * self.meta.dim * np.dtype(self.meta.dtype).itemsize
+        return CHUNK_ROWS * max(1, READ_BYTES // chunk)
 
     def _check_files(self) -> None:
         regular_size(self.path / GROUP, "group of vectors")
@@ -145,14 +124,17 @@ class Store:
         )
         with _repair():
             codes, *scales = [open_array(self.path, info, self.meta, name) for name in arrays(info.name, self.meta)]
-        for low in range(first, last, READ_ROWS):
-            high = min(low - low % CHUNK_ROWS + READ_ROWS, low + READ_ROWS, last)
+        low = first
+        while low < last:
+            high = min(low - low % CHUNK_ROWS + self._step, last)
             out = result[low - first : high - first]
             out[:] = self._piece(info, codes, low, high)
             if scales:
                 out *= self._piece(info, scales[0], low, high)[:, None]
-            if np.isnan(out[:, 0]).any():
+            # A missing chunk reads as NaN; one of int8 codes, which know no NaN, as zero rows that no writer makes.
+            if np.isnan(out[:, 0]).any() or (scales and not out.any(axis=1).all()):
                 raise LeafError(f"{self.path}: shard {info.name}: chunks missing in rows {low} to {high}; {REPAIR}")
+            low = high
         return result
 
     def _piece(self, info: ShardInfo, array: Any, low: int, high: int) -> Array:
@@ -161,10 +143,11 @@ class Store:
         except Exception as error:  # a hostile shard index makes Zarr raise anything
             raise LeafError(f"{self.path}: shard {info.name}: rows {low} to {high}: {error!s:.120}; {REPAIR}") from None
 
-    def chunks(self, i: int, rows: int = READ_ROWS) -> Iterator[tuple[int, Array]]:
+    def chunks(self, i: int, rows: int | None = None) -> Iterator[tuple[int, Array]]:
         """`(start, vectors)` over shard `i`, `rows` at a time (a multiple of CHUNK_ROWS reads each chunk once)."""
-        for start in range(0, self.shards[i].rows, rows):
-            yield start, self.read(i, start, start + rows)
+        step = rows or self._step
+        for start in range(0, self.shards[i].rows, step):
+            yield start, self.read(i, start, start + step)
 
     def keys(self) -> Array:
         """`[rows] V16`, shard after shard, in the order of the vectors; `.tolist()` gives bytes."""
@@ -213,7 +196,7 @@ class Store:
     def _gather(self, i: int, rows: Array, places: Array, result: Array) -> None:
         """Fill `result[places]` with `rows` (ascending) of shard `i`, reading runs of neighbouring chunks at once."""
         chunk = rows // CHUNK_ROWS
-        limit = READ_ROWS // CHUNK_ROWS
+        limit = self._step // CHUNK_ROWS
         low = 0
         while low < len(rows):
             run = chunk[low:]
@@ -234,82 +217,3 @@ class _repair:  # noqa: N801
     def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, LeafError) and REPAIR not in str(error):
             raise LeafError(f"{error}; {REPAIR}") from None
-
-
-def document(meta: StoreMeta, shards: Sequence[ShardInfo], group_sha256: str) -> bytes:
-    """The bytes of `store.json`: sorted keys, no timestamps, and a digest over all the rest."""
-    body: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "fingerprint": meta.fingerprint,
-        "teacher": meta.teacher,
-        "dim": meta.dim,
-        "dtype": meta.dtype,
-        "normalized": meta.normalized,
-        "files": {GROUP: group_sha256},
-        "shards": [vars(info) for info in shards],
-        "rows": sum(info.rows for info in shards),
-        "bytes": sum(info.bytes for info in shards),
-    }
-    digest = hashlib.sha256(_dump(body)).hexdigest()
-    return _dump(body | {"digest": digest})
-
-
-def _dump(body: dict[str, Any]) -> bytes:
-    return (json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _load(file: Path) -> tuple[bytes, dict[str, Any]]:
-    if regular_size(file, "no embedding store here") > MAX_DOCUMENT_BYTES:
-        raise LeafError(f"{file}: larger than {MAX_DOCUMENT_BYTES} bytes: not an embedding store")
-    try:
-        raw = file.read_bytes()
-        found = json.loads(raw)
-    except (OSError, ValueError, RecursionError) as error:
-        raise LeafError(f"{file}: cannot be read as JSON: {error!s:.100}; {REPAIR}") from None
-    _require(isinstance(found, dict), f"{file}: not an embedding store")
-    return raw, found
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise LeafError(message)
-
-
-def _parse(found: dict[str, Any]) -> tuple[StoreMeta, tuple[ShardInfo, ...], str]:
-    meta = StoreMeta(*(found[name] for name in ("fingerprint", "teacher", "dim", "dtype", "normalized")))
-    check_meta(meta)
-    shards = tuple(parse_shard(entry, meta) for entry in found["shards"])
-    _require(len({info.name for info in shards}) == len(shards), "a shard is listed twice")
-    group = found["files"][GROUP]
-    _require(isinstance(group, str) and bool(_HEX64.fullmatch(group)), "the group's SHA-256 is not one")
-    return meta, shards, group
-
-
-def check_meta(meta: StoreMeta) -> None:
-    """Raise LeafError where a field of `meta` is of the wrong type or impossible."""
-    fingerprint = meta.fingerprint
-    _require(isinstance(fingerprint, str) and bool(_HEX64.fullmatch(fingerprint)), "fingerprint: not 64 hex digits")
-    _require(isinstance(meta.teacher, dict), "teacher: not a mapping")
-    _require(type(meta.dim) is int and 1 <= meta.dim <= MAX_DIM, f"dim: {meta.dim!r:.40} is impossible")
-    _require(meta.dtype in DTYPES, f"dtype: {meta.dtype!r:.40} is none of {', '.join(DTYPES)}")
-    _require(isinstance(meta.normalized, bool), "normalized: neither true nor false")
-
-
-def parse_shard(entry: Any, meta: StoreMeta) -> ShardInfo:
-    """A ShardInfo from JSON; raises LeafError unless its name, sizes and file names are what the format derives."""
-    _require(isinstance(entry, dict) and set(entry) == {"name", "rows", "bytes", "files"}, "a shard has other fields")
-    info = ShardInfo(**entry)
-    _require(
-        isinstance(info.name, str) and bool(_NAME.fullmatch(info.name)), f"shard name {info.name!r:.60} is impossible"
-    )
-    for field, value in (("rows", info.rows), ("bytes", info.bytes)):
-        possible = type(value) is int and 1 <= value <= MAX_ROWS * MAX_DIM
-        _require(possible, f"shard {info.name}: {field} {value!r:.40} is impossible")
-    _require(info.rows <= MAX_ROWS, f"shard {info.name}: {info.rows} rows are impossible")
-    _require(isinstance(info.files, dict), f"shard {info.name}: files is not a mapping")
-    expected = set(file_sizes(info.name, info.rows, meta))
-    _require(set(info.files) == expected, f"shard {info.name}: lists other files than its own")
-    digests = all(isinstance(digest, str) and _HEX64.fullmatch(digest) for digest in info.files.values())
-    _require(digests, f"shard {info.name}: a SHA-256 is not one")
-    return info

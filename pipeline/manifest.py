@@ -1,0 +1,124 @@
+"""`store.json`: what a store says about itself, written canonically and distrusted when read."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import LeafError
+from pipeline.shard import DTYPES, MAX_DIM, ShardInfo, StoreMeta, file_sizes, regular_size
+
+FORMAT = "leaf-embedding-store"
+VERSION = 1
+GROUP = "vectors.zarr/zarr.json"
+MAX_DOCUMENT_BYTES = 64 * 2**20
+MAX_ROWS = 2**40
+REPAIR = (
+    "restore the store (`dvc checkout`, or copy it again), or delete the shard from pool and store and run encode again"
+)
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[0-9a-f]{16}")
+
+
+def read(file: Path) -> tuple[StoreMeta, tuple[ShardInfo, ...], str]:
+    """Parse and validate; returns the store's meta, its shards and the SHA-256 of the Zarr group's document.
+
+    Raises:
+        LeafError: not a store, edited or damaged, impossible, or of a later version.
+    """
+    raw, found = _load(file)
+    _require(found.get("format") == FORMAT, f"{file}: not an embedding store")
+    version = found.get("version")
+    _require(
+        type(version) is int and version == VERSION,
+        f"{file}: format version {version!r:.40}, but this program reads version {VERSION}: use a later program",
+    )
+    try:
+        meta, shards, group = _parse(found)
+        canonical = document(meta, shards, group)
+    except (LeafError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise LeafError(f"{file}: invalid: {error!s:.200}; {REPAIR}") from None
+    # A digest in the document and one layout only: no byte of it can change unnoticed.
+    _require(raw == canonical, f"{file}: edited or damaged (its digest or layout differs); {REPAIR}")
+    return meta, shards, group
+
+
+def document(meta: StoreMeta, shards: Sequence[ShardInfo], group_sha256: str) -> bytes:
+    """The bytes of `store.json`: sorted keys, no timestamps, and a digest over all the rest."""
+    body: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "fingerprint": meta.fingerprint,
+        "teacher": meta.teacher,
+        "dim": meta.dim,
+        "dtype": meta.dtype,
+        "normalized": meta.normalized,
+        "files": {GROUP: group_sha256},
+        "shards": [vars(info) for info in shards],
+        "rows": sum(info.rows for info in shards),
+        "bytes": sum(info.bytes for info in shards),
+    }
+    digest = hashlib.sha256(_dump(body)).hexdigest()
+    return _dump(body | {"digest": digest})
+
+
+def _dump(body: dict[str, Any]) -> bytes:
+    return (json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _load(file: Path) -> tuple[bytes, dict[str, Any]]:
+    if regular_size(file, "no embedding store here") > MAX_DOCUMENT_BYTES:
+        raise LeafError(f"{file}: larger than {MAX_DOCUMENT_BYTES} bytes: not an embedding store")
+    try:
+        raw = file.read_bytes()
+        found = json.loads(raw)
+    except (OSError, ValueError, RecursionError) as error:
+        raise LeafError(f"{file}: cannot be read as JSON: {error!s:.100}; {REPAIR}") from None
+    _require(isinstance(found, dict), f"{file}: not an embedding store")
+    return raw, found
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise LeafError(message)
+
+
+def _parse(found: dict[str, Any]) -> tuple[StoreMeta, tuple[ShardInfo, ...], str]:
+    meta = StoreMeta(*(found[name] for name in ("fingerprint", "teacher", "dim", "dtype", "normalized")))
+    check_meta(meta)
+    shards = tuple(parse_shard(entry, meta) for entry in found["shards"])
+    _require(len({info.name for info in shards}) == len(shards), "a shard is listed twice")
+    group = found["files"][GROUP]
+    _require(isinstance(group, str) and bool(_HEX64.fullmatch(group)), "the group's SHA-256 is not one")
+    return meta, shards, group
+
+
+def check_meta(meta: StoreMeta) -> None:
+    """Raise LeafError where a field of `meta` is of the wrong type or impossible."""
+    fingerprint = meta.fingerprint
+    _require(isinstance(fingerprint, str) and bool(_HEX64.fullmatch(fingerprint)), "fingerprint: not 64 hex digits")
+    _require(isinstance(meta.teacher, dict), "teacher: not a mapping")
+    _require(type(meta.dim) is int and 1 <= meta.dim <= MAX_DIM, f"dim: {meta.dim!r:.40} is impossible")
+    _require(meta.dtype in DTYPES, f"dtype: {meta.dtype!r:.40} is none of {', '.join(DTYPES)}")
+    _require(isinstance(meta.normalized, bool), "normalized: neither true nor false")
+
+
+def parse_shard(entry: Any, meta: StoreMeta) -> ShardInfo:
+    """A ShardInfo from JSON; raises LeafError unless its name, sizes and file names are what the format derives."""
+    _require(isinstance(entry, dict) and set(entry) == {"name", "rows", "bytes", "files"}, "a shard has other fields")
+    info = ShardInfo(**entry)
+    _require(
+        isinstance(info.name, str) and bool(_NAME.fullmatch(info.name)), f"shard name {info.name!r:.60} is impossible"
+    )
+    for field, value in (("rows", info.rows), ("bytes", info.bytes)):
+        possible = type(value) is int and 1 <= value <= MAX_ROWS * MAX_DIM
+        _require(possible, f"shard {info.name}: {field} {value!r:.40} is impossible")
+    _require(info.rows <= MAX_ROWS, f"shard {info.name}: {info.rows} rows are impossible")
+    _require(isinstance(info.files, dict), f"shard {info.name}: files is not a mapping")
+    expected = set(file_sizes(info.name, info.rows, meta))
+    _require(set(info.files) == expected, f"shard {info.name}: lists other files than its own")
+    digests = all(isinstance(digest, str) and _HEX64.fullmatch(digest) for digest in info.files.values())
+    _require(digests, f"shard {info.name}: a SHA-256 is not one")
+    return info

@@ -1,0 +1,122 @@
+"""The evaluation as tables for `dvc plots` and as one static picture."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BIN = 0.02  # width of a histogram bin of cosines
+# Okabe and Ito's palette, told apart with any colour vision; the hatches tell them apart in print.
+LOOK = {"teacher": ("#666666", ""), "standard": ("#0072B2", "//"), "asymmetric": ("#E69F00", "..")}
+ROLE_LOOK = {"query": ("#D55E00", "-"), "document": ("#009E73", "--")}
+BARS = 0.8  # share of a group's width
+
+
+def write(figures: Mapping[str, Any], cosines: Mapping[str, np.ndarray], directory: Path) -> list[Path]:
+    """Write retention.csv, alignment.csv and evaluation.svg into `directory`; the paths.
+
+    Equal figures give equal bytes with the same matplotlib.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [directory / name for name in ("retention.csv", "alignment.csv", "evaluation.svg")]
+    bins = histogram(cosines)
+    _table(paths[0], ("dataset", "mode", "retention", "low", "high"), retention(figures["retrieval"]))
+    _table(paths[1], ("role", "cosine", "share"), bins)
+    _picture(figures["retrieval"], bins, figures["alignment"], paths[2])
+    return paths
+
+
+def retention(retrieval: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Rows `dataset, mode, retention, low, high`; empty where there is no figure."""
+    rows = []
+    for name, result in retrieval.items():
+        for mode in ("standard", "asymmetric"):
+            low, high = result[mode]["interval"]["retention"] or ("", "")
+            value = result[mode]["retention"]
+            rows.append((name, mode, "" if value is None else value, low, high))
+    return rows
+
+
+def histogram(cosines: Mapping[str, np.ndarray]) -> list[tuple[str, float, float]]:
+    """Rows `role, cosine, share`: middle of a bin, share of the role's texts; from the lowest bin with a text on."""
+    if not cosines:
+        return []
+    edges = np.round(np.arange(-1, 1 + BIN / 2, BIN), 2)
+    # Rounding may carry a cosine of 1 just beyond the last edge.
+    shares = {role: np.histogram(np.clip(c, -1, 1), edges)[0] / len(c) for role, c in cosines.items()}
+    first = min(int(np.flatnonzero(share)[0]) for share in shares.values())
+    middles = np.round(edges[:-1] + BIN / 2, 2).tolist()
+    return [
+        (role, middles[i], round(float(share[i]), 6))
+        for role, share in shares.items()
+        for i in range(first, len(share))
+    ]
+
+
+def _table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _picture(
+    retrieval: Mapping[str, Any], bins: list[tuple[str, float, float]], alignment: Mapping[str, Any], path: Path
+) -> None:
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # Ids in an SVG are random and its date is today unless told otherwise.
+    with mpl.rc_context({**mpl.rcParamsDefault, "svg.hashsalt": "leaf", "font.size": 10, "backend": "agg"}):
+        width = 2.5 + 1.6 * max(len(retrieval), 1)
+        figure = Figure(figsize=(width + 4.5, 4), layout="constrained")
+        FigureCanvasSVG(figure)
+        left, right = figure.subplots(1, 2, width_ratios=[width, 4.5])
+        _bars(left, retrieval)
+        _curves(right, bins, alignment)
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
+
+
+def _bars(axes: Any, retrieval: Mapping[str, Any]) -> None:
+    axes.set_title("Retrieval, with 95 % intervals")
+    axes.set_ylabel("nDCG@10")
+    axes.spines[["top", "right"]].set_visible(False)
+    if not retrieval:
+        axes.text(0.5, 0.5, "no queries with known documents", ha="center", transform=axes.transAxes)
+        return
+    places, step = np.arange(len(retrieval)), BARS / len(LOOK)
+    for at, (mode, (colour, hatch)) in enumerate(LOOK.items()):
+        results = [result[mode] for result in retrieval.values()]
+        values = np.array([result["ndcg@10"] for result in results])
+        ends = np.array([result["interval"]["ndcg@10"] or [v, v] for result, v in zip(results, values, strict=True)])
+        middle = places + (at - 1) * step
+        axes.bar(middle, values, step * 0.92, color=colour, hatch=hatch, edgecolor="white", label=mode)
+        axes.errorbar(middle, values, np.abs(ends.T - values), fmt="none", ecolor="black", elinewidth=1, capsize=3)
+        for place, value, top, result in zip(middle, values, ends[:, 1], results, strict=True):
+            kept = result.get("retention")
+            label = f"{value:.3f}" if kept is None else f"{value:.3f}\n{kept:.1%}"
+            axes.annotate(label, (place, top), (0, 4), textcoords="offset points", ha="center", fontsize=7)
+    axes.set_xticks(places, list(retrieval))
+    axes.set_ylim(0, max(1.0, axes.get_ylim()[1]) * 1.12)
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(LOOK), frameon=False)
+
+
+def _curves(axes: Any, bins: list[tuple[str, float, float]], alignment: Mapping[str, Any]) -> None:
+    axes.set_title("Alignment on held-out texts")
+    axes.set_xlabel("cosine of the student's vector to the teacher's")
+    axes.set_ylabel(f"share of texts, per bin of {BIN}")
+    axes.spines[["top", "right"]].set_visible(False)
+    if not bins:
+        axes.text(0.5, 0.5, "no held-out texts", ha="center", transform=axes.transAxes)
+        return
+    for role, (colour, style) in ROLE_LOOK.items():
+        rows = [(cosine, share) for one, cosine, share in bins if one == role]
+        if rows:
+            label = f"{role} (mean {alignment[role]['cosine']['mean']:.3f})"
+            axes.step(*zip(*rows, strict=True), where="mid", color=colour, linestyle=style, linewidth=1.8, label=label)
+    axes.set_ylim(0, None)
+    axes.legend(loc="upper left", frameon=False)

@@ -1,0 +1,64 @@
+"""Measure the student: alignment with the teacher, neighbour agreement, retrieval."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import plots
+from pipeline.evaluate import MODES, evaluate, pooled
+from pipeline.params import EncodeParams, EvaluateParams, TeacherParams, load_section
+from pipeline.student import StudentEncoder
+from stages.common import command, params_option, write_json
+
+OUT, PLOTS = Path("metrics/evaluate.json"), Path("plots")
+
+
+@command
+@params_option
+@click.option("--corpus", type=Path, default=Path("data/corpus"), show_default=True, help="Corpus directory.")
+@click.option("--embeddings", type=Path, default=Path("data/embeddings"), show_default=True, help="Teacher's store.")
+@click.option("--model", type=Path, default=Path("models/student"), show_default=True, help="Student to measure.")
+@click.option("--out", type=Path, default=OUT, show_default=True, help="Metrics file.")
+@click.option("--plots", "pictures", type=Path, help="Directory of tables and picture  [default: plots; none if --out]")
+def main(*, params: Path, corpus: Path, embeddings: Path, model: Path, out: Path, pictures: Path | None) -> None:
+    """Measure a student on the held-out texts of the corpus and on the BEIR directories of evaluate.beir.
+
+    Texts of BEIR directories go through the pool of the encode stage. Sections read: teacher, encode, evaluate.
+    """
+    teacher = load_section(params, "teacher", TeacherParams)
+    encode = load_section(params, "encode", EncodeParams)
+    settings = load_section(params, "evaluate", EvaluateParams)
+    student = StudentEncoder.load(model)
+    result = evaluate(corpus, embeddings, student.encode, partial(pooled, teacher, encode), settings)
+    written = [out]
+    write_json(out, result.figures)
+    if pictures or out == OUT:
+        written += plots.write(result.figures, result.cosines, pictures or PLOTS)
+    click.echo("\n".join([*table(result.figures), *map(str, written)]))
+
+
+def table(figures: dict[str, Any]) -> list[str]:
+    """Lines for a person: a row per data set and mode, then alignment and neighbours."""
+    width = max([len("data set"), *map(len, figures["retrieval"])])
+    lines = [f"{'data set':{width}}  {'mode':10}  nDCG@10  recall@100  MRR@10  retention  (95 % interval)"]
+    for name, result in figures["retrieval"].items():
+        for mode in MODES:
+            row = result[mode]
+            line = f"{name:{width}}  {mode:10}  {row['ndcg@10']:7.4f}  {row['recall@100']:10.4f}  {row['mrr@10']:6.4f}"
+            if row.get("retention") is not None:
+                line += f"  {row['retention']:9.4f}"
+                if span := row["interval"]["retention"]:
+                    line += f"  ({span[0]:.4f} to {span[1]:.4f})"
+            lines.append(line)
+    for role, row in figures["alignment"].items():
+        cosine = row["cosine"]
+        lines.append(f"held-out {role}: cosine {cosine['mean']:.4f} (p05 {cosine['p05']:.4f}), {row['n']:,} texts")
+    if near := figures["neighbours"]:
+        lines.append(f"neighbours@10: standard {near['standard']:.4f}, asymmetric {near['asymmetric']:.4f}")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

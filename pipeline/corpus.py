@@ -75,7 +75,7 @@ def build(params: CorpusParams, out: Path) -> dict[str, Any]:
     for source in params.sources:
         sources.check(source)
     try:
-        with _building(out) as directory:
+        with building(out) as directory:
             return _build(params, directory)
     except (OSError, pa.ArrowException) as error:
         raise LeafError(f"{out}: the corpus cannot be written: {error}") from error
@@ -223,7 +223,7 @@ def quantiles(lengths: Counter[int]) -> dict[str, float]:
 
 
 @contextmanager
-def _building(out: Path) -> Iterator[Path]:
+def building(out: Path) -> Iterator[Path]:
     """A directory beside `out`; its `result` replaces `out` if all goes well, and it is gone afterwards.
 
     What a killed run left there is swept by the next. The lock is the kernel's: it dies with its process.

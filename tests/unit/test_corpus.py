@@ -1,0 +1,247 @@
+"""The corpus: what is kept, how it is split and ordered, and what is counted."""
+
+import json
+import signal
+import subprocess
+import sys
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import corpus, partitions, sources
+from pipeline.errors import LeafError
+from pipeline.keys import key
+from pipeline.near import NearDuplicates
+from pipeline.params import CorpusParams, SourceParams
+
+ROOT = Path(__file__).parents[2]
+
+
+def source(directory: Path, texts: list[tuple[str, str, str]], name: str = "s", **fields: Any) -> SourceParams:
+    """A source with these (id, text, role)."""
+    file = directory / f"{name}.jsonl"
+    lines = (json.dumps({"id": number, "text": text, "role": role}) for number, text, role in texts)
+    file.write_text("\n".join(lines) + "\n")
+    return SourceParams(name=name, kind="jsonl", path=str(file), id_field="id", role_field="role", **fields)
+
+
+def built(directory: Path, *wanted: SourceParams, **fields: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The corpus of these sources, and its metrics."""
+    metrics = corpus.build(CorpusParams(sources=wanted, **{"heldout": 0.0, **fields}), directory / "corpus")
+    return corpus.scan(directory / "corpus").collect(), metrics
+
+
+def many(number: int, role: str = "query") -> list[tuple[str, str, str]]:
+    return [(str(i), f"text number {i}", role) for i in range(number)]
+
+
+def test_a_text_is_normalised_and_its_white_space_folded(tmp_path: Path) -> None:
+    rows, _ = built(tmp_path, source(tmp_path, [("a", "  cafe\u0301\u00a0\n\tau  lait\u2028", "query")]))
+    assert rows.row(0, named=True) == {
+        "key": key("query", "caf\u00e9 au lait"),
+        "id": "a",
+        "text": "caf\u00e9 au lait",
+        "role": "query",
+        "source": "s",
+        "split": "train",
+    }
+
+
+@given(st.text())
+def test_cleaning_twice_changes_nothing_more(text: str) -> None:
+    once = pl.select(corpus.clean(pl.lit(text))).item()
+    assert pl.select(corpus.clean(pl.lit(once))).item() == once
+    assert unicodedata.is_normalized("NFC", once)
+
+
+def test_empty_and_short_texts_are_dropped_and_counted(tmp_path: Path) -> None:
+    texts = [("a", " \n", "query"), ("b", "", "query"), ("c", "xy", "query"), ("d", "xyz", "query")]
+    rows, metrics = built(tmp_path, source(tmp_path, texts), min_characters=3)
+    assert rows["id"].to_list() == ["d"]
+    assert metrics["read"] == {"s": 4}
+    dropped = metrics["dropped"]["s"]
+    assert (dropped["empty"], dropped["too_short"]) == (2, 1)
+
+
+def test_the_first_of_equal_texts_stays_and_the_later_are_counted_against_their_source(tmp_path: Path) -> None:
+    first = source(tmp_path, [("a", "same text", "query"), ("b", "same  text", "query")], "first")
+    second = source(tmp_path, [("c", "same text", "query"), ("d", "same text", "document")], "second")
+    rows, metrics = built(tmp_path, first, second)
+    assert sorted(rows["id"]) == ["a", "d"]
+    assert [metrics["dropped"][name]["duplicate"] for name in ("first", "second")] == [1, 1]
+
+
+def test_parts_hold_exactly_shard_rows_and_are_sorted_by_key_throughout(tmp_path: Path) -> None:
+    rows, metrics = built(tmp_path, source(tmp_path, many(1000)), shard_rows=300)
+    parts = sorted((tmp_path / "corpus").iterdir())
+    assert [part.name for part in parts] == [f"part-{i:05d}.parquet" for i in range(4)]
+    assert [len(pl.read_parquet(part)) for part in parts] == [300, 300, 300, 100]
+    assert rows["key"].to_list() == sorted({key("query", f"text number {i}") for i in range(1000)})
+    assert rows.schema == pl.Schema({"key": pl.Binary} | dict.fromkeys(rows.columns[1:], pl.String))
+    assert metrics["total"] == 1000
+
+
+def test_the_same_sources_give_the_same_bytes_however_they_are_batched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = source(tmp_path, [*many(500), *many(500, "document")])
+    built(tmp_path, one, heldout=0.1, shard_rows=400)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "corpus").iterdir()}
+    monkeypatch.setattr(sources, "BATCH_ROWS", 64)
+    monkeypatch.setattr(partitions, "SPILL_BYTES", 5_000)
+    built(tmp_path, one, heldout=0.1, shard_rows=400)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "corpus").iterdir()} == before
+
+
+def test_a_record_is_held_out_whole_and_stays_so_as_the_corpus_grows(tmp_path: Path) -> None:
+    texts = [*many(2000), *((i, f"about {text}", "document") for i, text, _ in many(2000))]
+    rows, metrics = built(tmp_path, source(tmp_path, texts), heldout=0.1)
+    assert rows.group_by("id").agg(pl.col("split").n_unique())["split"].max() == 1
+    assert 300 < metrics["splits"]["heldout"] < 500
+    fewer, _ = built(tmp_path, source(tmp_path, texts[:700]), heldout=0.1)
+    joined = fewer.join(rows, on="key")
+    assert len(joined) == 700 and (joined["split"] == joined["split_right"]).all()
+
+
+def test_the_share_held_out_can_be_a_sources_own(tmp_path: Path) -> None:
+    one = source(tmp_path, many(50), "one", heldout=1.0)
+    two = source(tmp_path, many(50, "document"), "two")
+    _, metrics = built(tmp_path, one, two, heldout=0.0)
+    assert metrics["rows"] == {
+        "one": {"query": {"heldout": 50, "train": 0}},
+        "two": {"document": {"heldout": 0, "train": 50}},
+    }
+
+
+def test_a_sample_is_chosen_by_id_and_seed(tmp_path: Path) -> None:
+    texts = [row for i in range(1000) for row in ((str(i), f"q {i}", "query"), (str(i), f"d {i}", "document"))]
+    rows, metrics = built(tmp_path, source(tmp_path, texts, sample=0.3))
+    assert 450 < len(rows) < 750
+    assert metrics["dropped"]["s"]["sampled_out"] == 2000 - len(rows)
+    assert rows["id"].value_counts()["count"].unique().to_list() == [2]
+    more, _ = built(tmp_path, source(tmp_path, texts, sample=0.5))
+    assert set(rows["key"]) < set(more["key"])
+    other, _ = built(tmp_path, source(tmp_path, texts, sample=0.3), seed=1)
+    assert set(other["key"]) != set(rows["key"])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_a_limit_counts_records_not_texts_whatever_the_batches(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "BATCH_ROWS", size)
+    texts = [row for i in range(9) for row in ((str(i), f"que {i}", "query"), (str(i), f"doc {i}", "document"))]
+    rows, metrics = built(tmp_path, source(tmp_path, texts, limit=4))
+    assert Counter(rows["id"]) == dict.fromkeys("0123", 2)
+    assert metrics["read"] == {"s": 8}
+
+
+def test_lengths_are_counted_in_characters_per_role(tmp_path: Path) -> None:
+    texts = [(str(i), "é" * (i + 1), "query") for i in range(100)] + [("d", "x" * 7, "document")]
+    _, metrics = built(tmp_path, source(tmp_path, texts), min_characters=1)
+    query = metrics["characters"]["query"]
+    assert (query["min"], query["p1"], query["p50"], query["p99"], query["max"]) == (1, 1, 50, 99, 100)
+    assert query["mean"] == 50.5
+    assert metrics["characters"]["document"]["p50"] == 7
+
+
+def test_near_duplicates_are_removed_per_role_and_counted_apart_from_exact_ones(tmp_path: Path) -> None:
+    pytest.importorskip("rensa", reason="the optional package `rensa` is not installed")
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+    text = " ".join(words)
+    texts = [
+        ("a", text, "query"),
+        ("b", text.upper() + "!", "query"),
+        ("c", text, "query"),
+        ("d", text + ".", "document"),
+        ("e", " ".join(reversed(words)), "query"),
+    ]
+    rows, metrics = built(tmp_path, source(tmp_path, texts), near_duplicates=0.8)
+    assert sorted(rows["id"]) == ["a", "d", "e"]
+    dropped = metrics["dropped"]["s"]
+    assert (dropped["duplicate"], dropped["near_duplicate"]) == (1, 1)
+    kept, _ = built(tmp_path, source(tmp_path, texts))
+    assert sorted(kept["id"]) == ["a", "b", "d", "e"]
+
+
+def test_near_duplicates_without_the_optional_package_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rensa", None)
+    with pytest.raises(LeafError, match=r"pip install 'leaf-pipeline\[dedup\]'"):
+        NearDuplicates(0.8, seed=0)
+
+
+def test_a_source_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LeafError, match=r"`s`: no text is left \(1 too_short\)"):
+        built(tmp_path, source(tmp_path, [("a", "xy", "query")]))
+
+
+def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
+    one = source(tmp_path, many(1))
+    with pytest.raises(LeafError, match="'s' is given twice"):
+        built(tmp_path, one, one)
+
+
+def test_no_sources_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LeafError, match=r"corpus\.sources"):
+        built(tmp_path)
+
+
+def test_scanning_names_what_is_missing_or_damaged(tmp_path: Path) -> None:
+    with pytest.raises(LeafError, match="no corpus there"):
+        corpus.scan(tmp_path / "corpus")
+    built(tmp_path, source(tmp_path, many(5)))
+    part = tmp_path / "corpus" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(LeafError, match=r"part-00000\.parquet: damaged"):
+        corpus.scan(tmp_path / "corpus")
+    pl.DataFrame({"text": ["a"]}).write_parquet(part)
+    with pytest.raises(LeafError, match="columns there: text"):
+        corpus.scan(tmp_path / "corpus")
+
+
+def test_a_killed_run_leaves_the_corpus_as_it_was_and_the_next_sweeps_up(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    one = source(tmp_path, many(100))
+    built(data, one)
+    before = (data / "corpus" / "part-00000.parquet").read_bytes()
+    script = (
+        "import os, signal, sys; from pathlib import Path; from pipeline import corpus, partitions; "
+        "from pipeline.params import CorpusParams, SourceParams; "
+        "partitions.Parts.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL); "
+        "source = SourceParams(name='s', kind='jsonl', path=sys.argv[1], role='document'); "
+        "corpus.build(CorpusParams(sources=(source,), heldout=0), Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", script, str(one.path), str(data / "corpus")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert (data / "corpus" / "part-00000.parquet").read_bytes() == before
+    assert len(list(data.iterdir())) == 2
+    built(data, one)
+    assert list(data.iterdir()) == [data / "corpus"]
+
+
+def test_a_second_run_at_the_same_time_is_refused_and_disturbs_nothing(tmp_path: Path) -> None:
+    with corpus.building(tmp_path / "corpus") as directory:
+        (directory / "result").mkdir()
+        with pytest.raises(LeafError, match="another run"):
+            built(tmp_path, source(tmp_path, many(3)))
+        assert (directory / "result").is_dir()
+    built(tmp_path, source(tmp_path, many(3)))
+
+
+def test_a_full_disk_ends_in_a_message_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(partitions.Parts, "add", full)
+    out = tmp_path / "data"
+    with pytest.raises(LeafError, match=r"cannot be written: .*No space left"):
+        built(out, source(tmp_path, many(3)))
+    assert list(out.iterdir()) == []

@@ -1,0 +1,166 @@
+"""What tests share: a tiny real model, a tiny real corpus, and the stages as processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+import yaml
+
+from pipeline.keys import keys
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+WORDS = (
+    "the a of to and in is for that with this file list string number value index return call open read write "
+    "close copy move sort key name path test error code line text word small large fast slow new old first last"
+).split()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real texts and collections beside the checkout; tests that need them are skipped elsewhere."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the directory shared/ beside the checkout")
+    return SHARED
+
+
+def make_model(directory: Path, width: int = 32, layers: int = 2, seed: int = 0, family: str = "bert") -> Path:
+    """A sentence-transformers model with random weights and a word tokenizer over WORDS."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, MPNetConfig, MPNetModel, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    torch.manual_seed(seed)
+    shape = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "intermediate_size": 2 * width,
+        "max_position_embeddings": 64,
+    }
+    model = BertModel(BertConfig(**shape)) if family == "bert" else MPNetModel(MPNetConfig(**shape))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5)  # the usual start gives texts that are nearly one vector
+    plain = directory.with_name(f"{directory.name}-plain")
+    model.save_pretrained(plain)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=62,
+    ).save_pretrained(plain)
+    transformer = Transformer(str(plain), max_seq_length=48)
+    pooling = Pooling(width, pooling_mode="mean")
+    SentenceTransformer(modules=[transformer, pooling, Normalize()], device="cpu").save(str(directory))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a tiny random teacher, 32-d."""
+    return make_model(tmp_path_factory.mktemp("models") / "teacher")
+
+
+@pytest.fixture(scope="session")
+def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a tiny random checkpoint for students, 16-d."""
+    return make_model(tmp_path_factory.mktemp("models") / "student", width=16, seed=1)
+
+
+def sentence(number: int) -> str:
+    """The `number`-th of a fixed list of different word sequences, 2 to 12 words long."""
+    length = 2 + number % 11
+    words = [WORDS[(number * 7 + place * place * 3 + number // 13 * place) % len(WORDS)] for place in range(length)]
+    return " ".join([*words, WORDS[number % len(WORDS)], WORDS[number // len(WORDS) % len(WORDS)]])
+
+
+def corpus_frame(rows: int, heldout_every: int = 10) -> pl.DataFrame:
+    """A corpus as stage `corpus` writes it: pairs of query and document, some held out, sorted by key."""
+    texts = [sentence(number) for number in range(rows)]
+    roles = ["query" if number % 2 else "document" for number in range(rows)]
+    splits = ["heldout" if (number // 2) % heldout_every == 0 else "train" for number in range(rows)]
+    frame = pl.DataFrame(
+        {
+            "key": keys(roles, texts),
+            "id": [f"record-{number // 2}" for number in range(rows)],
+            "text": texts,
+            "role": roles,
+            "source": ["tiny"] * rows,
+            "split": splits,
+        }
+    )
+    return frame.unique("key", keep="first", maintain_order=True).sort("key")
+
+
+@pytest.fixture
+def tiny_corpus(tmp_path: Path) -> Path:
+    """Directory of a corpus of about 400 texts."""
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    corpus_frame(400).write_parquet(directory / "part-00000.parquet")
+    return directory
+
+
+@pytest.fixture
+def write_params(tmp_path: Path, tiny_teacher: Path, tiny_student: Path) -> Callable[..., Path]:
+    """Write a params.yaml for the tiny models; keyword arguments replace keys of a section."""
+
+    def write(**sections: dict[str, Any]) -> Path:
+        params: dict[str, dict[str, Any]] = {
+            "corpus": {"sources": [], "heldout": 0.1},
+            "teacher": {"model": str(tiny_teacher)},
+            "encode": {"shard_rows": 64, "pool": str(tmp_path / "pool"), "token_budget": 512},
+            "fit": {
+                "student": {"model": str(tiny_student)},
+                "cycles": 1,
+                "epochs_per_cycle": 2,
+                "learning_rate": 1e-3,
+                "learning_rate_end": 1e-4,
+                "batch_size": 8,
+                "validate_every": 20,
+                "checkpoint_every": 10,
+            },
+            "evaluate": {"bootstrap": 50},
+        }
+        for section, keys_ in sections.items():
+            params[section] = {**params[section], **keys_}
+        file = tmp_path / "params.yaml"
+        file.write_text(yaml.safe_dump(params), encoding="utf-8")
+        return file
+
+    return write
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Run `python -m stages.NAME` in `tmp_path` as a process of its own."""
+
+    def run(name: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", f"stages.{name}", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run

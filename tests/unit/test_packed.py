@@ -1,0 +1,77 @@
+"""The forward pass without padding gives what transformers' own padded one gives."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModel
+
+from pipeline.errors import LeafError
+from pipeline.packed import Encoder, mean_pooled, pack
+from tests.conftest import make_model
+
+
+@pytest.fixture(scope="module", params=["bert", "mpnet"])
+def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
+    directory: Path = make_model(tmp_path_factory.mktemp("m") / request.param, family=request.param)
+    model: torch.nn.Module = AutoModel.from_pretrained(directory).eval()
+    return model
+
+
+def padded(model: torch.nn.Module, texts: list[list[int]]) -> torch.Tensor:
+    """Mean-pooled vectors by the model's own forward pass over a padded batch."""
+    longest = max(map(len, texts))
+    pad = model.config.pad_token_id
+    ids = torch.tensor([text + [pad] * (longest - len(text)) for text in texts])
+    mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts])
+    hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    weights = mask.unsqueeze(-1).float()
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
+TEXTS = st.lists(st.lists(st.integers(5, 40), min_size=1, max_size=30), min_size=1, max_size=12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=TEXTS)
+def test_any_mix_of_lengths_equals_the_padded_forward(backbone: torch.nn.Module, texts: list[list[int]]) -> None:
+    with torch.no_grad():
+        expected, found = padded(backbone, texts), mean_pooled(backbone, pack(texts))
+    assert torch.allclose(found, expected, atol=2e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(texts=TEXTS)
+def test_the_inference_encoder_stays_within_bfloat16_of_it(backbone: torch.nn.Module, texts: list[list[int]]) -> None:
+    with torch.no_grad():
+        expected = padded(backbone, texts)
+    found = Encoder(backbone, 256)(pack(texts))
+    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.995
+
+
+def test_gradients_equal_those_of_the_padded_forward(backbone: torch.nn.Module) -> None:
+    texts = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14], [5, 6, 7]]
+    grads = []
+    for forward in (padded, lambda model, rows: mean_pooled(model, pack(rows))):
+        backbone.zero_grad()
+        forward(backbone, texts).square().sum().backward()
+        grads.append({n: p.grad.clone() for n, p in backbone.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for name, expected in grads[0].items():
+        assert torch.allclose(grads[1][name], expected, atol=1e-3, rtol=1e-3), name
+
+
+def test_a_text_without_tokens_is_refused() -> None:
+    with pytest.raises(LeafError, match="at least one token"):
+        pack([[1, 2], []])
+
+
+def test_rows_come_back_in_the_order_they_were_given(backbone: torch.nn.Module) -> None:
+    texts = [[5] * n for n in (7, 1, 4, 2, 7)]
+    with torch.no_grad():
+        together = mean_pooled(backbone, pack(texts)).numpy()
+        alone = np.concatenate([mean_pooled(backbone, pack([text])).numpy() for text in texts])
+    assert np.allclose(together, alone, atol=1e-5)

@@ -1,0 +1,66 @@
+"""The student's model card, filled in from `templates/student.md`. Holds no times or paths, so that it is the same
+for the same run."""
+
+import json
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import polars as pl
+
+from pipeline.params import FitParams
+from pipeline.store import StoreMeta
+from pipeline.student import Student
+
+
+def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[str, Any], student: Student) -> str:
+    """The card's text, in Markdown."""
+    start, end = metrics["validation_at_start"], metrics["validation"] or metrics["validation_at_start"]
+    prompts = meta.teacher.get("prompts") or {}
+    shown = {role: prompt for role, prompt in sorted(prompts.items()) if prompt}
+    document = f", prompt={prompts['document']!r}" if prompts.get("document") else ""
+    config: Any = student.backbone.config
+    return Template(files("pipeline").joinpath("templates/student.md").read_text(encoding="utf-8")).substitute(
+        teacher=_name(str(meta.teacher.get("model", "unknown"))),
+        fingerprint=meta.fingerprint,
+        base=_name(params.student.model),
+        layers=config.num_hidden_layers,
+        width=student.width,
+        parameters=f"{metrics['parameters']:,}",
+        max_length=student.max_length,
+        dim=student.dim,
+        normalized="of length one" if student.normalize else "not normalised",
+        document_prompt=document,
+        prompts=f" ({json.dumps(shown, ensure_ascii=False)})" if shown else "",
+        corpus=corpus_table(corpus),
+        validation_rows=metrics["validation_rows"],
+        loss=params.loss,
+        start_loss=_figure(start, "loss"),
+        end_loss=_figure(end, "loss"),
+        start_cosine=_figure(start, "cosine"),
+        end_cosine=_figure(end, "cosine"),
+        steps=f"{metrics['steps']:,}",
+        presentations=f"{metrics['presentations']:,}",
+        params=json.dumps(asdict(params), indent=1, sort_keys=True, ensure_ascii=False),
+        identity=json.dumps(meta.teacher, indent=1, sort_keys=True, ensure_ascii=False),
+    )
+
+
+def corpus_table(corpus: Path) -> str:
+    """Rows per source, role and split, as a Markdown table."""
+    groups = ["source", "role", "split"]
+    counts = pl.scan_parquet(corpus / "*.parquet").group_by(groups).len("rows").sort(groups).collect(engine="streaming")
+    lines = ["| source | role | split | texts |", "|---|---|---|---|"]
+    lines += [f"| {source} | {role} | {split} | {rows:,} |" for source, role, split, rows in counts.iter_rows()]
+    return "\n".join(lines)
+
+
+def _name(model: str) -> str:
+    """A local path's last part: where a model lay on somebody's machine is nobody's business."""
+    return Path(model).name if Path(model).is_absolute() or model.startswith((".", "~")) else model
+
+
+def _figure(values: dict[str, float], name: str) -> str:
+    return f"{values[name]:.4f}" if name in values else "not measured"

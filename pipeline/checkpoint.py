@@ -1,0 +1,110 @@
+"""State of a run on disk, so that a killed one continues: one safetensors file, replaced atomically. No pickle."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipeline.errors import LeafError
+
+NAME = "state.safetensors"
+
+
+@dataclass
+class Checkpoint:
+    """Weights, optimiser moments and random state as tensors; everything else in `progress`, which must be JSON."""
+
+    tensors: dict[str, Tensor]
+    progress: dict[str, Any]
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path`; LeafError if another process holds it. The system frees it when a process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LeafError(f"{what}: another run is under way (it holds {path}); wait for it or end it") from None
+        yield
+
+
+def capture(model: nn.Module, optimiser: torch.optim.Optimizer, progress: dict[str, Any]) -> Checkpoint:
+    """The state of a run between two steps. The tensors are the live ones: save before the next step."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for number, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    return Checkpoint(tensors, progress)
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Put a run back where `capture` found it."""
+    tensors = checkpoint.tensors
+    model.load_state_dict(_under(tensors, "model."))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in _under(tensors, "optimiser.").items():
+        number, _, field = name.partition(".")
+        state.setdefault(int(number), {})[field] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def save(checkpoint: Checkpoint, directory: Path) -> None:
+    """Replace the directory's checkpoint; at every moment the old or the new one is there, whole.
+
+    Raises:
+        LeafError: the disk is full.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f"{NAME}.partial"
+    tensors = {name: value.contiguous() for name, value in checkpoint.tensors.items()}
+    try:
+        save_file(tensors, temporary, metadata={"progress": json.dumps(checkpoint.progress)})
+        _sync(temporary)
+        temporary.replace(directory / NAME)
+        _sync(directory)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise LeafError(f"{directory}: the checkpoint cannot be written: {error}; the one before is kept") from None
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def load(directory: Path) -> Checkpoint | None:
+    """The directory's checkpoint, or None if there is none yet; LeafError if it is damaged."""
+    path = directory / NAME
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return Checkpoint(
+                {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
+                json.loads(file.metadata()["progress"]),
+            )
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise LeafError(f"{path}: the checkpoint is damaged ({error}); delete it to start this fit anew") from None

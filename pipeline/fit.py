@@ -1,0 +1,321 @@
+"""Stage two: fit the student to the stored vectors by regression. The teacher is not loaded.
+
+Schedule: the run's steps are split evenly into `cycles`; within each the learning rate falls linearly from
+`learning_rate` to `learning_rate_end` and starts again. `max_steps` shortens the run: all cycles are kept and become
+shorter. Warm-up multiplies the rate over the first `warmup_steps` of the run.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from pipeline import checkpoint, ridge
+from pipeline.card import write_card
+from pipeline.errors import LeafError
+from pipeline.loader import Example, Loader, Position
+from pipeline.machine import bf16_is_fast, keep_pages
+from pipeline.packed import pack
+from pipeline.params import FitParams
+from pipeline.prefetch import prefetch
+from pipeline.store import Store
+from pipeline.student import TOKEN_BUDGET, Student, build, by_budget
+from pipeline.teacher import resolve_model, weights_sha256
+from pipeline.tokens import corpus_digest, tokenize
+
+AHEAD = 32  # batches ready before they are wanted
+CURVE_POINTS = 200  # points of the training curve
+NOT_OF_THE_RESULT = ("checkpoint_every",)  # parameters that may change between a run and its continuation
+
+
+def _l2(vectors: Tensor, targets: Tensor) -> Tensor:
+    distances: Tensor = torch.linalg.vector_norm(vectors - targets, dim=1)  # its gradient at 0 is 0
+    return distances.mean()
+
+
+def _mse(vectors: Tensor, targets: Tensor) -> Tensor:
+    return (vectors - targets).square().sum(1).mean()
+
+
+def _cosine(vectors: Tensor, targets: Tensor) -> Tensor:
+    return 1 - functional.cosine_similarity(vectors, targets).mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l2": _l2, "mse": _mse, "cosine": _cosine}
+
+
+def total_steps(params: FitParams, batches_per_epoch: int) -> int:
+    """Steps of the whole run."""
+    steps = params.cycles * params.epochs_per_cycle * batches_per_epoch
+    return steps if params.max_steps is None else min(steps, params.max_steps)
+
+
+def learning_rate(step: int, total: int, params: FitParams) -> float:
+    """Learning rate of step number `step`, counted from 0, of `total`."""
+    cycle = step * params.cycles // total
+    start, stop = -(-cycle * total // params.cycles), -(-(cycle + 1) * total // params.cycles)
+    share = (step - start) / max(1, stop - start - 1)
+    rate = params.learning_rate + share * (params.learning_rate_end - params.learning_rate)
+    return rate * min(1.0, (step + 1) / params.warmup_steps) if params.warmup_steps else rate
+
+
+@dataclass
+class Progress:
+    """What a checkpoint remembers besides tensors. Times are in seconds."""
+
+    step: int = 0
+    position: Position = field(default_factory=Position)
+    presentations: int = 0
+    window_loss: float = 0.0
+    window_steps: int = 0
+    training: float = 0.0
+    waiting: float = 0.0
+    total: float = 0.0
+    start: dict[str, float] = field(default_factory=dict)
+    end: dict[str, float] = field(default_factory=dict)
+    curve: list[tuple[int, str, float]] = field(default_factory=list)
+    """Rows (step, split, loss)."""
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> "Progress":
+        """From the JSON of a checkpoint."""
+        curve = [(int(step), str(split), float(loss)) for step, split, loss in raw["curve"]]
+        return cls(**{**raw, "position": Position(**raw["position"]), "curve": curve})
+
+
+@dataclass(frozen=True)
+class Result:
+    """Measurements of a finished fit: `metrics` for JSON, `curve` rows (step, split, loss)."""
+
+    metrics: dict[str, Any]
+    curve: list[tuple[int, str, float]]
+
+
+def fit(corpus: Path, embeddings: Path, params: FitParams, out: Path, work: Path) -> Result:
+    """Train a student on every training text of `corpus` and write it to `out`.
+
+    State lives below `work`: a run that was killed continues there, and ends with the weights it would have had.
+    Snapshots are written to `snapshots/step-N` beside `out`.
+
+    Raises:
+        LeafError: bad input of any kind, a damaged store or checkpoint, or another run under way.
+    """
+    keep_pages()
+    store = Store.open(embeddings)
+    digests = {
+        "fingerprint": store.meta.fingerprint,
+        "corpus": corpus_digest(corpus),
+        "student": weights_sha256(resolve_model(params.student.model, params.student.revision)),
+    }
+    directory = work / _run_name(params, digests)
+    place = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+    with (
+        checkpoint.locked(work / f"{place}.lock", str(out)),
+        checkpoint.locked(work / f"{directory.name}.lock", "fit with these parameters"),
+    ):
+        store.verify()
+        run = Run(corpus, store, params, digests["corpus"], work)
+        result = run.train(directory, out)
+        shutil.rmtree(directory, ignore_errors=True)
+        return result
+
+
+def _run_name(params: FitParams, digests: dict[str, str]) -> str:
+    decides = {name: value for name, value in asdict(params).items() if name not in NOT_OF_THE_RESULT}
+    return hashlib.sha256(json.dumps([decides, digests], sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Run:
+    """One fit: the student, its optimiser, its data, and how far it has come."""
+
+    def __init__(self, corpus: Path, store: Store, params: FitParams, digest: str, work: Path) -> None:
+        """Builds everything; trains nothing."""
+        self.corpus, self.store, self.params = corpus, store, params
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.precision = _precision(params, self.device)
+        self.student = build(params.student, store.meta.dim, store.meta.normalized, params.dropout, params.seed)
+        tokens = tokenize(corpus, digest, self.student.tokenizer(), work / "tokens")
+        self.loader = Loader(store, tokens, params.batch_size, params.buffer_rows, params.seed)
+        self.total = total_steps(params, self.loader.batches_per_epoch)
+        if beyond := [step for step in params.snapshots if step > self.total]:
+            raise LeafError(f"fit.snapshots: step {beyond[0]} is impossible; the run has {self.total} steps")
+        self.validation = self.loader.validation(params.validation_rows)
+        self.student.to(self.device)
+        self.optimiser = _optimiser(self.student, params)
+        self.progress = Progress()
+        self.loss = LOSSES[params.loss]
+
+    def train(self, directory: Path, out: Path) -> Result:
+        """Run all steps that are still to do, then save the student."""
+        state = checkpoint.load(directory)
+        if state is None:
+            self._start()
+            if 0 in self.params.snapshots:
+                self._save(_snapshot(out, 0))
+            self._checkpoint(directory)
+        else:
+            checkpoint.restore(state, self.student, self.optimiser)
+            self.progress = Progress.parse(state.progress)
+        self._steps(directory, out)
+        self._save(out)
+        return Result(self.metrics(), self.progress.curve)
+
+    def metrics(self) -> dict[str, Any]:
+        """What is known of the run so far."""
+        progress = self.progress
+        return {
+            "validation": progress.end,
+            "validation_at_start": progress.start,
+            "validation_rows": len(self.validation[0]),
+            "training_rows": len(self.loader.items),
+            "loss": self.params.loss,
+            "steps": progress.step,
+            "presentations": progress.presentations,
+            "parameters": sum(p.numel() for p in self.student.parameters()),
+            "samples_per_s": round(progress.presentations / max(progress.training, 1e-9), 1),
+            "seconds": round(progress.total, 1),
+            "seconds_waiting": round(progress.waiting, 2),
+        }
+
+    def _start(self) -> None:
+        """The head from the ridge solution, on pooled features without dropout."""
+        rows, targets = self.loader.sample(self.params.student.ridge_rows)
+        lengths = self.loader.tokens.lengths(self.loader.items.text[rows])
+        self.student.eval()
+
+        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+            for chosen in by_budget(lengths, TOKEN_BUDGET):
+                with torch.no_grad(), self._autocast():
+                    features = self.student.features(self.loader.pack(rows[chosen]).to(self.device))
+                yield features, torch.from_numpy(targets[chosen])
+
+        ridge.solve(pairs(), self.student.head, self.params.student.ridge)
+        self.progress.start = self._validate()
+        torch.manual_seed(self.params.seed)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+
+    def _steps(self, directory: Path, out: Path) -> None:
+        progress, params = self.progress, self.params
+        window = max(1, self.total // CURVE_POINTS)
+        examples = prefetch(self.loader.examples(progress.position), AHEAD)
+        bar: tqdm[None] = tqdm(total=self.total, initial=progress.step, desc="fit", unit="step", smoothing=0.05)
+        while progress.step < self.total:
+            began = time.perf_counter()
+            example = next(examples)
+            ready = time.perf_counter()
+            progress.window_loss += self._step(example)
+            done = time.perf_counter()
+            progress.waiting += ready - began
+            progress.training += done - began
+            self._advance(example)
+            bar.update()
+            if progress.step % window == 0 or progress.step == self.total:
+                self._close_window(bar)
+            if progress.step % params.validate_every == 0 or progress.step == self.total:
+                self._record_validation()
+            if progress.step in params.snapshots:
+                self._save(_snapshot(out, progress.step))
+            progress.total += time.perf_counter() - began
+            if progress.step % params.checkpoint_every == 0 or progress.step == self.total:
+                self._checkpoint(directory)
+        bar.close()
+        examples.close()
+
+    def _advance(self, example: Example) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.position = example.following
+        progress.presentations += len(example.targets)
+        progress.window_steps += 1
+
+    def _step(self, example: Example) -> float:
+        """One update of all weights; the batch's loss before it."""
+        self.student.train()
+        rate = learning_rate(self.progress.step, self.total, self.params)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        with self._autocast():
+            vectors = self.student(example.batch.to(self.device))
+        loss = self.loss(vectors, example.targets.to(self.device))
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.params.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.params.clip_norm)
+        self.optimiser.step()
+        return float(loss.detach())
+
+    def _close_window(self, bar: "tqdm[None]") -> None:
+        progress = self.progress
+        loss = progress.window_loss / progress.window_steps
+        if not np.isfinite(loss):
+            raise LeafError(
+                f"fit: the loss is no longer finite at step {progress.step}; lower fit.learning_rate "
+                "(the last checkpoint is from before)"
+            )
+        progress.curve.append((progress.step, "train", round(loss, 6)))
+        rate = progress.presentations / max(progress.training, 1e-9)
+        bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} texts/s")
+        progress.window_loss, progress.window_steps = 0.0, 0
+
+    def _record_validation(self) -> None:
+        self.progress.end = self._validate()
+        if self.progress.end:
+            self.progress.curve.append((self.progress.step, "validation", round(self.progress.end["loss"], 6)))
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Loss and mean cosine on held-out texts; empty if there are none."""
+        token_ids, targets = self.validation
+        if not token_ids:
+            return {}
+        self.student.eval()
+        lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
+        loss = cosine = 0.0
+        for rows in by_budget(lengths, TOKEN_BUDGET):
+            wanted = torch.from_numpy(targets[rows]).to(self.device)
+            with self._autocast():
+                vectors = self.student(pack([token_ids[row] for row in rows]).to(self.device))
+            loss += float(self.loss(vectors, wanted)) * len(rows)
+            cosine += float(functional.cosine_similarity(vectors, wanted).sum())
+        return {"loss": loss / len(token_ids), "cosine": cosine / len(token_ids)}
+
+    def _checkpoint(self, directory: Path) -> None:
+        if not np.isfinite(self.progress.window_loss):
+            return  # the window's end will say so; the checkpoint before is still good
+        checkpoint.save(checkpoint.capture(self.student, self.optimiser, asdict(self.progress)), directory)
+
+    def _save(self, path: Path) -> None:
+        card = write_card(self.store.meta, self.corpus, self.params, self.metrics(), self.student)
+        self.student.save(path, card)
+
+
+def _snapshot(out: Path, step: int) -> Path:
+    return out.parent / "snapshots" / f"step-{step}"
+
+
+def _precision(params: FitParams, device: torch.device) -> torch.dtype:
+    if params.precision == "auto":
+        return torch.bfloat16 if bf16_is_fast(device) else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[params.precision]
+
+
+def _optimiser(student: Student, params: FitParams) -> torch.optim.Optimizer:
+    """AdamW; biases and norms are not decayed, as is usual for transformers."""
+    trained = [p for p in student.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": params.weight_decay},
+        {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)

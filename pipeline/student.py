@@ -1,0 +1,239 @@
+"""The student: a small transformer, mean pooling and a linear head into the teacher's space.
+
+It is saved as a plain sentence-transformers directory (Transformer, Pooling, Dense and, where the teacher normalises,
+Normalize), which `SentenceTransformer(path)` loads with no code of this project.
+"""
+
+import copy
+import shutil
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.errors import LeafError
+from pipeline.packed import Batch, Encoder, check_family, mean_pooled, pack
+from pipeline.params import StudentParams
+from pipeline.teacher import check_sha256, resolve_model
+
+TOKEN_BUDGET = 8192  # tokens in one forward pass of inference
+
+
+class Student(nn.Module):
+    """Backbone, mean pooling, head, and (if `normalize`) vectors of length one. All of it but the pooler trains."""
+
+    def __init__(self, transformer: Any, head: nn.Linear, normalize: bool) -> None:
+        """`transformer` is a sentence-transformers Transformer module; the head's input must have its width."""
+        super().__init__()
+        check_family(transformer.auto_model)
+        width = int(transformer.auto_model.config.hidden_size)
+        if head.in_features != width:
+            raise LeafError(f"student: the head takes {head.in_features} features, but the backbone gives {width}")
+        self.backbone: nn.Module = transformer.auto_model
+        self.head = head
+        self.normalize = normalize
+        self._transformer = [transformer]  # in a list, so that its parameters are not registered a second time
+        if (pooler := getattr(self.backbone, "pooler", None)) is not None:
+            pooler.requires_grad_(False)  # part of the checkpoint, but mean pooling never uses it
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors, which is the teacher's."""
+        return self.head.out_features
+
+    @property
+    def width(self) -> int:
+        """Dimension of the pooled features."""
+        return self.head.in_features
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a text that are read, special tokens included."""
+        return int(self._transformer[0].max_seq_length)
+
+    def features(self, batch: Batch) -> Tensor:
+        """Mean-pooled hidden states [texts, width] float32."""
+        return mean_pooled(self.backbone, batch)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Vectors [texts, dim] float32, in the order given to `pack`; the head runs in float32 even under autocast."""
+        features = self.features(batch)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.finish(features)
+
+    def finish(self, features: Tensor) -> Tensor:
+        """Head and normalisation: [texts, width] -> [texts, dim]."""
+        vectors: Tensor = self.head(features)
+        return functional.normalize(vectors, dim=1) if self.normalize else vectors
+
+    def tokenizer(self) -> Tokenizer:
+        """A copy of the tokenizer that cuts at `max_length` and does not pad."""
+        tokenizer = Tokenizer.from_str(self._transformer[0].tokenizer.backend_tokenizer.to_str())
+        tokenizer.enable_truncation(self.max_length)
+        tokenizer.no_padding()
+        return tokenizer
+
+    def save(self, path: Path, card: str | None = None) -> None:
+        """Write a sentence-transformers directory; what was at `path` is replaced only once the new one is whole.
+
+        `card` becomes its README.md.
+        """
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
+
+        dense = Dense(self.width, self.dim, bias=self.head.bias is not None, activation_function=nn.Identity())
+        dense.linear.load_state_dict({name: value.cpu() for name, value in self.head.state_dict().items()})
+        modules = [copy.deepcopy(self._transformer[0]).cpu(), Pooling(self.width, pooling_mode="mean"), dense]
+        model = SentenceTransformer(modules=modules + [Normalize()] * self.normalize, device="cpu")
+        model.similarity_fn_name = "cosine"
+        temporary = path.with_name(f".{path.name}.partial")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        model.save(str(temporary), create_model_card=False, safe_serialization=True)
+        if card is not None:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+        replace_directory(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Student":
+        """Read a directory written by `save`; LeafError if it is none or does not fit together."""
+        from pipeline.teacher import load_sentence_transformer
+
+        if not (path / "modules.json").is_file():
+            raise LeafError(f"{path}: holds no student (no modules.json); run the fit stage first")
+        modules = list(load_sentence_transformer(path, str(path)))
+        kinds = [type(module).__name__ for module in modules]
+        if kinds[:3] != ["Transformer", "Pooling", "Dense"] or kinds[3:] not in ([], ["Normalize"]):
+            raise LeafError(f"{path}: is not a student: its modules are {', '.join(kinds)}")
+        return cls(modules[0], modules[2].linear, normalize=kinds[3:] == ["Normalize"]).eval()
+
+
+def replace_directory(new: Path, path: Path) -> None:
+    """Put the finished directory `new` where `path` is; the old one goes only after the new one has its name."""
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def build(params: StudentParams, dim: int, normalize: bool, dropout: float = 0.0, seed: int = 0) -> Student:
+    """A student from a checkpoint: its chosen layers, and a head (width -> dim) that is still noise.
+
+    Raises:
+        LeafError: the checkpoint is missing, damaged, not the expected one, or the shapes asked for are impossible.
+    """
+    directory = resolve_model(params.model, params.revision)
+    check_sha256(directory, params.sha256, "fit.student.sha256")
+    if dim < 1:
+        raise LeafError(f"student: a head into {dim} dimensions is impossible; the store's dim is wrong")
+    torch.manual_seed(seed)  # a checkpoint without a pooler gets a random one, which must not differ between runs
+    transformer = _load_transformer(directory, params.model)
+    backbone = transformer.auto_model
+    check_family(backbone)
+    _check_weights(directory, backbone, params.model)
+    if params.layers is not None:
+        _keep_layers(backbone, params.layers)
+    _limit_length(transformer, params.max_length)
+    backbone.config.hidden_dropout_prob = backbone.config.attention_probs_dropout_prob = dropout
+    head = nn.Linear(int(backbone.config.hidden_size), dim, bias=params.head_bias)
+    return Student(transformer, head, normalize)
+
+
+def _load_transformer(directory: Path, name: str) -> Any:
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    try:
+        return Transformer.load(
+            str(directory),
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+        )
+    except Exception as error:  # every library below raises its own; the person needs one sentence
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise LeafError(f"fit.student.model `{name}`: cannot be loaded: {reason}") from None
+
+
+def _check_weights(directory: Path, backbone: nn.Module, name: str) -> None:
+    """Refuse a checkpoint that lacks weights: transformers would fill them with noise and only log it."""
+    stored: set[str] = set()
+    try:
+        for file in directory.glob("*.safetensors"):
+            with safe_open(file, "pt") as tensors:
+                stored.update(tensors.keys())
+    except (OSError, SafetensorError) as error:
+        raise LeafError(f"fit.student.model `{name}`: the weights are damaged: {error}") from None
+    prefix = f"{getattr(backbone, 'base_model_prefix', '')}."
+    # Old checkpoints call the norms' weights gamma and beta.
+    bare = {n.removeprefix(prefix).replace(".gamma", ".weight").replace(".beta", ".bias") for n in stored}
+    missing = [n for n, _ in backbone.named_parameters() if n not in bare and not n.startswith("pooler.")]
+    if missing:
+        raise LeafError(
+            f"fit.student.model `{name}`: the checkpoint lacks {len(missing)} of the weights that its configuration "
+            f"names, first `{missing[0]}`; it is damaged or belongs to another configuration"
+        )
+
+
+def _keep_layers(backbone: Any, layers: Sequence[int]) -> None:
+    count = len(backbone.encoder.layer)
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= count:
+        raise LeafError(
+            f"fit.student.layers: {list(layers)} is impossible; it must name some of the checkpoint's layers "
+            f"0 to {count - 1}, each once, in ascending order"
+        )
+    backbone.encoder.layer = nn.ModuleList([backbone.encoder.layer[i] for i in layers])
+    backbone.config.num_hidden_layers = len(layers)
+
+
+def _limit_length(transformer: Any, wanted: int | None) -> None:
+    config = transformer.auto_model.config
+    most = int(config.max_position_embeddings) - (2 if config.model_type == "mpnet" else 0)
+    if wanted is not None and wanted > most:
+        raise LeafError(f"fit.student.max_length: {wanted} is impossible; the checkpoint has {most} positions")
+    transformer.max_seq_length = wanted or min(int(transformer.max_seq_length or most), most)
+
+
+class StudentEncoder:
+    """The student laid out for inference: no padding, bfloat16 where the hardware has it."""
+
+    def __init__(self, student: Student, token_budget: int = TOKEN_BUDGET) -> None:
+        """Copies the weights of `student`, which is put into evaluation mode."""
+        self.student, self.token_budget = student.eval(), token_budget
+        self._tokenizer = student.tokenizer()
+        self._encoder = Encoder(student.backbone, token_budget)
+
+    @classmethod
+    def load(cls, path: Path) -> "StudentEncoder":
+        """From a directory written by `Student.save`."""
+        return cls(Student.load(path))
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str], role: str = "document") -> np.ndarray:
+        """Vectors [texts, dim] float32. The student reads plain text: `role` changes nothing (leaf-facts: -0.020)."""
+        token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
+        vectors = np.empty((len(token_ids), self.student.dim), dtype=np.float32)
+        for rows in by_budget(lengths, self.token_budget):
+            features = self._encoder(pack([token_ids[row] for row in rows]))
+            vectors[rows] = self.student.finish(features).float().cpu().numpy()
+        return vectors
+
+
+def by_budget(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Cut texts, sorted by length, into batches of at most `budget` tokens (or one text): lists of row numbers."""
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    cuts = [0]
+    while cuts[-1] < len(order):
+        done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
+        cuts.append(max(cuts[-1] + 1, int(np.searchsorted(ends, done + budget, side="right"))))
+    return [order[a:b] for a, b in pairwise(cuts)]

@@ -1,0 +1,110 @@
+"""The corpus as token ids, made once for a corpus and a tokenizer and then mapped from disk.
+
+Files of a cache, rows in the order of the corpus (sorted by key): `ids.bin` (all token ids end to end, uint16, or int32
+for vocabularies above 65,536), `offsets.bin` (int64 [rows + 1]), `keys.bin` (16 bytes a row), `train.bin` (bool).
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from pipeline.errors import LeafError
+from pipeline.shard import KEY_DTYPE
+from pipeline.teacher import file_sha256
+
+BATCH_ROWS = 8192  # texts tokenised at a time
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of every text of a corpus: `ids[offsets[i]:offsets[i + 1]]` is text i, and `keys[i]` its key."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    keys: np.ndarray
+    train: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens of each of these texts."""
+        lengths: np.ndarray = self.offsets[rows + 1] - self.offsets[rows]
+        return lengths
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        text: np.ndarray = self.ids[self.offsets[row] : self.offsets[row + 1]]
+        return text
+
+
+def corpus_files(corpus: Path) -> list[Path]:
+    """The corpus's Parquet files in order; LeafError if there are none."""
+    files = sorted(corpus.glob("*.parquet"))
+    if not files:
+        raise LeafError(f"{corpus}: holds no corpus (no *.parquet); run the corpus stage first")
+    return files
+
+
+def corpus_digest(corpus: Path) -> str:
+    """SHA-256 over the corpus's files."""
+    return hashlib.sha256("".join(map(file_sha256, corpus_files(corpus))).encode()).hexdigest()
+
+
+def tokenize(corpus: Path, digest: str, tokenizer: Tokenizer, caches: Path) -> Tokens:
+    """The cache of this corpus (whose `corpus_digest` is `digest`) and tokenizer, made if it is not there yet."""
+    name = hashlib.sha256(f"{digest} {tokenizer.to_str()}".encode()).hexdigest()[:16]
+    path = caches / name
+    ids_dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.int32)
+    if not path.is_dir():
+        temporary = caches / f".{name}.partial"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write(corpus, tokenizer, ids_dtype, temporary)
+        temporary.rename(path)
+    return Tokens(
+        ids=np.memmap(path / "ids.bin", ids_dtype, "r"),
+        offsets=np.memmap(path / "offsets.bin", np.int64, "r"),
+        keys=np.memmap(path / "keys.bin", KEY_DTYPE, "r"),
+        train=np.memmap(path / "train.bin", np.bool_, "r"),
+    )
+
+
+def _batches(files: list[Path]) -> Iterator[pl.DataFrame]:
+    for file in files:
+        try:
+            with pq.ParquetFile(file) as parquet:
+                for batch in parquet.iter_batches(BATCH_ROWS, columns=["key", "text", "split"]):
+                    yield pl.DataFrame(pl.from_arrow(batch))
+        except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors
+            raise LeafError(f"{file}: cannot be read: {error}; run the corpus stage again") from None
+
+
+def _write(corpus: Path, tokenizer: Tokenizer, ids_dtype: np.dtype, path: Path) -> None:
+    files = corpus_files(corpus)
+    total = sum(pq.read_metadata(file).num_rows for file in files)
+    if total == 0:
+        raise LeafError(f"{corpus}: the corpus is empty; nothing can be fitted")
+    with ExitStack() as stack:
+        opened = {n: stack.enter_context((path / f"{n}.bin").open("wb")) for n in ("ids", "offsets", "keys", "train")}
+        bar = stack.enter_context(tqdm(total=total, desc="tokens", unit="text", unit_scale=True))
+        end = np.zeros(1, dtype=np.int64)
+        end.tofile(opened["offsets"])
+        for frame in _batches(files):
+            texts = [encoding.ids for encoding in tokenizer.encode_batch_fast(frame["text"].to_list())]
+            lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+            np.concatenate([np.asarray(ids, dtype=ids_dtype) for ids in texts]).tofile(opened["ids"])
+            offsets = end[-1] + np.cumsum(lengths)
+            offsets.tofile(opened["offsets"])
+            end = offsets
+            opened["keys"].write(b"".join(frame["key"].to_list()))
+            (frame["split"] == "train").to_numpy().astype(np.bool_).tofile(opened["train"])
+            bar.update(len(frame))

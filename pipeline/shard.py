@@ -139,11 +139,27 @@ def checked_vectors(rows: pl.DataFrame, vectors: Array, meta: StoreMeta) -> Arra
         raise LeafError(f"vectors are {vectors.dtype}; the pool takes float32 or float16")
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(vectors, np.float16 if meta.dtype == "float16" else np.float32)
-    for what, bad in (("NaN or infinite", ~np.isfinite(stored).all(axis=1)), ("zero", ~stored.any(axis=1))):
+    finite, zero = finite_and_zero(stored)
+    for what, bad in (("NaN or infinite", ~finite), ("zero", zero)):
         if bad.any():
             first = rows["id"][int(bad.argmax())]
             raise LeafError(f"{int(bad.sum())} vectors are {what} as {meta.dtype}, first that of id {first!r:.100}")
     return stored
+
+
+def finite_and_zero(vectors: Array) -> tuple[Array, Array]:
+    """Two `[n] bool`: rows that are finite throughout, rows that are zero throughout.
+
+    From the bits, a chunk at a time: NumPy's float16 arithmetic is twenty times slower.
+    """
+    half = vectors.dtype == np.float16
+    unsigned: Any = np.uint16 if half else np.uint32
+    magnitude, infinite = (0x7FFF, 0x7C00) if half else (0x7FFFFFFF, 0x7F800000)
+    largest: Array = np.empty(len(vectors), unsigned)
+    for start in range(0, len(vectors), CHUNK_ROWS):
+        bits: Array = vectors[start : start + CHUNK_ROWS].view(unsigned) & unsigned(magnitude)
+        largest[start : start + CHUNK_ROWS] = bits.max(axis=1)
+    return largest < infinite, largest == 0
 
 
 def write_shard(root: Path, rows: pl.DataFrame, vectors: Array, meta: StoreMeta) -> ShardInfo:

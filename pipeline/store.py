@@ -22,6 +22,7 @@ from pipeline.shard import (
     StoreMeta,
     arrays,
     check_sizes,
+    finite_and_zero,
     key_array,
     open_array,
     read_rows,
@@ -94,10 +95,11 @@ class Store:
                     raise LeafError(f"{self.path / file}: shard {info.name}: SHA-256 differs: damaged or swapped")
             read_rows(self.path, info)
         for start, vectors in self.chunks(i):
-            bad = ~np.isfinite(vectors).all(axis=1)
+            finite, zero = finite_and_zero(vectors)
+            bad = ~finite | zero
             if bad.any():
                 row = start + int(bad.argmax())
-                raise LeafError(f"{self.path}: shard {info.name}: row {row} is not finite; {REPAIR}")
+                raise LeafError(f"{self.path}: shard {info.name}: row {row} is zero or not finite; {REPAIR}")
 
     def _check_stray(self) -> None:
         known = {"store.json", "README.md", GROUP}.union(*(info.files for info in self.shards))
@@ -132,7 +134,7 @@ class Store:
             if scales:
                 out *= self._piece(info, scales[0], low, high)[:, None]
             # A missing chunk reads as NaN; one of int8 codes, which know no NaN, as zero rows that no writer makes.
-            if np.isnan(out[:, 0]).any() or (scales and not out.any(axis=1).all()):
+            if np.isnan(out[:, 0]).any() or (scales and finite_and_zero(out)[1].any()):
                 raise LeafError(f"{self.path}: shard {info.name}: chunks missing in rows {low} to {high}; {REPAIR}")
             low = high
         return result

@@ -140,7 +140,8 @@ def pooled(teacher: TeacherParams, encode: EncodeParams, store: Store) -> Teache
 
     def vectors(texts: pl.DataFrame) -> Array:
         # Beside the pool, so that hard links reach it.
-        view = Path(encode.pool).with_name("evaluation") / f"{meta.fingerprint[:16]}-{texts['source'][0]}"
+        name = f"{meta.fingerprint[:16]}-{encode.dtype}-{texts['source'][0]}"
+        view = Path(encode.pool).with_name("evaluation") / name
         return ensure(texts, teacher, encode, view).lookup(texts["key"].to_list())
 
     return vectors

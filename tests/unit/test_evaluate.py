@@ -1,0 +1,332 @@
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import click
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner, Result
+
+import stages.encode
+import stages.evaluate
+from pipeline import plots
+from pipeline.errors import LeafError
+from pipeline.evaluate import Both, evaluate, neighbours, pairs, pooled, retrieval
+from pipeline.keys import keys
+from pipeline.params import EncodeParams, EvaluateParams, StudentParams, TeacherParams
+from pipeline.pool import Pool
+from pipeline.store import Store, StoreMeta
+from tests.conftest import corpus_frame
+
+DIM = 12
+PARAMS = EvaluateParams(bootstrap=100)
+META = StoreMeta(fingerprint="ab" * 32, teacher={"model": "words"}, dim=DIM, dtype="float32", normalized=True)
+
+
+def bag_of_words(texts: Sequence[str], role: str = "document") -> np.ndarray:
+    """A real, if simple, encoder: the normalised sum of a fixed random vector for each word."""
+    sums = np.zeros((len(texts), DIM), np.float32)
+    for row, text in enumerate(texts):
+        for word in text.split():
+            sums[row] += np.random.default_rng(list(word.encode())).normal(size=DIM)
+    return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+
+
+def blurred(texts: Sequence[str], role: str = "document") -> np.ndarray:
+    """The same encoder with noise that depends on the text."""
+    noise = [np.random.default_rng(list(text.encode())).normal(size=DIM) for text in texts]
+    return (bag_of_words(texts) + 0.15 * np.array(noise)).astype(np.float32)
+
+
+def teacher_of(store: Store) -> Callable[[pl.DataFrame], np.ndarray]:
+    return lambda texts: bag_of_words(texts["text"].to_list())
+
+
+def write_store(frame: pl.DataFrame, root: Path) -> Path:
+    rows = frame.select("key", "role", "id", "source").with_columns(tokens=pl.lit(1, pl.Int32))
+    with Pool(root / "made", META) as pool:
+        pool.write(rows, bag_of_words(frame["text"].to_list()))
+        pool.publish(root / "embeddings", frame["key"].to_list())
+    return root / "embeddings"
+
+
+def write_collection(directory: Path, texts: Sequence[str]) -> Path:
+    (directory / "qrels").mkdir(parents=True)
+    documents = [{"_id": str(i), "text": text} for i, text in enumerate(texts)]
+    queries = [{"_id": str(i), "text": " ".join(text.split()[:3])} for i, text in enumerate(texts)]
+    for name, records in (("corpus", documents), ("queries", queries)):
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    judgments = [f"{i}\t{i}\t1\n" for i in range(len(texts))]
+    (directory / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(judgments))
+    return directory
+
+
+@pytest.fixture
+def embeddings(tmp_path: Path) -> Path:
+    return write_store(corpus_frame(400), tmp_path)
+
+
+def both(rows: int, noise: float, seed: int = 0) -> Both:
+    random = np.random.default_rng(seed)
+    teacher = random.normal(size=(rows, DIM))
+    return Both(teacher, teacher + noise * random.normal(size=(rows, DIM)))
+
+
+def test_a_student_that_equals_the_teacher_keeps_everything(tiny_corpus: Path, embeddings: Path) -> None:
+    found = evaluate(tiny_corpus, embeddings, bag_of_words, teacher_of, PARAMS).figures
+    held = corpus_frame(400).filter(split="heldout")
+    for role in ("query", "document"):
+        assert found["alignment"][role]["n"] == held.filter(role=role).height
+        assert found["alignment"][role]["cosine"]["p05"] == pytest.approx(1, abs=1e-5)
+        assert found["alignment"][role]["l2"]["mean"] == pytest.approx(0, abs=1e-5)
+    assert found["neighbours"]["standard"] == found["neighbours"]["asymmetric"] == 1
+    tiny = found["retrieval"]["tiny"]
+    for mode in ("standard", "asymmetric"):
+        assert tiny[mode]["ndcg@10"] == tiny["teacher"]["ndcg@10"] > 0
+        assert tiny[mode]["retention"] == 1
+        assert tiny[mode]["interval"]["retention"] == [1, 1]
+
+
+def test_the_figures_depend_on_the_seed_alone(tiny_corpus: Path, embeddings: Path) -> None:
+    params = EvaluateParams(bootstrap=50, neighbours_rows=15, seed=1)
+    first = evaluate(tiny_corpus, embeddings, blurred, teacher_of, params).figures
+    assert evaluate(tiny_corpus, embeddings, blurred, teacher_of, params).figures == first
+    other = evaluate(tiny_corpus, embeddings, blurred, teacher_of, replace(params, seed=2)).figures
+    assert other["alignment"] == first["alignment"]
+    assert other["retrieval"]["tiny"]["standard"]["interval"] != first["retrieval"]["tiny"]["standard"]["interval"]
+    assert first["neighbours"]["documents"] == 15
+
+
+def test_only_held_out_texts_are_measured(tiny_corpus: Path, embeddings: Path) -> None:
+    asked: list[str] = []
+
+    def student(texts: Sequence[str], role: str) -> np.ndarray:
+        asked.extend(texts)
+        return bag_of_words(texts)
+
+    evaluate(tiny_corpus, embeddings, student, teacher_of, PARAMS)
+    assert sorted(asked) == sorted(corpus_frame(400).filter(split="heldout")["text"].to_list())
+
+
+def test_pairs_join_by_source_and_id_and_leave_out_queries_without_a_document() -> None:
+    rows = [
+        ("a", "1", "query"),
+        ("a", "1", "document"),
+        ("a", "1", "document"),
+        ("a", "2", "query"),
+        ("a", "3", "document"),
+        ("b", "2", "document"),
+        ("c", "1", "query"),
+    ]
+    held = pl.DataFrame(rows, schema=["source", "id", "role"], orient="row")
+    found = list(pairs(held))
+    assert [name for name, *_ in found] == ["a"]
+    _, queries, documents, judged = found[0]
+    assert queries.tolist() == [0]
+    assert documents.tolist() == [1, 2, 4]
+    assert judged == [{0: 1, 1: 1}]
+
+
+def test_retention_is_the_share_of_the_teachers_ndcg_with_a_paired_interval() -> None:
+    queries, one = both(200, 1.0), both(200, 1.0, seed=1)
+    documents = Both(queries.teacher, queries.teacher + one.student - one.teacher)
+    found = retrieval(queries, documents, [{i: 1} for i in range(200)], PARAMS)
+    assert found["teacher"]["ndcg@10"] == found["teacher"]["mrr@10"] == 1
+    for mode in ("standard", "asymmetric"):
+        assert found[mode]["retention"] == pytest.approx(found[mode]["ndcg@10"])
+        low, high = found[mode]["interval"]["retention"]
+        assert low < found[mode]["retention"] < high < 1
+        assert found[mode]["n"] == 200
+
+
+def test_asymmetric_uses_the_teachers_documents_and_standard_the_students() -> None:
+    queries = both(50, 0.0)
+    documents = Both(queries.teacher, -queries.teacher)
+    found = retrieval(queries, documents, [{i: 1} for i in range(50)], PARAMS)
+    assert found["asymmetric"]["ndcg@10"] == 1
+    assert found["standard"]["ndcg@10"] == 0
+
+
+def test_where_the_teacher_finds_nothing_there_is_no_retention() -> None:
+    queries, documents = both(5, 0.1), both(300, 0.1, seed=1)
+    worst = np.argmin(queries.teacher @ documents.teacher.T, axis=1).tolist()
+    found = retrieval(queries, documents, [{row: 1} for row in worst], PARAMS)
+    assert found["teacher"]["ndcg@10"] == 0
+    assert found["standard"]["retention"] is None
+    assert found["standard"]["interval"]["retention"] is None
+
+
+def test_without_a_bootstrap_there_are_figures_and_no_intervals() -> None:
+    one = both(20, 0.1)
+    found = retrieval(one, one, [{i: 1} for i in range(20)], EvaluateParams(bootstrap=0))
+    assert found["standard"]["interval"] == dict.fromkeys(("ndcg@10", "recall@100", "mrr@10", "retention"))
+
+
+def test_documents_ask_for_their_neighbours_where_there_are_no_queries() -> None:
+    found = neighbours(None, both(100, 0.2), PARAMS)
+    assert found["queries"] == found["documents"] == 100
+    assert 0.3 < found["standard"] <= found["asymmetric"] < 1
+
+
+def test_there_is_no_neighbour_agreement_among_a_handful_of_documents() -> None:
+    assert neighbours(both(5, 0.1), both(11, 0.1), PARAMS) == {}
+    assert neighbours(both(5, 0.1), None, PARAMS) == {}
+
+
+def test_a_beir_directory_is_measured_beside_the_pairs(tiny_corpus: Path, embeddings: Path, tmp_path: Path) -> None:
+    texts = corpus_frame(60)["text"].to_list()
+    directory = write_collection(tmp_path / "wings", texts)
+    params = EvaluateParams(bootstrap=10, beir=(str(directory),))
+    found = evaluate(tiny_corpus, embeddings, blurred, teacher_of, params).figures["retrieval"]
+    assert list(found) == ["tiny", "wings"]
+    assert found["wings"]["queries"] == found["wings"]["documents"] == len(texts)
+    assert found["wings"]["teacher"]["ndcg@10"] > 0.3
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(["a/x", "b/x"], "two directories are named `x`"), (["a/tiny"], "`tiny` is a source of")]
+)
+def test_two_data_sets_of_one_name_are_refused(
+    tiny_corpus: Path, embeddings: Path, tmp_path: Path, names: list[str], message: str
+) -> None:
+    beir = tuple(str(write_collection(tmp_path / name, ["wing lift", "heat"])) for name in names)
+    with pytest.raises(LeafError, match=message):
+        evaluate(tiny_corpus, embeddings, bag_of_words, teacher_of, EvaluateParams(beir=beir))
+
+
+def test_a_student_of_another_dimension_is_refused(tiny_corpus: Path, embeddings: Path) -> None:
+    with pytest.raises(LeafError, match="have 5 dimensions, but those of the store 12"):
+        evaluate(tiny_corpus, embeddings, lambda texts, role: np.ones((len(texts), 5)), teacher_of, PARAMS)
+
+
+def test_a_student_of_nan_is_refused(tiny_corpus: Path, embeddings: Path) -> None:
+    with pytest.raises(LeafError, match=r"vector of text `record-.*` is not finite"):
+        evaluate(tiny_corpus, embeddings, lambda texts, role: np.full((len(texts), DIM), np.nan), teacher_of, PARAMS)
+
+
+def test_a_held_out_text_without_a_vector_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
+    partial = write_store(corpus_frame(200), tmp_path)
+    with pytest.raises(LeafError, match="keys are not in the store"):
+        evaluate(tiny_corpus, partial, bag_of_words, teacher_of, PARAMS)
+
+
+def test_nothing_to_evaluate_on_is_refused(tiny_corpus: Path, embeddings: Path) -> None:
+    part = tiny_corpus / "part-00000.parquet"
+    pl.read_parquet(part).filter(split="train").write_parquet(part)
+    with pytest.raises(LeafError, match=r"no held-out texts and evaluate\.beir names none"):
+        evaluate(tiny_corpus, embeddings, bag_of_words, teacher_of, PARAMS)
+
+
+def test_a_store_of_another_teacher_is_refused(embeddings: Path, tiny_teacher: Path) -> None:
+    with pytest.raises(LeafError, match="fingerprint abababababababab, but the section `teacher` describes"):
+        pooled(TeacherParams(model=str(tiny_teacher)), EncodeParams(), Store.open(embeddings))
+
+
+def test_teacher_vectors_of_other_texts_are_computed_once(
+    tmp_path: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    from pipeline import encode as stage_one
+
+    teacher = TeacherParams(model=str(tiny_teacher))
+    params = EncodeParams(pool=str(tmp_path / "pool"), dtype="float32")
+    texts = pl.DataFrame({"text": ["read the file", "write", "read the file"], "id": ["1", "2", "3"]})
+    texts = texts.with_columns(
+        pl.Series("key", keys(["document"] * 3, texts["text"])), role=pl.lit("document"), source=pl.lit("x")
+    )
+    store = stage_one.ensure(texts, teacher, params, tmp_path / "view")
+    first = pooled(teacher, params, store)(texts)
+    expected = SentenceTransformer(str(tiny_teacher), device="cpu").encode(texts["text"].to_list())
+    assert (first * expected).sum(1) == pytest.approx(np.ones(3), abs=1e-3)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the teacher was loaded again")
+
+    monkeypatch.setattr(stage_one, "Teacher", refuse)
+    assert (pooled(teacher, params, store)(texts) == first).all()
+
+
+def test_histogram_shares_sum_to_one_and_start_at_the_lowest_text() -> None:
+    rows = plots.histogram({"query": np.array([1.0000001, 0.91, 0.85]), "document": np.array([0.5, 0.99])})
+    assert sum(share for role, _, share in rows if role == "query") == pytest.approx(1, abs=1e-5)
+    assert sum(share for role, _, share in rows if role == "document") == pytest.approx(1)
+    assert min(cosine for _, cosine, _ in rows) == pytest.approx(0.51)
+    assert plots.histogram({}) == []
+
+
+def test_plots_are_tables_and_a_picture_with_the_same_bytes_each_time(
+    tiny_corpus: Path, embeddings: Path, tmp_path: Path
+) -> None:
+    result = evaluate(tiny_corpus, embeddings, blurred, teacher_of, PARAMS)
+    first = plots.write(result.figures, result.cosines, tmp_path / "first")
+    second = plots.write(result.figures, result.cosines, tmp_path / "second")
+    assert [path.name for path in first] == ["retention.csv", "alignment.csv", "evaluation.svg"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    with first[0].open() as file:
+        rows = list(csv.DictReader(file))
+    standard = result.figures["retrieval"]["tiny"]["standard"]
+    assert [row["mode"] for row in rows] == ["standard", "asymmetric"]
+    assert float(rows[0]["retention"]) == standard["retention"]
+    assert [float(rows[0]["low"]), float(rows[0]["high"])] == standard["interval"]["retention"]
+    assert ElementTree.parse(first[2]).getroot().tag.endswith("svg")
+
+
+def test_plots_are_drawn_without_held_out_texts_or_data_sets_too(tmp_path: Path) -> None:
+    empty = {"alignment": {}, "neighbours": {}, "retrieval": {}}
+    assert all(path.stat().st_size for path in plots.write(empty, {}, tmp_path))
+
+
+@pytest.fixture
+def fitted(tmp_path: Path, tiny_student: Path) -> Path:
+    from pipeline.student import build
+
+    build(StudentParams(model=str(tiny_student)), dim=32, normalize=True).save(tmp_path / "models/student")
+    return tmp_path / "models/student"
+
+
+def run(command: click.Command, *arguments: str) -> Result:
+    """A stage's command in this process, in the working directory."""
+    return CliRunner().invoke(command, arguments)
+
+
+def test_the_stage_writes_metrics_and_plots_and_a_short_table(
+    write_params: Callable[..., Path], tiny_corpus: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    collection = write_collection(tmp_path / "wings", corpus_frame(60)["text"].to_list())
+    write_params(evaluate={"beir": [str(collection)]})
+    paths = ["--corpus", str(tiny_corpus), "--embeddings", "embeddings"]
+    encoded = run(stages.encode.main, "--corpus", str(tiny_corpus), "--out", "embeddings")
+    assert encoded.exit_code == 0, encoded.output
+    done = run(stages.evaluate.main, *paths)
+    assert done.exit_code == 0, done.output
+    figures: dict[str, Any] = json.loads(Path("metrics/evaluate.json").read_text())
+    assert set(figures) == {"alignment", "neighbours", "retrieval"}
+    assert set(figures["retrieval"]) == {"tiny", "wings"}
+    assert all(path in done.stdout for path in ("metrics/evaluate.json", "plots/evaluation.svg", "asymmetric"))
+
+    stamps = {path: path.stat().st_mtime_ns for path in Path("plots").iterdir()}
+    again = run(stages.evaluate.main, *paths, "--model", str(fitted), "--out", "dose/30k.json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(Path("dose/30k.json").read_text()) == figures
+    assert {path: path.stat().st_mtime_ns for path in Path("plots").iterdir()} == stamps
+
+
+def test_the_stage_names_what_is_missing(
+    write_params: Callable[..., Path], tiny_corpus: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_params()
+    paths = ["--corpus", str(tiny_corpus), "--embeddings", "nowhere"]
+    done = run(stages.evaluate.main, *paths)
+    assert done.exit_code == 1
+    assert "nowhere" in done.stderr
+    done = run(stages.evaluate.main, *paths, "--model", "none")
+    assert done.exit_code == 1
+    assert "none: holds no student" in done.stderr

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -134,7 +135,7 @@ def _tokenize(shard: pl.DataFrame, teacher: Teacher) -> list[list[int]]:
     return ids
 
 
-def _compute(ids: list[list[int]], teacher: Teacher, timing: Timing, bar: "tqdm[None]") -> np.ndarray:
+def _compute(ids: list[list[int]], teacher: Teacher, timing: Timing, bar: "tqdm[Any]") -> np.ndarray:
     vectors = np.empty((len(ids), teacher.dim), dtype=np.float32)
     lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
     for rows in teacher.batches(lengths):

@@ -210,7 +210,7 @@ class Run:
         progress, params = self.progress, self.params
         window = max(1, self.total // CURVE_POINTS)
         examples = prefetch(self.loader.examples(progress.position), AHEAD)
-        bar: tqdm[None] = tqdm(total=self.total, initial=progress.step, desc="fit", unit="step", smoothing=0.05)
+        bar: "tqdm[None]" = tqdm(total=self.total, initial=progress.step, desc="fit", unit="step", smoothing=0.05)
         while progress.step < self.total:
             began = time.perf_counter()
             example = next(examples)

@@ -10,6 +10,7 @@ them (stage two); `Encoder` holds copies laid out for inference (stage one). Fam
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -51,6 +52,21 @@ def pack(token_ids: Sequence[Sequence[int] | np.ndarray]) -> Batch:
     order[by_length] = np.arange(len(by_length))
     runs = tuple((int(c), int(v)) for v, c in zip(values, counts, strict=True))
     return Batch(torch.from_numpy(flat), torch.from_numpy(positions), runs, torch.from_numpy(order))
+
+
+def by_budget(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Cut texts into batches of similar length and at most `budget` tokens (or one text): lists of row numbers.
+
+    The batches come in a fixed mixed order, so that a rate seen halfway holds for the rest.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    cuts = [0]
+    while cuts[-1] < len(order):
+        done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
+        cuts.append(max(cuts[-1] + 1, int(np.searchsorted(ends, done + budget, side="right"))))
+    batches = [order[a:b] for a, b in pairwise(cuts)]
+    return [batches[i] for i in np.random.default_rng(0).permutation(len(batches))]
 
 
 def check_family(backbone: nn.Module) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 import zarr
 
+from pipeline.checks import checked_rows, checked_vectors
 from pipeline.errors import LeafError
 from pipeline.manifest import GROUP, check_meta, document, parse_shard
 from pipeline.shard import (
@@ -28,8 +29,6 @@ from pipeline.shard import (
     ShardInfo,
     StoreMeta,
     check_sizes,
-    checked_rows,
-    checked_vectors,
     key_array,
     read_rows,
     sha256,
@@ -56,6 +55,7 @@ class Pool:
         self.meta = meta
         self.path = root / f"{meta.fingerprint[:16]}-{meta.dtype}"
         self._shards: dict[str, tuple[ShardInfo, Array]] = {}
+        self._keys: Array = key_array([])
         with _disk(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self.path / "lock")
@@ -86,12 +86,11 @@ class Pool:
 
     def keys(self) -> Array:
         """`[n] V16` of all finished shards, sorted; `.tolist()` gives bytes."""
-        parts = [keys for _, keys in self._shards.values()]
-        return np.sort(np.concatenate(parts)) if parts else key_array([])
+        return self._keys
 
     def has(self, keys: Sequence[bytes] | Array) -> Array:
         """`[n] bool`: which of these keys have a vector in the pool."""
-        return _contains(self.keys(), key_array(keys))
+        return _contains(self._keys, key_array(keys))
 
     def write(self, rows: pl.DataFrame, vectors: Array) -> ShardInfo:
         """Add one shard: `rows` with `key, role, id, source, tokens`; `vectors` `[n, dim]` in the same order.
@@ -110,7 +109,7 @@ class Pool:
             sync(temporary)
             temporary.rename(self.path / info.name)
             sync(self.path)
-        self._shards[info.name] = (info, keys)
+        self._add(info, keys)
         return info
 
     def publish(self, out: Path, wanted: Collection[bytes] | Array) -> Store:
@@ -173,6 +172,13 @@ class Pool:
             except LeafError as error:
                 raise LeafError(f"{directory}: {error}; {_forget(directory)}") from None
             self._shards[info.name] = (info, keys)
+        if self._shards:
+            self._keys = np.sort(np.concatenate([keys for _, keys in self._shards.values()]))
+
+    def _add(self, info: ShardInfo, keys: Array) -> None:
+        self._shards[info.name] = (info, keys)
+        # Two sorted runs: the stable sort merges them in one pass.
+        self._keys = np.sort(np.concatenate([self._keys, np.sort(keys)]), kind="stable")
 
     def _check_new(self, rows: pl.DataFrame, keys: Array) -> None:
         known = self.has(keys)

@@ -76,8 +76,7 @@ def batches(source: SourceParams) -> Frames:
 def fields(source: SourceParams) -> list[str]:
     """Columns to read: the texts' (one, or query and document), then the role's and the id's where they are named."""
     texts = [source.query_field, source.document_field]
-    if not any(texts):
-        texts = [source.text_field or "text"]
+    texts = texts if any(texts) else [source.text_field or "text"]
     return [name for name in (*texts, source.role_field, source.id_field) if name]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from pipeline import manifest
+from pipeline.checks import finite_and_zero
 from pipeline.errors import LeafError
 from pipeline.manifest import GROUP, REPAIR
 from pipeline.shard import (
@@ -22,7 +23,6 @@ from pipeline.shard import (
     StoreMeta,
     arrays,
     check_sizes,
-    finite_and_zero,
     key_array,
     open_array,
     read_rows,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import LeafError
-from pipeline.packed import Batch, Encoder, check_family, mean_pooled, pack
+from pipeline.packed import Batch, Encoder, by_budget, check_family, mean_pooled, pack
 from pipeline.params import StudentParams
 from pipeline.teacher import check_sha256, resolve_model
 
@@ -226,14 +226,3 @@ class StudentEncoder:
             features = self._encoder(pack([token_ids[row] for row in rows]))
             vectors[rows] = self.student.finish(features).float().cpu().numpy()
         return vectors
-
-
-def by_budget(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Cut texts, sorted by length, into batches of at most `budget` tokens (or one text): lists of row numbers."""
-    order = np.argsort(-lengths, kind="stable")
-    ends = np.cumsum(lengths[order])
-    cuts = [0]
-    while cuts[-1] < len(order):
-        done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
-        cuts.append(max(cuts[-1] + 1, int(np.searchsorted(ends, done + budget, side="right"))))
-    return [order[a:b] for a, b in pairwise(cuts)]

@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from pipeline.errors import LeafError
 from pipeline.machine import bf16_is_fast, keep_pages
-from pipeline.packed import FAMILIES, Encoder, pack
+from pipeline.packed import FAMILIES, Encoder, by_budget, pack
 from pipeline.params import TeacherParams
 from pipeline.store import StoreMeta
 
@@ -190,16 +190,9 @@ class Teacher:
         )["input_ids"]
         return ids
 
-    def batches(self, lengths: np.ndarray) -> Iterator[np.ndarray]:
-        """Row numbers of each forward pass: longest texts first, at most `token_budget` tokens (or one text)."""
-        order = np.argsort(-lengths, kind="stable")
-        ends = np.cumsum(lengths[order])
-        start = 0
-        while start < len(order):
-            done = ends[start - 1] if start else 0
-            stop = max(start + 1, int(np.searchsorted(ends, done + self.token_budget, side="right")))
-            yield order[start:stop]
-            start = stop
+    def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Row numbers of each forward pass: see `by_budget`."""
+        return by_budget(lengths, self.token_budget)
 
     @torch.inference_mode()
     def forward(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:

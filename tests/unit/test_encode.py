@@ -1,0 +1,188 @@
+"""Stage one gives each text its teacher's vector, once."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from pipeline.encode import encode, ensure
+from pipeline.errors import LeafError
+from pipeline.keys import key
+from pipeline.params import EncodeParams, Prompts, TeacherParams
+from pipeline.store import Store
+from pipeline.teacher import Teacher, describe, resolve_model
+from tests.conftest import corpus_frame
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> EncodeParams:
+    return EncodeParams(shard_rows=64, pool=str(tmp_path / "pool"), token_budget=512)
+
+
+def test_every_text_gets_the_vector_sentence_transformers_gives(
+    tiny_corpus: Path, tiny_teacher: Path, params: EncodeParams, tmp_path: Path
+) -> None:
+    figures = encode(tiny_corpus, TeacherParams(str(tiny_teacher)), params, tmp_path / "store")
+    frame = pl.read_parquet(tiny_corpus)
+    found = Store.open(tmp_path / "store").lookup(frame["key"].to_list())
+    expected = SentenceTransformer(str(tiny_teacher), device="cpu").encode(frame["text"].to_list())
+    assert figures["rows_encoded"] == len(frame)
+    assert (found * expected).sum(1).min() > 0.999
+    assert np.abs(np.linalg.norm(found, axis=1) - 1).max() < 2e-3
+
+
+def test_prompts_go_before_the_text_by_role(tiny_teacher: Path, tmp_path: Path, params: EncodeParams) -> None:
+    prompts = Prompts(query="sort the list ", document="open the file ")
+    frame = corpus_frame(40)
+    store = ensure(frame, TeacherParams(str(tiny_teacher), prompts=prompts), params, tmp_path / "view")
+    model = SentenceTransformer(str(tiny_teacher), device="cpu")
+    for role, prompt in (("query", prompts.query), ("document", prompts.document)):
+        texts = frame.filter(pl.col("role") == role)
+        expected = model.encode([prompt + text for text in texts["text"]])
+        assert (store.lookup(texts["key"].to_list()) * expected).sum(1).min() > 0.999
+
+
+def test_the_same_text_in_two_roles_has_two_vectors(tiny_teacher: Path, tmp_path: Path, params: EncodeParams) -> None:
+    text = "read the file"
+    frame = pl.DataFrame(
+        {
+            "key": [key(role, text) for role in ("query", "document")],
+            "role": ["query", "document"],
+            "id": ["1", "1"],
+            "source": ["s", "s"],
+            "text": [text, text],
+        }
+    )
+    teacher = TeacherParams(str(tiny_teacher), prompts=Prompts(query="close the line "))
+    query, document = ensure(frame, teacher, params, tmp_path / "view").lookup(frame["key"].to_list())
+    assert float(query @ document) < 0.999
+
+
+def test_a_second_run_encodes_nothing_and_a_grown_corpus_only_what_is_new(
+    tiny_corpus: Path, tiny_teacher: Path, params: EncodeParams, tmp_path: Path
+) -> None:
+    teacher, out = TeacherParams(str(tiny_teacher)), tmp_path / "store"
+    encode(tiny_corpus, teacher, params, out)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    assert encode(tiny_corpus, teacher, params, out)["rows_encoded"] == 0
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+    grown = corpus_frame(420)
+    grown.write_parquet(tiny_corpus / "part-00000.parquet")
+    figures = encode(tiny_corpus, teacher, params, out)
+    assert 0 < figures["rows_encoded"] <= 20  # type: ignore[operator]
+    unchanged = [file for file in before if file.name != "store.json"]
+    assert all(file.read_bytes() == before[file] for file in unchanged)
+
+
+def test_another_teams_store_is_reused_and_only_the_rest_encoded(
+    tiny_corpus: Path, tiny_teacher: Path, params: EncodeParams, tmp_path: Path
+) -> None:
+    teacher = TeacherParams(str(tiny_teacher))
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    frame = pl.read_parquet(tiny_corpus)
+    frame.head(200).write_parquet(theirs / "part-00000.parquet")
+    encode(theirs, teacher, params, tmp_path / "their-store")
+
+    ours = EncodeParams(shard_rows=64, pool=str(tmp_path / "our-pool"), reuse=(str(tmp_path / "their-store"),))
+    figures = encode(tiny_corpus, teacher, ours, tmp_path / "store")
+    assert (figures["rows_reused"], figures["rows_encoded"]) == (200, len(frame) - 200)
+    keys = frame.head(200)["key"].to_list()
+    assert np.array_equal(
+        Store.open(tmp_path / "store").lookup(keys), Store.open(tmp_path / "their-store").lookup(keys)
+    )
+
+
+def test_a_store_whose_vectors_another_model_made_is_not_reused(
+    tiny_corpus: Path, tiny_teacher: Path, params: EncodeParams, tmp_path: Path
+) -> None:
+    """The fingerprint matches but the vectors do not: only encoding a sample again can tell."""
+    from pipeline.pool import Pool
+
+    teacher = TeacherParams(str(tiny_teacher))
+    rows = pl.read_parquet(tiny_corpus).with_columns(tokens=pl.lit(5, pl.Int32)).drop("text", "split")
+    noise = np.random.default_rng(0).normal(size=(len(rows), 32)).astype(np.float32)
+    with Pool(tmp_path / "forged-pool", describe(teacher, "float16")) as pool:
+        pool.write(rows, noise / np.linalg.norm(noise, axis=1, keepdims=True))
+        pool.publish(tmp_path / "forged", rows["key"].to_list())
+    ours = EncodeParams(pool=str(tmp_path / "p"), reuse=(str(tmp_path / "forged"),))
+    with pytest.raises(LeafError, match=r"encode\.reuse: .*forged.*cosine.*do not trust this store"):
+        encode(tiny_corpus, teacher, ours, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_of_another_fingerprint_is_not_reused(
+    tiny_corpus: Path, tiny_teacher: Path, params: EncodeParams, tmp_path: Path
+) -> None:
+    encode(tiny_corpus, TeacherParams(str(tiny_teacher), max_length=6), params, tmp_path / "short")
+    ours = EncodeParams(pool=str(tmp_path / "p"), reuse=(str(tmp_path / "short"),))
+    with pytest.raises(LeafError, match=r"encode\.reuse: .*short.*max_length"):
+        encode(tiny_corpus, TeacherParams(str(tiny_teacher)), ours, tmp_path / "store")
+
+
+def test_the_fingerprint_covers_what_decides_the_vectors_and_not_the_name(tiny_teacher: Path, tmp_path: Path) -> None:
+    import shutil
+
+    plain = describe(TeacherParams(str(tiny_teacher)), "float16")
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_teacher, copy)
+    assert describe(TeacherParams(str(copy)), "float16").fingerprint == plain.fingerprint
+    others = [
+        TeacherParams(str(tiny_teacher), max_length=10),
+        TeacherParams(str(tiny_teacher), normalize=False),
+        TeacherParams(str(tiny_teacher), prompts=Prompts(query="q: ")),
+    ]
+    prints = {plain.fingerprint, *(describe(other, "float16").fingerprint for other in others)}
+    tokenizer = copy / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace("[UNK]", "[UNX]"))
+    prints.add(describe(TeacherParams(str(copy)), "float16").fingerprint)
+    assert len(prints) == 5
+
+
+def test_weights_of_another_digest_are_not_loaded(tiny_teacher: Path) -> None:
+    with pytest.raises(LeafError, match=r"teacher\.sha256: the weights have SHA-256 [0-9a-f]{64}, but .* 0{64}"):
+        Teacher(TeacherParams(str(tiny_teacher), sha256="0" * 64), 512)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("package:no_such_package/model", "package `no_such_package` is not installed"),
+        ("package:pipeline/nothing", "has no directory `nothing`"),
+        ("./nowhere", "no such directory"),
+    ],
+)
+def test_a_teacher_that_is_not_there_is_named(model: str, message: str) -> None:
+    with pytest.raises(LeafError, match=message):
+        resolve_model(model)
+
+
+def test_damaged_weights_are_one_sentence(tiny_teacher: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_teacher, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(LeafError, match="cannot be loaded as a sentence-transformers model"):
+        Teacher(TeacherParams(str(broken)), 512)
+
+
+def test_a_vector_that_is_not_a_number_is_refused_with_the_texts_id(
+    tiny_corpus: Path, tiny_teacher: Path, params: EncodeParams, tmp_path: Path
+) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_teacher, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][10] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LeafError, match=r"NaN.*id 'record-\d+'"):
+        encode(tiny_corpus, TeacherParams(str(broken)), params, tmp_path / "store")
+    assert not (tmp_path / "store").exists()

@@ -71,18 +71,18 @@ def _picture(
 
     # Ids in an SVG are random and its date is today unless told otherwise.
     with mpl.rc_context({**mpl.rcParamsDefault, "svg.hashsalt": "leaf", "font.size": 10, "backend": "agg"}):
-        width = 2.5 + 1.6 * max(len(retrieval), 1)
-        figure = Figure(figsize=(width + 4.5, 4), layout="constrained")
+        width = 3 + 1.6 * max(len(retrieval), 1)
+        figure = Figure(figsize=(width + 5, 4), layout="constrained")
         FigureCanvasSVG(figure)
-        left, right = figure.subplots(1, 2, width_ratios=[width, 4.5])
+        left, right = figure.subplots(1, 2, width_ratios=[width, 5])
         _bars(left, retrieval)
         _curves(right, bins, alignment)
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
 
 
 def _bars(axes: Any, retrieval: Mapping[str, Any]) -> None:
-    axes.set_title("Retrieval, with 95 % intervals")
-    axes.set_ylabel("nDCG@10")
+    axes.set_title("Retrieval, and % of the teacher")
+    axes.set_ylabel("nDCG@10, 95 % intervals")
     axes.spines[["top", "right"]].set_visible(False)
     if not retrieval:
         axes.text(0.5, 0.5, "no queries with known documents", ha="center", transform=axes.transAxes)
@@ -119,4 +119,4 @@ def _curves(axes: Any, bins: list[tuple[str, float, float]], alignment: Mapping[
             label = f"{role} (mean {alignment[role]['cosine']['mean']:.3f})"
             axes.step(*zip(*rows, strict=True), where="mid", color=colour, linestyle=style, linewidth=1.8, label=label)
     axes.set_ylim(0, None)
-    axes.legend(loc="upper left", frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.18), ncols=len(ROLE_LOOK), frameon=False)

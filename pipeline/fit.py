@@ -1,15 +1,11 @@
-"""Stage two: fit the student to the stored vectors by regression. The teacher is not loaded.
-
-Schedule: the run's steps are split evenly into `cycles`; within each the learning rate falls linearly from
-`learning_rate` to `learning_rate_end` and starts again. `max_steps` shortens the run: all cycles are kept and become
-shorter. Warm-up multiplies the rate over the first `warmup_steps` of the run.
-"""
+"""Stage two: fit the student to the stored vectors by regression. The teacher is not loaded."""
 
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from pipeline import checkpoint, ridge
@@ -25,48 +22,18 @@ from pipeline.card import write_card
 from pipeline.errors import LeafError
 from pipeline.loader import Example, Loader, Position
 from pipeline.machine import bf16_is_fast, keep_pages
-from pipeline.packed import pack
+from pipeline.packed import by_budget, pack
 from pipeline.params import FitParams
 from pipeline.prefetch import prefetch
+from pipeline.regression import LOSSES, learning_rate, optimiser, total_steps
 from pipeline.store import Store
-from pipeline.student import TOKEN_BUDGET, Student, build, by_budget
+from pipeline.student import TOKEN_BUDGET, build
 from pipeline.teacher import resolve_model, weights_sha256
 from pipeline.tokens import corpus_digest, tokenize
 
 AHEAD = 32  # batches ready before they are wanted
 CURVE_POINTS = 200  # points of the training curve
 NOT_OF_THE_RESULT = ("checkpoint_every",)  # parameters that may change between a run and its continuation
-
-
-def _l2(vectors: Tensor, targets: Tensor) -> Tensor:
-    distances: Tensor = torch.linalg.vector_norm(vectors - targets, dim=1)  # its gradient at 0 is 0
-    return distances.mean()
-
-
-def _mse(vectors: Tensor, targets: Tensor) -> Tensor:
-    return (vectors - targets).square().sum(1).mean()
-
-
-def _cosine(vectors: Tensor, targets: Tensor) -> Tensor:
-    return 1 - functional.cosine_similarity(vectors, targets).mean()
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l2": _l2, "mse": _mse, "cosine": _cosine}
-
-
-def total_steps(params: FitParams, batches_per_epoch: int) -> int:
-    """Steps of the whole run."""
-    steps = params.cycles * params.epochs_per_cycle * batches_per_epoch
-    return steps if params.max_steps is None else min(steps, params.max_steps)
-
-
-def learning_rate(step: int, total: int, params: FitParams) -> float:
-    """Learning rate of step number `step`, counted from 0, of `total`."""
-    cycle = step * params.cycles // total
-    start, stop = -(-cycle * total // params.cycles), -(-(cycle + 1) * total // params.cycles)
-    share = (step - start) / max(1, stop - start - 1)
-    rate = params.learning_rate + share * (params.learning_rate_end - params.learning_rate)
-    return rate * min(1.0, (step + 1) / params.warmup_steps) if params.warmup_steps else rate
 
 
 @dataclass
@@ -151,7 +118,7 @@ class Run:
             raise LeafError(f"fit.snapshots: step {beyond[0]} is impossible; the run has {self.total} steps")
         self.validation = self.loader.validation(params.validation_rows)
         self.student.to(self.device)
-        self.optimiser = _optimiser(self.student, params)
+        self.optimiser = optimiser(self.student, params)
         self.progress = Progress()
         self.loss = LOSSES[params.loss]
 
@@ -210,7 +177,7 @@ class Run:
         progress, params = self.progress, self.params
         window = max(1, self.total // CURVE_POINTS)
         examples = prefetch(self.loader.examples(progress.position), AHEAD)
-        bar: "tqdm[None]" = tqdm(total=self.total, initial=progress.step, desc="fit", unit="step", smoothing=0.05)
+        bar = tqdm(total=self.total, initial=progress.step, desc="fit", unit="step", smoothing=0.05)
         while progress.step < self.total:
             began = time.perf_counter()
             example = next(examples)
@@ -222,7 +189,7 @@ class Run:
             self._advance(example)
             bar.update()
             if progress.step % window == 0 or progress.step == self.total:
-                self._close_window(bar)
+                bar.set_postfix_str(self._close_window())
             if progress.step % params.validate_every == 0 or progress.step == self.total:
                 self._record_validation()
             if progress.step in params.snapshots:
@@ -246,7 +213,7 @@ class Run:
         rate = learning_rate(self.progress.step, self.total, self.params)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        with self._autocast():
+        with self._autocast(), _attention(self.device):
             vectors = self.student(example.batch.to(self.device))
         loss = self.loss(vectors, example.targets.to(self.device))
         self.optimiser.zero_grad(set_to_none=True)
@@ -256,18 +223,19 @@ class Run:
         self.optimiser.step()
         return float(loss.detach())
 
-    def _close_window(self, bar: "tqdm[None]") -> None:
+    def _close_window(self) -> str:
+        """Add the mean loss since the last call to the curve; returns what the progress bar shows."""
         progress = self.progress
         loss = progress.window_loss / progress.window_steps
         if not np.isfinite(loss):
             raise LeafError(
-                f"fit: the loss is no longer finite at step {progress.step}; lower fit.learning_rate "
+                f"the loss is no longer finite at step {progress.step}; lower fit.learning_rate "
                 "(the last checkpoint is from before)"
             )
         progress.curve.append((progress.step, "train", round(loss, 6)))
         rate = progress.presentations / max(progress.training, 1e-9)
-        bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} texts/s")
         progress.window_loss, progress.window_steps = 0.0, 0
+        return f"loss {loss:.4f}, {rate:.0f} texts/s"
 
     def _record_validation(self) -> None:
         self.progress.end = self._validate()
@@ -301,6 +269,14 @@ class Run:
         self.student.save(path, card)
 
 
+def _attention(device: torch.device) -> AbstractContextManager[None]:
+    """On CPUs PyTorch's flash attention has a backward pass ten times slower than that of the plain formula.
+
+    Of a whole step on short texts it was half the time.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
 def _snapshot(out: Path, step: int) -> Path:
     return out.parent / "snapshots" / f"step-{step}"
 
@@ -309,13 +285,3 @@ def _precision(params: FitParams, device: torch.device) -> torch.dtype:
     if params.precision == "auto":
         return torch.bfloat16 if bf16_is_fast(device) else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[params.precision]
-
-
-def _optimiser(student: Student, params: FitParams) -> torch.optim.Optimizer:
-    """AdamW; biases and norms are not decayed, as is usual for transformers."""
-    trained = [p for p in student.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": params.weight_decay},
-        {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)

@@ -7,7 +7,7 @@ for vocabularies above 65,536), `offsets.bin` (int64 [rows + 1]), `keys.bin` (16
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,19 +78,29 @@ def tokenize(corpus: Path, digest: str, tokenizer: Tokenizer, caches: Path) -> T
     )
 
 
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors or KeyErrors
+        raise LeafError(f"{file}: cannot be read: {error}; run the corpus stage again") from None
+
+
+def _rows(file: Path) -> int:
+    with _reading(file):
+        return int(pq.read_metadata(file).num_rows)
+
+
 def _batches(files: list[Path]) -> Iterator[pl.DataFrame]:
     for file in files:
-        try:
-            with pq.ParquetFile(file) as parquet:
-                for batch in parquet.iter_batches(BATCH_ROWS, columns=["key", "text", "split"]):
-                    yield pl.DataFrame(pl.from_arrow(batch))
-        except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors
-            raise LeafError(f"{file}: cannot be read: {error}; run the corpus stage again") from None
+        with _reading(file), pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=["key", "text", "split"]):
+                yield pl.DataFrame(pl.from_arrow(batch))
 
 
 def _write(corpus: Path, tokenizer: Tokenizer, ids_dtype: np.dtype, path: Path) -> None:
     files = corpus_files(corpus)
-    total = sum(pq.read_metadata(file).num_rows for file in files)
+    total = sum(map(_rows, files))
     if total == 0:
         raise LeafError(f"{corpus}: the corpus is empty; nothing can be fitted")
     with ExitStack() as stack:

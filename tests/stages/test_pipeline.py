@@ -31,7 +31,7 @@ class Project:
         (folder / "data" / "sources").mkdir(parents=True)
         self.write_texts(300)
         self.params = params
-        self.set()
+        self.set_params()
         self.run("git", "init", "-q")
         self.dvc("init", "-q")
         self.dvc("config", "core.analytics", "false")
@@ -40,7 +40,7 @@ class Project:
         rows = [{"id": f"r{i}", "title": sentence(2 * i), "body": sentence(2 * i + 1)} for i in range(records)]
         pl.DataFrame(rows).write_ndjson(self.folder / "data" / "sources" / "texts.jsonl")
 
-    def set(self, **sections: dict[str, Any]) -> None:
+    def set_params(self, **sections: dict[str, Any]) -> None:
         changed = {name: {**keys, **sections.get(name, {})} for name, keys in self.params.items()}
         (self.folder / "params.yaml").write_text(yaml.safe_dump(changed), encoding="utf-8")
 
@@ -130,10 +130,10 @@ def test_a_second_repro_runs_nothing(project: Project) -> None:
 
 def test_a_changed_fit_runs_fit_and_evaluate_and_going_back_runs_nothing(project: Project) -> None:
     before = (project.folder / "models" / "student" / "model.safetensors").read_bytes()
-    project.set(fit={"learning_rate": 1e-3})
+    project.set_params(fit={"learning_rate": 1e-3})
     assert project.ran(project.dvc("repro")) == {"fit", "evaluate"}
     assert (project.folder / "models" / "student" / "model.safetensors").read_bytes() != before
-    project.set()
+    project.set_params()
     assert project.ran(project.dvc("repro")) == set()  # served from DVC's run cache
     assert (project.folder / "models" / "student" / "model.safetensors").read_bytes() == before
 

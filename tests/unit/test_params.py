@@ -30,7 +30,7 @@ SECTIONS: dict[str, type] = {
         (
             FitParams,
             {**STUDENT, "batch_size": 0},
-            r"fit\.batch_size: 0 \(int\) is impossible; it must be greater than 0",
+            r"fit\.batch_size: 0 \(int\) is impossible; .* greater than 0",
         ),
         (FitParams, {**STUDENT, "dropout": 1}, r"fit\.dropout: 1\.0 .* between 0 and 0\.9"),
         (FitParams, {**STUDENT, "learning_rate": float("nan")}, r"fit\.learning_rate: nan is impossible; .* finite"),

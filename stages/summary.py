@@ -1,0 +1,45 @@
+"""What the pipeline made: a short table and the paths. Reads the metrics, computes nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import LeafError
+from stages.common import command
+from stages.evaluate import table
+
+METRICS = Path("metrics")
+MADE = {
+    "models/student": "the student, for sentence_transformers.SentenceTransformer",
+    "models/student/README.md": "its model card",
+    "data/embeddings": "the teacher's vectors (docs/format.md)",
+    "metrics/evaluate.json": "every figure above and its interval",
+    "plots/evaluation.svg": "the figures as a picture; `dvc plots show` draws the curves",
+}
+
+
+@command
+def main() -> None:
+    """Print the results of the last run and where they lie."""
+    corpus, encode, fit, evaluate = (
+        _read(METRICS / f"{name}.json") for name in ("corpus", "encode", "fit", "evaluate")
+    )
+    click.echo(f"\ncorpus    {corpus['total']:,} texts, {corpus['splits'].get('heldout', 0):,} of them held out")
+    click.echo(f"encode    {encode['rows_encoded']:,} texts encoded, {encode['rows_reused']:,} reused")
+    click.echo(f"fit       {fit['presentations']:,} presentations, {fit['samples_per_s']:,} a second")
+    click.echo("\n".join(["evaluate", *(f"  {line}" for line in table(evaluate)), ""]))
+    for path, what in MADE.items():
+        click.echo(f"{path:26}{what}")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LeafError(f"{path}: cannot be read ({error}); run `dvc repro` first") from None
+
+
+if __name__ == "__main__":
+    main()

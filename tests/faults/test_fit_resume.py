@@ -1,0 +1,153 @@
+"""A real fit process that is killed, started twice or given damaged input ends as it should."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT
+
+Completed = subprocess.CompletedProcess[str]
+Stage = Callable[..., Completed]
+WEIGHTS = ("model.safetensors", "2_Dense/model.safetensors")
+
+
+def start(folder: Path, out: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.fit", *arguments(out)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def arguments(out: str) -> list[str]:
+    places = {"corpus": "corpus", "embeddings": "store", "out": f"{out}/student", "work": f"{out}/work"}
+    files = {"metrics": f"{out}/fit.json", "curve": f"{out}/curve.csv", "params": "params.yaml"}
+    return [part for name, value in {**places, **files}.items() for part in (f"--{name}", value)]
+
+
+@pytest.fixture
+def encoded(tiny_corpus: Path, write_params: Callable[..., Path], stage: Stage, tmp_path: Path) -> Path:
+    """A folder with corpus, store and params.yaml."""
+    write_params()
+    done = stage("encode", "--corpus", str(tiny_corpus), "--out", "store", "--metrics", "encode.json")
+    assert done.returncode == 0, done.stderr
+    return tmp_path
+
+
+def test_a_fit_killed_again_and_again_ends_with_the_weights_of_one_never_killed(
+    encoded: Path, write_params: Callable[..., Path], stage: Stage
+) -> None:
+    epochs = {"epochs_per_cycle": 20, "checkpoint_every": 3, "validate_every": 40, "buffer_rows": 64}
+    write_params(fit={**epochs, "dropout": 0.1, "snapshots": [0, 5]})
+    whole = stage("fit", *arguments("whole"))
+    assert whole.returncode == 0, whole.stderr
+
+    chance, kills, deaths_after_a_checkpoint = random.Random(4), 0, 0
+    for _ in range(4):
+        process = start(encoded, "torn")
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            if list((encoded / "torn" / "work").glob("*/state.safetensors")):
+                break
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0.05, 1.0))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        deaths_after_a_checkpoint += bool(list((encoded / "torn" / "work").glob("*/state.safetensors")))
+    assert kills
+    assert deaths_after_a_checkpoint
+    torn = stage("fit", *arguments("torn"))
+    assert torn.returncode == 0, torn.stderr
+
+    for student in ("student", "snapshots/step-0", "snapshots/step-5"):
+        for name in WEIGHTS:
+            expected = load_file(encoded / "whole" / student / name)
+            for tensor, value in load_file(encoded / "torn" / student / name).items():
+                assert torch.equal(value, expected[tensor]), (student, tensor)
+    assert (encoded / "whole/student/README.md").read_text() == (encoded / "torn/student/README.md").read_text()
+    assert pl.read_csv(encoded / "whole/curve.csv").equals(pl.read_csv(encoded / "torn/curve.csv"))
+    assert not list((encoded / "torn" / "work").glob("*/state*"))
+
+
+def test_a_fit_improves_on_its_start_and_says_what_it_measured(encoded: Path, stage: Stage) -> None:
+    done = stage("fit", *arguments("out"))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((encoded / "out" / "fit.json").read_text())
+    assert figures["validation"]["loss"] < figures["validation_at_start"]["loss"]
+    train = len(pl.read_parquet(encoded / "corpus/*.parquet").filter(pl.col("split") == "train"))
+    assert figures["presentations"] == 2 * train == 2 * figures["training_rows"]
+    assert set(pl.read_csv(encoded / "out/curve.csv")["split"]) == {"train", "validation"}
+    card = (encoded / "out/student/README.md").read_text()
+    assert f"{figures['validation']['cosine']:.4f}" in card
+    assert "$" not in card
+    assert str(encoded) not in card
+
+
+def test_a_second_run_at_once_is_refused(encoded: Path, write_params: Callable[..., Path], stage: Stage) -> None:
+    write_params(fit={"epochs_per_cycle": 2000})
+    first = start(encoded, "out")
+    try:
+        deadline = time.monotonic() + 60
+        while not list((encoded / "out").glob("work/*/state.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second = stage("fit", *arguments("out"))
+        assert second.returncode == 1
+        assert "another run is under way" in second.stderr
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_bad_input_is_named_and_costs_nothing(encoded: Path, write_params: Callable[..., Path], stage: Stage) -> None:
+    assert stage("fit", *arguments("out")).returncode == 0
+    before = (encoded / "out/student/model.safetensors").read_bytes()
+
+    write_params(fit={"snapshots": [10**6]})
+    assert "fit.snapshots: step 1000000 is impossible" in stage("fit", *arguments("out")).stderr
+
+    write_params(fit={"learning_rate": 1e30, "clip_norm": None, "dropout": 0.0})
+    diverged = stage("fit", *arguments("out"))
+    assert diverged.returncode == 1
+    assert "lower fit.learning_rate" in diverged.stderr
+
+    write_params(fit={"seed": 1})
+    chunk = next(path for path in (encoded / "store/vectors.zarr").rglob("*") if path.is_file() and "c" in path.parts)
+    damaged = bytearray(chunk.read_bytes())
+    damaged[100] ^= 1
+    chunk.unlink()
+    chunk.write_bytes(damaged)
+    done = stage("fit", *arguments("out"))
+    assert done.returncode == 1
+    assert "SHA-256 differs" in done.stderr
+    assert (encoded / "out/student/model.safetensors").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_named(encoded: Path, write_params: Callable[..., Path], stage: Stage) -> None:
+    write_params(fit={"epochs_per_cycle": 2000})
+    process = start(encoded, "out")
+    deadline = time.monotonic() + 60
+    while not (found := list((encoded / "out/work").glob("*/state.safetensors"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    found[0].write_bytes(found[0].read_bytes()[:500])
+    done = stage("fit", *arguments("out"))
+    assert done.returncode == 1
+    assert "the checkpoint is damaged" in done.stderr
+    assert "delete it to start this fit anew" in done.stderr

@@ -1,0 +1,149 @@
+"""The student: built from a checkpoint, started by ridge regression, saved so that sentence-transformers reads it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+
+from pipeline import ridge
+from pipeline.errors import LeafError
+from pipeline.packed import pack
+from pipeline.params import FitParams, StudentParams
+from pipeline.regression import LOSSES, learning_rate, total_steps
+from pipeline.student import Student, StudentEncoder, build
+from pipeline.teacher import weights_sha256
+from tests.conftest import make_model, sentence
+
+TEXTS = [sentence(number) for number in range(60)]
+
+
+def copy_of(model: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(model, folder / "copy"))
+
+
+def test_sentence_transformers_reads_a_saved_student_and_gives_its_vectors(tiny_student: Path, tmp_path: Path) -> None:
+    for normalize in (True, False):
+        student = build(StudentParams(model=str(tiny_student)), dim=24, normalize=normalize).eval()
+        student.save(tmp_path / "student", "a card")
+        plain = SentenceTransformer(str(tmp_path / "student"), device="cpu")
+        ours = StudentEncoder.load(tmp_path / "student").encode(TEXTS)
+        theirs = plain.encode(TEXTS)
+        assert ours.shape == theirs.shape == (60, 24)
+        cosines = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+        assert cosines.min() > 0.999  # bfloat16 against float32
+        if normalize:
+            np.testing.assert_allclose(np.linalg.norm(theirs, axis=1), 1, atol=1e-5)
+        token_ids = [e.ids for e in student.tokenizer().encode_batch_fast(TEXTS)]
+        with torch.no_grad():
+            np.testing.assert_allclose(student(pack(token_ids)).numpy(), theirs, atol=1e-4)
+    assert plain.similarity_fn_name == "cosine"
+    assert not any(plain.prompts.values())
+    assert (tmp_path / "student" / "README.md").read_text() == "a card"
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_the_kept_layers_are_those_named(tmp_path: Path) -> None:
+    checkpoint = make_model(tmp_path / "four", width=16, layers=4)
+    stored = load_file(checkpoint / "model.safetensors")
+    student = build(StudentParams(model=str(checkpoint), layers=(1, 3)), dim=8, normalize=True)
+    for new, old in enumerate((1, 3)):
+        name = "encoder.layer.{}.output.dense.weight"
+        assert torch.equal(student.backbone.state_dict()[name.format(new)], stored[name.format(old)])
+    student.save(tmp_path / "student")
+    assert json.loads((tmp_path / "student" / "config.json").read_text())["num_hidden_layers"] == 2
+
+
+@pytest.mark.parametrize("layers", [(), (4,), (-1,), (1, 1), (2, 0)])
+def test_layers_that_do_not_exist_are_refused(tiny_student: Path, layers: tuple[int, ...]) -> None:
+    with pytest.raises(LeafError, match=r"fit\.student\.layers: .* layers 0 to 1"):
+        build(StudentParams(model=str(tiny_student), layers=layers), dim=8, normalize=True)
+
+
+def test_impossible_lengths_and_heads_are_refused(tiny_student: Path, tmp_path: Path) -> None:
+    with pytest.raises(LeafError, match=r"fit\.student\.max_length: 65 .* 64 positions"):
+        build(StudentParams(model=str(tiny_student), max_length=65), dim=8, normalize=True)
+    with pytest.raises(LeafError, match="0 dimensions"):
+        build(StudentParams(model=str(tiny_student)), dim=0, normalize=True)
+    build(StudentParams(model=str(tiny_student)), dim=8, normalize=True).save(tmp_path / "student")
+    wide = torch.nn.Linear(17, 8)
+    config = tmp_path / "student" / "2_Dense" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "in_features": 17}))
+    save_file({"linear.weight": wide.weight.data, "linear.bias": wide.bias.data}, config.with_name("model.safetensors"))
+    with pytest.raises(LeafError, match="takes 17 features, but the backbone gives 16"):
+        Student.load(tmp_path / "student")
+
+
+def test_weights_with_another_digest_are_not_loaded(tiny_student: Path) -> None:
+    good = weights_sha256(tiny_student)
+    build(StudentParams(model=str(tiny_student), sha256=good), dim=8, normalize=True)
+    with pytest.raises(LeafError, match=r"fit\.student\.sha256.*SHA-256"):
+        build(StudentParams(model=str(tiny_student), sha256="0" * 64), dim=8, normalize=True)
+
+
+def test_checkpoints_that_are_damaged_or_incomplete_are_refused(tiny_student: Path, tmp_path: Path) -> None:
+    model = copy_of(tiny_student, tmp_path)
+    weights = model / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({k: v for k, v in tensors.items() if "layer.1." not in k}, weights, metadata={"format": "pt"})
+    with pytest.raises(LeafError, match="lacks 16 of the weights"):
+        build(StudentParams(model=str(model)), dim=8, normalize=True)
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(LeafError, match="cannot be loaded"):
+        build(StudentParams(model=str(model)), dim=8, normalize=True)
+    with pytest.raises(LeafError, match="no such directory"):
+        build(StudentParams(model=str(tmp_path / "nowhere")), dim=8, normalize=True)
+
+
+def test_a_directory_that_is_no_student_is_named(tiny_teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(LeafError, match="run the fit stage"):
+        Student.load(tmp_path)
+    with pytest.raises(LeafError, match="is not a student: its modules are Transformer, Pooling, Normalize"):
+        Student.load(tiny_teacher)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_ridge_solution_is_that_of_the_textbook(bias: bool) -> None:
+    x, y = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)), torch.randn(200, 3)
+    y = x @ torch.randn(5, 3) + 0.1 * y + 2 * bias
+    head = torch.nn.Linear(5, 3, bias=bias)
+    ridge.solve([(x[:70], y[:70]), (x[70:], y[70:])], head, 0.0)
+    columns = torch.cat([x, torch.ones(200, 1)], 1) if bias else x
+    expected = torch.linalg.lstsq(columns, y).solution
+    torch.testing.assert_close(head.weight.data.T, expected[:5], atol=1e-4, rtol=1e-4)
+    if bias:
+        torch.testing.assert_close(head.bias.data, expected[5], atol=1e-4, rtol=1e-4)
+    ridge.solve([(x, y)], head, 1e6)
+    assert head.weight.abs().max() < 1e-4
+
+
+def test_a_head_that_nothing_determines_is_refused() -> None:
+    with pytest.raises(LeafError, match=r"fit\.student\.ridge: 0 .* 3 texts with 5 features"):
+        ridge.solve([(torch.zeros(3, 5), torch.randn(3, 2))], torch.nn.Linear(5, 2), 0.0)
+
+
+def test_losses_are_what_their_names_say() -> None:
+    vectors, targets = torch.tensor([[3.0, 0.0], [0.0, 1.0]], requires_grad=True), torch.tensor([[0.0, 4.0], [0.0, 1.0]])
+    assert float(LOSSES["l2"](vectors, targets)) == 2.5
+    assert float(LOSSES["mse"](vectors, targets)) == 12.5
+    assert float(LOSSES["cosine"](vectors, targets)) == pytest.approx(0.5)
+    LOSSES["l2"](vectors, targets).backward()
+    assert vectors.grad is not None
+    assert vectors.grad[1].tolist() == [0, 0]  # a perfect vector has no gradient, rather than NaN
+
+
+def test_the_learning_rate_falls_and_restarts_with_each_cycle() -> None:
+    student = StudentParams(model="x")
+    params = FitParams(student, cycles=2, epochs_per_cycle=5, learning_rate=1.0, learning_rate_end=0.1, warmup_steps=2)
+    rates = [learning_rate(step, 20, params) for step in range(20)]
+    assert rates[0] == 0.5
+    assert rates[9] == pytest.approx(0.1)
+    assert rates[10] == 1.0
+    assert rates[19] == pytest.approx(0.1)
+    assert rates[2:10] == sorted(rates[2:10], reverse=True)
+    assert total_steps(params, batches_per_epoch=7) == 70
+    assert total_steps(FitParams(student, max_steps=12), batches_per_epoch=7) == 12

@@ -7,7 +7,6 @@ Normalize), which `SentenceTransformer(path)` loads with no code of this project
 import copy
 import shutil
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 

@@ -50,20 +50,20 @@ def encoded(tiny_corpus: Path, write_params: Callable[..., Path], stage: Stage, 
 def test_a_fit_killed_again_and_again_ends_with_the_weights_of_one_never_killed(
     encoded: Path, write_params: Callable[..., Path], stage: Stage
 ) -> None:
-    epochs = {"epochs_per_cycle": 20, "checkpoint_every": 3, "validate_every": 40, "buffer_rows": 64}
+    epochs = {"epochs_per_cycle": 4, "checkpoint_every": 4, "validate_every": 40, "buffer_rows": 64}
     write_params(fit={**epochs, "dropout": 0.1, "snapshots": [0, 5]})
     whole = stage("fit", *arguments("whole"))
     assert whole.returncode == 0, whole.stderr
 
     chance, kills, deaths_after_a_checkpoint = random.Random(4), 0, 0
-    for _ in range(4):
+    for _ in range(3):
         process = start(encoded, "torn")
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and process.poll() is None:
             if list((encoded / "torn" / "work").glob("*/state.safetensors")):
                 break
             time.sleep(0.02)
-        time.sleep(chance.uniform(0.05, 1.0))
+        time.sleep(chance.uniform(0.05, 0.6))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1

@@ -127,10 +127,13 @@ def test_a_head_that_nothing_determines_is_refused() -> None:
 
 
 def test_losses_are_what_their_names_say() -> None:
-    vectors, targets = torch.tensor([[3.0, 0.0], [0.0, 1.0]], requires_grad=True), torch.tensor([[0.0, 4.0], [0.0, 1.0]])
-    assert float(LOSSES["l2"](vectors, targets)) == 2.5
-    assert float(LOSSES["mse"](vectors, targets)) == 12.5
-    assert float(LOSSES["cosine"](vectors, targets)) == pytest.approx(0.5)
+    vectors, targets = (
+        torch.tensor([[3.0, 0.0], [0.0, 1.0]], requires_grad=True),
+        torch.tensor([[0.0, 4.0], [0.0, 1.0]]),
+    )
+    assert LOSSES["l2"](vectors, targets).item() == 2.5
+    assert LOSSES["mse"](vectors, targets).item() == 12.5
+    assert LOSSES["cosine"](vectors, targets).item() == pytest.approx(0.5)
     LOSSES["l2"](vectors, targets).backward()
     assert vectors.grad is not None
     assert vectors.grad[1].tolist() == [0, 0]  # a perfect vector has no gradient, rather than NaN

@@ -1,0 +1,174 @@
+"""The loader joins by key, visits every training text once an epoch, and can be entered anywhere."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from pipeline.errors import LeafError
+from pipeline.loader import Loader, Position
+from pipeline.pool import Pool
+from pipeline.prefetch import prefetch
+from pipeline.store import Store, StoreMeta
+from pipeline.tokens import Tokens, corpus_digest, tokenize
+from tests.conftest import WORDS, corpus_frame
+
+DIM = 8
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """About 3,000 texts in two parts."""
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    frame = corpus_frame(4000)
+    frame[:1000].write_parquet(directory / "part-00000.parquet")
+    frame[1000:].write_parquet(directory / "part-00001.parquet")
+    return directory
+
+
+def vector(key: bytes) -> np.ndarray:
+    """The vector that stands for a key: anything that tells keys apart in float16."""
+    values = np.frombuffer(key[:DIM], dtype=np.uint8).astype(np.float32) + 1
+    return values / np.linalg.norm(values)
+
+
+def make_store(corpus: Path, folder: Path, leave_out: int = 0, shard_rows: int = 1500) -> Store:
+    """A store of the corpus in an order that has nothing to do with the corpus's."""
+    meta = StoreMeta(fingerprint="0" * 64, teacher={"model": "test"}, dim=DIM, dtype="float16", normalized=True)
+    frame = pl.read_parquet(corpus / "*.parquet").sample(fraction=1, shuffle=True, seed=5)[leave_out:]
+    rows = frame.select("key", "role", "id", "source", pl.lit(3, pl.Int32).alias("tokens"))
+    pool = Pool(folder / "pool", meta)
+    for start in range(0, len(rows), shard_rows):
+        part = rows[start : start + shard_rows]
+        pool.write(part, np.stack([vector(key) for key in part["key"]]))
+    return pool.publish(folder / "store", set(frame["key"]))
+
+
+def make_tokens(corpus: Path, folder: Path) -> Tokens:
+    vocabulary = {word: number for number, word in enumerate(["[UNK]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenize(corpus, corpus_digest(corpus), tokenizer, folder / "tokens")
+
+
+def make_loader(corpus: Path, folder: Path, seed: int = 0, batch_size: int = 32, buffer_rows: int = 1500) -> Loader:
+    store = Store.open(folder / "store") if (folder / "store").exists() else make_store(corpus, folder)
+    return Loader(store, make_tokens(corpus, folder), batch_size, buffer_rows, seed)
+
+
+def epoch_of(loader: Loader, epoch: int) -> list[np.ndarray]:
+    return [batch for buffer in loader.plan(epoch) for batch in buffer]
+
+
+def take(loader: Loader, position: Position, count: int) -> list[tuple[Position, list[int], np.ndarray]]:
+    examples = loader.examples(position)
+    drawn = [next(examples) for _ in range(count)]
+    return [(e.position, e.batch.ids.tolist(), e.targets.numpy()) for e in drawn]
+
+
+def test_an_epoch_visits_each_training_text_once_in_full_batches(corpus: Path, tmp_path: Path) -> None:
+    loader = make_loader(corpus, tmp_path)
+    batches = epoch_of(loader, 0)
+    train = pl.read_parquet(corpus / "*.parquet").filter(pl.col("split") == "train")
+    visited = np.concatenate(batches)
+    assert sorted(visited) == list(range(len(train)))
+    keys = loader.tokens.keys[loader.items.text[visited]].tolist()
+    assert set(keys) == set(train["key"])
+    assert len(batches) == loader.batches_per_epoch
+    assert sum(len(batch) != 32 for batch in batches) <= 1
+
+
+def test_each_text_meets_the_vector_of_its_own_key(corpus: Path, tmp_path: Path) -> None:
+    loader = make_loader(corpus, tmp_path)
+    rows = epoch_of(loader, 0)
+    for example, items in zip(loader.examples(Position()), rows[:40], strict=False):
+        keys = loader.tokens.keys[loader.items.text[items]].tolist()
+        np.testing.assert_allclose(example.targets.numpy(), np.stack([vector(k) for k in keys]), atol=1e-3)
+        expected = loader.pack(items)
+        assert example.batch.ids.tolist() == expected.ids.tolist()
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(corpus: Path, tmp_path: Path) -> None:
+    first, again, other = (make_loader(corpus, tmp_path, seed=seed) for seed in (0, 0, 1))
+    flat = [np.concatenate(epoch_of(loader, 0)).tolist() for loader in (first, again, other)]
+    assert flat[0] == flat[1] != flat[2]
+    assert np.concatenate(epoch_of(first, 1)).tolist() != flat[0]
+
+
+def test_entering_at_any_position_gives_what_follows_there(corpus: Path, tmp_path: Path) -> None:
+    loader = make_loader(corpus, tmp_path)
+    count = 2 * loader.batches_per_epoch + 3
+    whole = take(loader, Position(), count)
+    for start in (1, loader.batches_per_epoch // 2, loader.batches_per_epoch - 1, loader.batches_per_epoch + 5):
+        position = whole[start][0]
+        for (p, ids, targets), (q, ids_too, targets_too) in zip(
+            whole[start:], take(loader, position, count - start), strict=True
+        ):
+            assert (p, ids) == (q, ids_too)
+            np.testing.assert_array_equal(targets, targets_too)
+
+
+def test_batches_hold_texts_of_similar_length(corpus: Path, tmp_path: Path) -> None:
+    loader = make_loader(corpus, tmp_path)
+    lengths = [loader.tokens.lengths(loader.items.text[batch]) for batch in epoch_of(loader, 0)]
+    assert np.mean([np.ptp(batch) for batch in lengths]) < 2 < np.ptp(np.concatenate(lengths))
+
+
+def test_held_out_texts_are_for_validation_only(corpus: Path, tmp_path: Path) -> None:
+    loader = make_loader(corpus, tmp_path)
+    token_ids, targets = loader.validation(100)
+    assert len(token_ids) == len(targets) == 100
+    assert not loader.tokens.train[loader.heldout.text].any()
+    everything, _ = loader.validation(10**6)
+    assert len(everything) == len(pl.read_parquet(corpus / "*.parquet").filter(pl.col("split") == "heldout"))
+
+
+def test_texts_without_a_vector_are_counted(corpus: Path, tmp_path: Path) -> None:
+    make_store(corpus, tmp_path, leave_out=7)
+    with pytest.raises(LeafError, match=r"lacks the vectors of 7 of the corpus's .* run the encode stage"):
+        make_loader(corpus, tmp_path)
+
+
+def test_a_corpus_that_is_all_held_out_is_refused(tmp_path: Path) -> None:
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    corpus_frame(100, heldout_every=1).write_parquet(directory / "part-00000.parquet")
+    with pytest.raises(LeafError, match="no training texts"):
+        make_loader(directory, tmp_path)
+
+
+def test_a_missing_corpus_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LeafError, match="run the corpus stage"):
+        corpus_digest(tmp_path)
+
+
+def test_a_truncated_corpus_is_named_and_leaves_no_cache(corpus: Path, tmp_path: Path) -> None:
+    part = corpus / "part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(LeafError, match=r"part-00001\.parquet.*run the corpus stage again"):
+        make_tokens(corpus, tmp_path)
+    assert not [path for path in (tmp_path / "tokens").glob("*") if not path.name.startswith(".")]
+
+
+def test_tokens_are_made_once(corpus: Path, tmp_path: Path) -> None:
+    make_tokens(corpus, tmp_path)
+    (cache,) = (tmp_path / "tokens").iterdir()
+    before = {file.name: file.stat().st_mtime_ns for file in cache.iterdir()}
+    again = make_tokens(corpus, tmp_path)
+    assert {file.name: file.stat().st_mtime_ns for file in cache.iterdir()} == before
+    texts = pl.read_parquet(corpus / "*.parquet")["text"].to_list()
+    assert [len(again[row]) for row in range(50)] == [len(text.split()) for text in texts[:50]]
+
+
+def test_an_error_while_reading_ahead_reaches_the_reader() -> None:
+    def items() -> object:
+        yield 1
+        raise LeafError("damaged")
+
+    ahead = prefetch(items(), 4)  # type: ignore[arg-type]
+    assert next(ahead) == 1
+    with pytest.raises(LeafError, match="damaged"):
+        next(ahead)

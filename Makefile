@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench
+.PHONY: setup demo test lint bench recipe
 
 setup: $(VENV)/installed
 
@@ -25,3 +25,15 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# A recipe's four stages by hand, everything below runs/NAME: make recipe NAME=mpnet-minilm
+recipe: setup
+	$(BIN)/python -m stages.corpus --params recipes/$(NAME).yaml --out runs/$(NAME)/corpus --metrics runs/$(NAME)/corpus.json
+	$(BIN)/python -m stages.encode --params recipes/$(NAME).yaml --corpus runs/$(NAME)/corpus \
+		--out runs/$(NAME)/embeddings --metrics runs/$(NAME)/encode.json
+	$(BIN)/python -m stages.fit --params recipes/$(NAME).yaml --corpus runs/$(NAME)/corpus \
+		--embeddings runs/$(NAME)/embeddings --out runs/$(NAME)/student --metrics runs/$(NAME)/fit.json \
+		--curve runs/$(NAME)/fit_loss.csv
+	$(BIN)/python -m stages.evaluate --params recipes/$(NAME).yaml --corpus runs/$(NAME)/corpus \
+		--embeddings runs/$(NAME)/embeddings --model runs/$(NAME)/student --out runs/$(NAME)/evaluate.json \
+		--plots runs/$(NAME)/plots

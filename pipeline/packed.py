@@ -8,7 +8,7 @@ Two forms of the same computation: `mean_pooled` uses a transformers model's own
 them (stage two); `Encoder` holds copies laid out for inference (stage one). Families: BERT and MPNet.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Protocol
@@ -135,9 +135,11 @@ def _position_bias(backbone: Any, family: str, length: int) -> Tensor | None:
 
 
 def _attention(
-    qkv: Tensor, runs: Iterable[tuple[int, int]], heads: int, bias: dict[int, Tensor], dropout: float = 0.0
+    qkv: Tensor, runs: Sequence[tuple[int, int]], heads: int, bias: dict[int, Tensor], dropout: float = 0.0
 ) -> Tensor:
     """Softmax attention within each text: [tokens, 3 * width] -> [tokens, width]."""
+    if qkv.is_cuda and len(runs) > 1:
+        return masked_attention(qkv, runs, heads, bias.get(runs[-1][1]), dropout)
     width = qkv.shape[1] // 3
     outputs, start = [], 0
     for count, length in runs:
@@ -147,6 +149,25 @@ def _attention(
         outputs.append(mixed.transpose(1, 2).reshape(count * length, width))
         start += count * length
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def masked_attention(
+    qkv: Tensor, runs: Sequence[tuple[int, int]], heads: int, bias: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    """The same in one call over texts padded to the longest, whose `bias` is [1, heads, longest, longest].
+
+    A GPU waits for launches, not for padding: one masked call replaces a call for every length.
+    """
+    counts, lengths = torch.tensor(runs).T
+    longest, width = int(lengths[-1]), qkv.shape[1] // 3
+    there = torch.arange(longest) < torch.repeat_interleave(lengths, counts)[:, None]  # [texts, longest]
+    slots = there.flatten().nonzero().squeeze(1).to(qkv.device, non_blocking=True)
+    dense = qkv.new_zeros(there.numel(), qkv.shape[1]).index_copy(0, slots, qkv)
+    q, k, v = dense.view(len(there), longest, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+    mask = torch.zeros(there.shape, dtype=qkv.dtype).masked_fill(~there, float("-inf")).to(qkv.device)[:, None, None]
+    mask = mask.expand(-1, heads, longest, -1) if bias is None else mask + bias
+    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return mixed.transpose(1, 2).reshape(-1, width).index_select(0, slots)
 
 
 def _pool(hidden: Tensor, batch: Batch, mode: Pooling) -> Tensor:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel
 
+from pipeline import packed
 from pipeline.errors import LeafError
 from pipeline.packed import Encoder, mean_pooled, pack
 from tests.conftest import make_model
@@ -62,6 +63,17 @@ def test_gradients_equal_those_of_the_padded_forward(backbone: torch.nn.Module) 
     assert grads[0].keys() == grads[1].keys()
     for name, expected in grads[0].items():
         assert torch.allclose(grads[1][name], expected, atol=1e-3, rtol=1e-3), name
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_masked_attention_of_gpus_equals_the_one_by_length(biased: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    runs = ((2, 1), (3, 4), (1, 7))
+    qkv = torch.randn(2 * 1 + 3 * 4 + 7, 3 * 16, generator=random)
+    whole = torch.randn(1, 4, 7, 7, generator=random)
+    bias = {length: whole[:, :, :length, :length] for _, length in runs} if biased else {}
+    expected = packed._attention(qkv, runs, 4, bias)
+    assert torch.allclose(packed.masked_attention(qkv, runs, 4, bias.get(7)), expected, atol=1e-5)
 
 
 def test_a_text_without_tokens_is_refused() -> None:

@@ -5,7 +5,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from pipeline import checkpoint, ridge
@@ -213,7 +211,7 @@ class Run:
         rate = learning_rate(self.progress.step, self.total, self.params)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        with self._autocast(), _attention(self.device):
+        with self._autocast():
             vectors = self.student(example.batch.to(self.device))
         loss = self.loss(vectors, example.targets.to(self.device))
         self.optimiser.zero_grad(set_to_none=True)
@@ -267,14 +265,6 @@ class Run:
     def _save(self, path: Path) -> None:
         card = write_card(self.store.meta, self.corpus, self.params, self.metrics(), self.student)
         self.student.save(path, card)
-
-
-def _attention(device: torch.device) -> AbstractContextManager[None]:
-    """On CPUs PyTorch's flash attention has a backward pass ten times slower than that of the plain formula.
-
-    Of a whole step on short texts it was half the time.
-    """
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def _snapshot(out: Path, step: int) -> Path:

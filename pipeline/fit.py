@@ -118,6 +118,8 @@ class Run:
         self.student.to(self.device)
         self.optimiser = optimiser(self.student, params)
         self.progress = Progress()
+        # Losses are added up on the device: reading each would make a GPU wait for the host at every step.
+        self.window = torch.zeros((), dtype=torch.float64, device=self.device)
         self.loss = LOSSES[params.loss]
 
     def train(self, directory: Path, out: Path) -> Result:
@@ -131,6 +133,7 @@ class Run:
         else:
             checkpoint.restore(state, self.student, self.optimiser)
             self.progress = Progress.parse(state.progress)
+            self.window.fill_(self.progress.window_loss)
         self._steps(directory, out)
         self._save(out)
         return Result(self.metrics(), self.progress.curve)
@@ -180,7 +183,7 @@ class Run:
             began = time.perf_counter()
             example = next(examples)
             ready = time.perf_counter()
-            progress.window_loss += self._step(example)
+            self.window += self._step(example)
             done = time.perf_counter()
             progress.waiting += ready - began
             progress.training += done - began
@@ -205,7 +208,7 @@ class Run:
         progress.presentations += len(example.targets)
         progress.window_steps += 1
 
-    def _step(self, example: Example) -> float:
+    def _step(self, example: Example) -> Tensor:
         """One update of all weights; the batch's loss before it."""
         self.student.train()
         rate = learning_rate(self.progress.step, self.total, self.params)
@@ -219,12 +222,12 @@ class Run:
         if self.params.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.params.clip_norm)
         self.optimiser.step()
-        return float(loss.detach())
+        return loss.detach()
 
     def _close_window(self) -> str:
         """Add the mean loss since the last call to the curve; returns what the progress bar shows."""
         progress = self.progress
-        loss = progress.window_loss / progress.window_steps
+        loss = float(self.window) / progress.window_steps
         if not np.isfinite(loss):
             raise LeafError(
                 f"the loss is no longer finite at step {progress.step}; lower fit.learning_rate "
@@ -232,7 +235,8 @@ class Run:
             )
         progress.curve.append((progress.step, "train", round(loss, 6)))
         rate = progress.presentations / max(progress.training, 1e-9)
-        progress.window_loss, progress.window_steps = 0.0, 0
+        self.window.zero_()
+        progress.window_steps = 0
         return f"loss {loss:.4f}, {rate:.0f} texts/s"
 
     def _record_validation(self) -> None:
@@ -258,6 +262,7 @@ class Run:
         return {"loss": loss / len(token_ids), "cosine": cosine / len(token_ids)}
 
     def _checkpoint(self, directory: Path) -> None:
+        self.progress.window_loss = float(self.window)
         if not np.isfinite(self.progress.window_loss):
             return  # the window's end will say so; the checkpoint before is still good
         checkpoint.save(checkpoint.capture(self.student, self.optimiser, asdict(self.progress)), directory)

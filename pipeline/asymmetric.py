@@ -32,7 +32,7 @@ def build(student: Path, teacher: TeacherParams) -> Any:
 
     if not (student / "modules.json").is_file():
         raise LeafError(f"{student}: holds no student (no modules.json); run the fit stage first")
-    queries = load_sentence_transformer(student, str(student))
+    queries: Any = load_sentence_transformer(student, str(student))
     documents = load_sentence_transformer(resolve_model(teacher.model, teacher.revision), teacher.model)
     if teacher.max_length is not None:
         documents.max_seq_length = teacher.max_length
@@ -56,7 +56,7 @@ def save(model: Any, out: Path, card: str | None = None) -> None:
     _finish(temporary, out, card)
 
 
-def save_named(model: Any, student: Path, teacher: TeacherParams, name: str | None, out: Path, card: str) -> None:
+def save_named(model: Any, student: Path, teacher: TeacherParams, *, name: str | None, out: Path, card: str) -> None:
     """Write the student, the teacher's hub id `name` (None: whoever loads it says where), and the loader.
 
     No directory format of sentence-transformers 6 can name a module's weights in another repository, so the 20 lines
@@ -78,13 +78,6 @@ def save_named(model: Any, student: Path, teacher: TeacherParams, name: str | No
     loader = files("pipeline").joinpath("templates/asymmetric.py").read_text(encoding="utf-8")
     (temporary / "asymmetric.py").write_text(loader, encoding="utf-8")
     _finish(temporary, out, card)
-
-
-def hub_id(teacher: TeacherParams) -> str | None:
-    """The teacher's id on the model hub, if that is how the parameters name it."""
-    model = teacher.model
-    local = model.startswith(("package:", ".", "/", "~")) or Path(model).is_dir()
-    return None if local else model
 
 
 def _fresh(out: Path) -> Path:

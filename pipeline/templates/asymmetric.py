@@ -9,29 +9,26 @@ Needs sentence-transformers alone:
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Router
+from sentence_transformers.base.modules import Normalize, Router
 
 HERE = Path(__file__).parent
 
 
-def load(teacher: str | None = None, **options: object) -> SentenceTransformer:
+def load(teacher: str | None = None, **options: Any) -> SentenceTransformer:
     """`teacher`: a hub id or directory in place of the named one; it must give the vectors of the named one."""
     named = json.loads((HERE / "teacher.json").read_text(encoding="utf-8"))
     if not (model := teacher or named["model"]):
         raise ValueError("teacher.json names no teacher on the hub: load(teacher=DIRECTORY)")
     revision = None if teacher else named["revision"]
-    documents = SentenceTransformer(model, revision=revision, trust_remote_code=False, **options)
+    documents: Any = SentenceTransformer(model, revision=revision, trust_remote_code=False, **options)
     documents.max_seq_length = named["max_length"]
-    modules = [module for module in documents if named["normalize"] or type(module).__name__ != "Normalize"]
-    if named["normalize"] and type(modules[-1]).__name__ != "Normalize":
-        from sentence_transformers.base.modules import Normalize
-
-        modules.append(Normalize())
-    queries = SentenceTransformer(str(HERE / "student"), **options)
-    router = Router.for_query_document(list(queries), modules)
+    modules: list[Any] = [module for module in documents if not isinstance(module, Normalize)]
+    queries: Any = SentenceTransformer(str(HERE / "student"), **options)
+    router: Any = Router.for_query_document(list(queries), modules + [Normalize()] * named["normalize"])
     both = SentenceTransformer(modules=[router], prompts=named["prompts"], similarity_fn_name="cosine")
     found = both.encode_document(named["probe"]["text"], convert_to_tensor=True).float().cpu()
     cosine = torch.cosine_similarity(found, torch.tensor(named["probe"]["vector"]), dim=0)

@@ -76,12 +76,14 @@ def export(
     if lowest < LOWEST_COSINE:
         raise LeafError(f"{out.onnx}: the float32 graph has a cosine of {lowest:.5f} to PyTorch; do not use it")
     if params.speed_texts:
-        figures["speed"] = parity.speed(model, loaded, graphs, held["text"].to_list()[: params.speed_texts])
+        figures["speed"] = parity.speed(model, loaded, graphs, _spaced(held, params.speed_texts))
     (out.onnx / "README.md").write_text(_onnx_card(figures["onnx"], origin, loaded), encoding="utf-8")
     out.cards.mkdir(parents=True, exist_ok=True)
     written = student / "README.md"
     card = written.read_text(encoding="utf-8") if written.is_file() else "# A student\n"
-    (out.cards / "student.md").write_text(export_cards.student_card(card, origin), encoding="utf-8")
+    (out.cards / "student.md").write_text(
+        export_cards.student_card(card, origin, sections.teacher.model), encoding="utf-8"
+    )
     rounded: dict[str, Any] = _rounded(figures)
     return rounded
 
@@ -101,7 +103,7 @@ def _read(file: Path) -> Any:
 
 
 def _compared(corpus: Path, params: ExportParams) -> pl.DataFrame:
-    """Up to `rows` texts of each role, held-out ones where there are any, in the order of keys, which is random."""
+    """The held-out texts, or the first ones where none is held out; by role, and by key, which is a random order."""
     texts = scan(corpus)
     held = texts.filter(pl.col("split") == "heldout").sort("role", "key").collect()
     if held.is_empty():
@@ -109,6 +111,13 @@ def _compared(corpus: Path, params: ExportParams) -> pl.DataFrame:
     if held.is_empty():
         raise LeafError(f"{corpus}: holds no texts to compare the exported models on")
     return held
+
+
+def _spaced(held: pl.DataFrame, count: int) -> list[str]:
+    """`count` texts at even distances, so that both roles have their share."""
+    rows = np.unique(np.linspace(0, len(held) - 1, count).astype(np.int64))
+    texts: list[str] = held["text"][rows].to_list()
+    return texts
 
 
 def _write_asymmetric(model: Any, student: Path, sections: Sections, origin: Origin, out: Outputs) -> None:

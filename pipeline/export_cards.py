@@ -120,10 +120,14 @@ def results(origin: Origin, modes: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def student_card(card: str, origin: Origin) -> str:
-    """The card that fit wrote, with the front matter and the results that are known now."""
+def student_card(card: str, origin: Origin, teacher: str) -> str:
+    """The card that fit wrote, with the front matter and the results that are known now.
+
+    Where it calls the teacher by the parameter `teacher`, readers get the hub id, if there is one.
+    """
     modes = ("standard", "asymmetric")
-    body = FRONT_MATTER.sub("", card).strip()
+    head, parameters, rest = FRONT_MATTER.sub("", card).strip().partition("\n## Parameters")
+    body = head.replace(teacher, origin.teacher or teacher) + parameters + rest
     table = results(origin, modes).replace("## Results", "## Retrieval")
     return "\n".join([front_matter("student", origin, modes), body, "", table])
 
@@ -133,7 +137,7 @@ def asymmetric_card(kind: str, origin: Origin, dim: int, prompt: str) -> str:
     modes = ("asymmetric",)
     name = "asymmetric" if kind == "inside" else "asymmetric-named"
     usage = USAGE[kind] if kind == "inside" or origin.teacher else USAGE[kind].replace("()", "(teacher=DIRECTORY)")
-    shown = {"name": name, "teacher": origin.teacher or NAMELESS, "dim": dim, "prompt": prompt, "usage": usage}
+    shown = {"name": name, "teacher": origin.teacher or NAMELESS, "dim": dim, "prompt": _code(prompt), "usage": usage}
     return front_matter(name, origin, modes) + _fill("asymmetric.md", shown | {"results": results(origin, modes)})
 
 
@@ -144,6 +148,10 @@ def onnx_card(origin: Origin, dim: int, max_length: int, rows: Sequence[Sequence
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     body = _fill("onnx.md", shown | {"table": table, "results": results(origin, modes)})
     return front_matter("onnx", origin, modes, library="onnx") + body
+
+
+def _code(prompt: str) -> str:
+    return f"the prompt `{prompt}`" if prompt else "no prompt"
 
 
 def _fill(template: str, values: dict[str, Any]) -> str:

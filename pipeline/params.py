@@ -171,8 +171,8 @@ class ExportParams:
     """Section `export`: the models made for serving, their cards, and how far they are compared."""
 
     rows: int = field(default=1000, metadata=positive())
-    """Held-out texts of a role whose exported vectors are compared with the original ones."""
-    speed_texts: int = field(default=128, metadata=bounded(0))
+    """Held-out queries, and a tenth as many documents, whose exported vectors are compared with the original ones."""
+    speed_texts: int = field(default=64, metadata=bounded(0))
     """Texts in one timed round; 0 measures no speed."""
     bootstrap: int = field(default=1000, metadata=bounded(0))
     seed: int = field(default=0, metadata=bounded(0))

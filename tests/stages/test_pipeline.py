@@ -65,7 +65,9 @@ class Project:
         return json.loads((self.folder / "metrics" / f"{name}.json").read_text())
 
     def ran(self, output: str) -> set[str]:
-        return {name for name in ("corpus", "encode", "fit", "evaluate") if f"Running stage '{name}'" in output}
+        return {
+            name for name in ("corpus", "encode", "fit", "evaluate", "export") if f"Running stage '{name}'" in output
+        }
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_s
             "checkpoint_every": 50,
         },
         "evaluate": {"bootstrap": 50},
+        "export": {"speed_texts": 4, "bootstrap": 50},
     }
     made = Project(tmp_path_factory.mktemp("project"), params)
     made.dvc("repro")
@@ -131,7 +134,7 @@ def test_a_second_repro_runs_nothing(project: Project) -> None:
 def test_a_changed_fit_runs_fit_and_evaluate_and_going_back_runs_nothing(project: Project) -> None:
     before = (project.folder / "models" / "student" / "model.safetensors").read_bytes()
     project.set_params(fit={"learning_rate": 1e-3})
-    assert project.ran(project.dvc("repro")) == {"fit", "evaluate"}
+    assert project.ran(project.dvc("repro")) == {"fit", "evaluate", "export"}
     assert (project.folder / "models" / "student" / "model.safetensors").read_bytes() != before
     project.set_params()
     assert project.ran(project.dvc("repro")) == set()  # served from DVC's run cache

@@ -121,7 +121,7 @@ def _require(condition: bool, message: str) -> None:
 
 def _parse(found: dict[str, Any]) -> Manifest:
     plain = ("fingerprint", "teacher", "dim", "dtype", "normalized")
-    meta = StoreMeta(*(found[name] for name in plain), found.get("license"))
+    meta = StoreMeta(**{name: found[name] for name in plain}, license=found.get("license"))
     check_meta(meta)
     shards = tuple(parse_shard(entry, meta) for entry in found["shards"])
     _require(len({info.name for info in shards}) == len(shards), "a shard is listed twice")

@@ -99,6 +99,9 @@ class Store:
         for i in range(len(self.shards)):
             self.verify_shard(i)
         self._check_common()
+        self._check_unique()
+
+    def _check_unique(self) -> None:
         ordered, _ = self._index
         twice = ordered[1:][ordered[1:] == ordered[:-1]]
         if len(twice):

@@ -95,11 +95,17 @@ class Store:
         Raises:
             LeafError: names the shard and the repair.
         """
-        self._check_stray()
-        for i in range(len(self.shards)):
-            self.verify_shard(i)
-        self._check_common()
-        self._check_unique()
+        try:
+            self._check_stray()
+            for i in range(len(self.shards)):
+                self.verify_shard(i)
+            self._check_common()
+            self._check_unique()
+        except LeafError:
+            # A writer may have swapped the directory for a new one while it was read.
+            if manifest.read(self.path / "store.json") != self.manifest:
+                raise LeafError(f"{self.path}: was published anew while it was checked; run again") from None
+            raise
 
     def _check_unique(self) -> None:
         ordered, _ = self._index

@@ -137,6 +137,24 @@ def example(whole: Path, data: st.DataObject, counts: Counter[str]) -> None:
         assert [path.name for path in Path(directory).iterdir()] == ["store"]
 
 
+def one_round(store: Path, number: int, counts: Counter[str]) -> None:
+    """Twenty examples from one seed."""
+
+    @seed(number)
+    @settings(
+        max_examples=20,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(data=st.data())
+    def run(data: st.DataObject) -> None:
+        example(store, data, counts)
+
+    run()
+
+
 def rounds(minutes: float, first_seed: int) -> tuple[Counter[str], list[str]]:
     """Examples until the time is up; counts by kind, and failures with the seed that shows them."""
     counts: Counter[str] = Counter()
@@ -150,22 +168,8 @@ def rounds(minutes: float, first_seed: int) -> tuple[Counter[str], list[str]]:
                     pool.write(rows(first, size), vectors(first, size))
                 stores.append(pool.publish(Path(directory) / dtype, pool.keys()).path)
         while time.monotonic() < end:
-            store = stores[number % 2]
-
-            @seed(number)
-            @settings(
-                max_examples=20,
-                deadline=None,
-                database=None,
-                phases=[Phase.generate],
-                suppress_health_check=list(HealthCheck),
-            )
-            @given(data=st.data())
-            def run(data: st.DataObject, store: Path = store) -> None:
-                example(store, data, counts)
-
             try:
-                run()
+                one_round(stores[number % 2], number, counts)
             except BaseException as error:  # a panic of a reader's native code is one, too
                 if isinstance(error, KeyboardInterrupt):
                     raise

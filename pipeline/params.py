@@ -93,6 +93,8 @@ class TeacherParams:
     max_length: int | None = field(default=None, metadata=bounded(4))
     """Tokens, specials included; the model's own limit where it is left out."""
     normalize: bool = True
+    license: str | None = None
+    """The model's licence (SPDX, `Apache-2.0`), told to whoever gets the store; not part of the fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ class EncodeParams:
     shard_rows: int = field(default=65_536, metadata=positive())
     dtype: Literal["float16", "float32", "int8"] = "float16"
     reuse: tuple[str, ...] = ()
-    """Other stores with the same fingerprint, whose vectors are taken instead of computed."""
+    """Other stores with the same fingerprint (paths or s3:// URLs), whose vectors are taken instead of computed."""
+    license: str | None = None
+    """Licence of the vectors (SPDX, `CC-BY-4.0`), written into the store."""
     pool: str = ".cache/pool"
     token_budget: int = field(default=8192, metadata=bounded(64))
     """Tokens in one forward pass."""

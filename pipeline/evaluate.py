@@ -223,7 +223,7 @@ def retrieval(
     """nDCG@10, recall@100 and MRR@10 of the three modes, with 95 % bootstrap intervals over the queries.
 
     `retention` is the share of the teacher's nDCG@10, its interval paired by query; None where the teacher has 0.
-    `difference` is that of nDCG@10 to the teacher's, paired likewise.
+    `difference` is that of nDCG@10 to the teacher's, paired likewise; `gain` that of asymmetric to standard.
 
     Args:
         judged: for each query, the grade of documents, by row of `documents`; above 0 is relevant.
@@ -245,6 +245,7 @@ def retrieval(
                 intervals["retention"] = metrics.interval(samples[:, at, 0] / samples[:, 0, 0])
             result[mode]["difference"] = difference(means[at, 0] - means[0, 0], samples[:, at, 0] - samples[:, 0, 0])
         result[mode]["interval"] = intervals
+    result["asymmetric"]["gain"] = difference(means[2, 0] - means[1, 0], samples[:, 2, 0] - samples[:, 1, 0])
     return result
 
 

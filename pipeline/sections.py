@@ -9,6 +9,13 @@ from pipeline import figures
 Rows = Sequence[Mapping[str, str]]
 MODES = ("teacher", "standard", "asymmetric")
 UNRESOLVED = "unresolved"
+NARROW = "\N{NO-BREAK SPACE}"  # a cell breaks between figure and interval, not inside
+
+
+PICKED = (
+    "A profile is the share of its own full nDCG@10 that a mode keeps. Of its differences to the teacher's the largest is "
+    "named, with the interval at that place, which makes no allowance for its having been picked."
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ def sections(metrics: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Sec
     """The sections in order; one without anything to say is left out."""
     evaluated = metrics["evaluate"]
     found = [
-        Section("answers", "In short", sentences=list(_answers(evaluated))),
+        Section("answers", "In short", PICKED, sentences=list(_answers(evaluated))),
         _retrieval(evaluated["retrieval"]),
         _truncation(evaluated.get("truncation", {}), tables["truncation"]),
         _quantisation(evaluated.get("quantisation", {}), tables["quantisation"]),
@@ -66,7 +73,7 @@ def number(value: float | None, span: Sequence[float] | None = None, digits: int
     """`0.512 [0.480, 0.541]`; a dash for nothing."""
     if value is None:
         return "–"
-    return f"{value:.{digits}f}" + (f" [{span[0]:.{digits}f}, {span[1]:.{digits}f}]" if span else "")
+    return f"{value:.{digits}f}" + (f" [{span[0]:.{digits}f},{NARROW}{span[1]:.{digits}f}]" if span else "")
 
 
 def change(one: Mapping[str, Any] | None, digits: int = 3) -> str:
@@ -74,7 +81,7 @@ def change(one: Mapping[str, Any] | None, digits: int = 3) -> str:
     if one is None:
         return "–"
     span = one["interval"]
-    ends = f" [{span[0]:+.{digits}f}, {span[1]:+.{digits}f}]" if span else ""
+    ends = f" [{span[0]:+.{digits}f},{NARROW}{span[1]:+.{digits}f}]" if span else ""
     return f"{one['mean']:+.{digits}f}{ends}{' unresolved' * (one['verdict'] == UNRESOLVED)}".replace("-", "−")
 
 
@@ -91,7 +98,7 @@ def _answers(evaluated: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}, does truncation follow the teacher? {_follows(cut['largest'], ' dimensions')}"
         if coded := evaluated.get("quantisation", {}).get(name):
             for precision, largest in coded["largest"].items():
-                yield f"{name}, does {precision} quantisation? {_follows(largest, '')}"
+                yield f"{name}, does {precision} quantisation follow the teacher? {_follows(largest, '')}"
 
 
 def _follows(largest: Mapping[str, Any], unit: str) -> str:

@@ -17,7 +17,7 @@ from pipeline.card import name_of
 from pipeline.errors import LeafError
 from pipeline.sections import Section, sections
 
-TABLES = ("retention", "alignment", "truncation", "quantisation", "map")
+TABLES = ("alignment", "truncation", "quantisation", "map")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Sources:
     params: Path = Path("params.yaml")
     store: Path = Path("data/embeddings/store.json")
     metrics: Path = Path("metrics")
-    """corpus.json, encode.json, fit.json, evaluate.json, cost.json."""
+    """corpus.json, fit.json, evaluate.json, cost.json."""
     plots: Path = Path("plots")
     """fit_loss.csv, and what `plots.write` makes."""
 
@@ -38,9 +38,7 @@ def render(sources: Sources) -> str:
     Raises:
         LeafError: a file is missing or cannot be read; says which stage makes it.
     """
-    metrics = {
-        name: _json(sources.metrics / f"{name}.json") for name in ("corpus", "encode", "fit", "evaluate", "cost")
-    }
+    metrics = {name: _json(sources.metrics / f"{name}.json") for name in ("corpus", "fit", "evaluate", "cost")}
     tables = {name: _csv(sources.plots / f"{name}.csv") for name in (*TABLES, "fit_loss")}
     store, moved = _json(sources.store), _json(sources.plots / "moved.json")
     params_text = _text(sources.params)

@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import figures
+from pipeline.wording import change, number, percent
 
 Rows = Sequence[Mapping[str, str]]
 MODES = ("teacher", "standard", "asymmetric")
-UNRESOLVED = "unresolved"
-NARROW = "\N{NO-BREAK SPACE}"  # a cell breaks between figure and interval, not inside
-
-
+SPEED = {
+    "texts_per_s": "texts a second",
+    "latency_p50_ms": "latency p50, ms",
+    "latency_p95_ms": "latency p95, ms",
+}
 PICKED = (
-    "A profile is the share of its own full nDCG@10 that a mode keeps. Of its differences to the teacher's the largest is "
-    "named, with the interval at that place, which makes no allowance for its having been picked."
+    "A profile is the share of its own full nDCG@10 that a mode keeps. Of its differences to the teacher's the largest "
+    "is named, with the interval at that place, which makes no allowance for its having been picked."
 )
 
 
@@ -69,29 +71,13 @@ def sections(metrics: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Sec
     return [one for one in found if one.figures or one.tables or one.sentences]
 
 
-def number(value: float | None, span: Sequence[float] | None = None, digits: int = 3) -> str:
-    """`0.512 [0.480, 0.541]`; a dash for nothing."""
-    if value is None:
-        return "–"
-    return f"{value:.{digits}f}" + (f" [{span[0]:.{digits}f},{NARROW}{span[1]:.{digits}f}]" if span else "")
-
-
-def change(one: Mapping[str, Any] | None, digits: int = 3) -> str:
-    """A difference with its sign, interval and, where it decides nothing, the word for that."""
-    if one is None:
-        return "–"
-    span = one["interval"]
-    ends = f" [{span[0]:+.{digits}f},{NARROW}{span[1]:+.{digits}f}]" if span else ""
-    return f"{one['mean']:+.{digits}f}{ends}{' unresolved' * (one['verdict'] == UNRESOLVED)}".replace("-", "−")
-
-
 def _answers(evaluated: Mapping[str, Any]) -> Iterator[str]:
     for name, result in evaluated["retrieval"].items():
         standard, asymmetric = (result[mode] for mode in MODES[1:])
         n = result["queries"]
         yield (
-            f"{name} ({n:,} queries): the student keeps {_percent(standard['retention'])} of the teacher's nDCG@10 in "
-            f"standard mode and {_percent(asymmetric['retention'])} in asymmetric mode; asymmetric adds "
+            f"{name} ({n:,} queries): the student keeps {percent(standard['retention'])} of the teacher's nDCG@10 in "
+            f"standard mode and {percent(asymmetric['retention'])} in asymmetric mode; asymmetric adds "
             f"{change(asymmetric['gain'])} to standard."
         )
         if cut := evaluated.get("truncation", {}).get(name):
@@ -104,10 +90,6 @@ def _answers(evaluated: Mapping[str, Any]) -> Iterator[str]:
 def _follows(largest: Mapping[str, Any], unit: str) -> str:
     parts = [f"{mode} {change(one)} at {one['at']}{unit}" for mode, one in largest.items() if one is not None]
     return f"Largest difference between its profile and the teacher's: {'; '.join(parts) or 'none known'}."
-
-
-def _percent(value: float | None) -> str:
-    return "an unknown share" if value is None else f"{value:.1%}"
 
 
 def _retrieval(results: Mapping[str, Any]) -> Section:
@@ -193,11 +175,11 @@ def _cost(spent: Mapping[str, Any]) -> Section:
     rows = []
     for threads, turn in spent["threads"].items():
         for model in figures.MODELS:
-            measured = [number(turn[model][key]["value"], turn[model][key]["interval"], 1) for key in turn[model]]
+            measured = [number(turn[model][key]["value"], turn[model][key]["interval"], 1) for key in SPEED]
             rows.append((f"{model}, {threads} thread{'s' * (threads != '1')}", *measured))
         ratio = number(turn["ratio"]["value"], turn["ratio"]["interval"], 2)
         rows.append((f"student to teacher, {threads} thread{'s' * (threads != '1')}", ratio, "", ""))
-    keys = ("model", "texts a second", "latency p50, ms", "latency p95, ms")
+    keys = ("model", *SPEED.values())
     sizes = [
         (
             name,

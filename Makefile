@@ -37,3 +37,6 @@ recipe: setup
 	$(BIN)/python -m stages.evaluate --params recipes/$(NAME).yaml --corpus runs/$(NAME)/corpus \
 		--embeddings runs/$(NAME)/embeddings --model runs/$(NAME)/student --out runs/$(NAME)/evaluate.json \
 		--plots runs/$(NAME)/plots
+	$(BIN)/python -m stages.export --params recipes/$(NAME).yaml --corpus runs/$(NAME)/corpus \
+		--embeddings runs/$(NAME)/embeddings --model runs/$(NAME)/student --evaluation runs/$(NAME)/evaluate.json \
+		--out runs/$(NAME) --metrics runs/$(NAME)/export.json

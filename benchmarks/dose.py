@@ -1,6 +1,6 @@
 """Retention against the number of presentations: a row for each snapshot of a recipe's run, and for its student.
 
-    python -m benchmarks.dose --params recipes/mpnet-minilm.yaml --run runs/mpnet-minilm
+python -m benchmarks.dose --params recipes/mpnet-minilm.yaml --run runs/mpnet-minilm
 """
 
 import json

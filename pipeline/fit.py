@@ -5,7 +5,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from pipeline import checkpoint, ridge
@@ -120,6 +118,8 @@ class Run:
         self.student.to(self.device)
         self.optimiser = optimiser(self.student, params)
         self.progress = Progress()
+        # Losses are added up on the device: reading each would make a GPU wait for the host at every step.
+        self.window = torch.zeros((), dtype=torch.float64, device=self.device)
         self.loss = LOSSES[params.loss]
 
     def train(self, directory: Path, out: Path) -> Result:
@@ -133,6 +133,7 @@ class Run:
         else:
             checkpoint.restore(state, self.student, self.optimiser)
             self.progress = Progress.parse(state.progress)
+            self.window.fill_(self.progress.window_loss)
         self._steps(directory, out)
         self._save(out)
         return Result(self.metrics(), self.progress.curve)
@@ -182,7 +183,7 @@ class Run:
             began = time.perf_counter()
             example = next(examples)
             ready = time.perf_counter()
-            progress.window_loss += self._step(example)
+            self.window += self._step(example)
             done = time.perf_counter()
             progress.waiting += ready - began
             progress.training += done - began
@@ -207,13 +208,13 @@ class Run:
         progress.presentations += len(example.targets)
         progress.window_steps += 1
 
-    def _step(self, example: Example) -> float:
+    def _step(self, example: Example) -> Tensor:
         """One update of all weights; the batch's loss before it."""
         self.student.train()
         rate = learning_rate(self.progress.step, self.total, self.params)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        with self._autocast(), _attention(self.device):
+        with self._autocast():
             vectors = self.student(example.batch.to(self.device))
         loss = self.loss(vectors, example.targets.to(self.device))
         self.optimiser.zero_grad(set_to_none=True)
@@ -221,12 +222,12 @@ class Run:
         if self.params.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.params.clip_norm)
         self.optimiser.step()
-        return float(loss.detach())
+        return loss.detach()
 
     def _close_window(self) -> str:
         """Add the mean loss since the last call to the curve; returns what the progress bar shows."""
         progress = self.progress
-        loss = progress.window_loss / progress.window_steps
+        loss = float(self.window) / progress.window_steps
         if not np.isfinite(loss):
             raise LeafError(
                 f"the loss is no longer finite at step {progress.step}; lower fit.learning_rate "
@@ -234,7 +235,8 @@ class Run:
             )
         progress.curve.append((progress.step, "train", round(loss, 6)))
         rate = progress.presentations / max(progress.training, 1e-9)
-        progress.window_loss, progress.window_steps = 0.0, 0
+        self.window.zero_()
+        progress.window_steps = 0
         return f"loss {loss:.4f}, {rate:.0f} texts/s"
 
     def _record_validation(self) -> None:
@@ -260,6 +262,7 @@ class Run:
         return {"loss": loss / len(token_ids), "cosine": cosine / len(token_ids)}
 
     def _checkpoint(self, directory: Path) -> None:
+        self.progress.window_loss = float(self.window)
         if not np.isfinite(self.progress.window_loss):
             return  # the window's end will say so; the checkpoint before is still good
         checkpoint.save(checkpoint.capture(self.student, self.optimiser, asdict(self.progress)), directory)
@@ -267,14 +270,6 @@ class Run:
     def _save(self, path: Path) -> None:
         card = write_card(self.store.meta, self.corpus, self.params, self.metrics(), self.student)
         self.student.save(path, card)
-
-
-def _attention(device: torch.device) -> AbstractContextManager[None]:
-    """On CPUs PyTorch's flash attention has a backward pass ten times slower than that of the plain formula.
-
-    Of a whole step on short texts it was half the time.
-    """
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def _snapshot(out: Path, step: int) -> Path:

@@ -8,7 +8,7 @@ Two forms of the same computation: `mean_pooled` uses a transformers model's own
 them (stage two); `Encoder` holds copies laid out for inference (stage one). Families: BERT and MPNet.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Protocol
@@ -18,16 +18,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.attention import attention
 from pipeline.errors import LeafError
 from pipeline.machine import bf16_is_fast
 
 FAMILIES = ("bert", "mpnet")
 Pooling = Literal["mean", "cls"]
+STEP = 64
+"""Tokens of a batch are rounded up to this many: oneDNN keeps a kernel for every shape it has seen, at about a megabyte
+each, and builds one anew for every shape that it has not."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts end to end: `ids`, `positions` [tokens]; `runs` of (texts, tokens each); `order` back to the caller's."""
+    """Texts end to end: `ids`, `positions` [tokens]; `runs` of (texts, tokens each); `order` back to the caller's.
+
+    Behind the texts stand up to STEP - 1 tokens that belong to none: no text attends to them, and no pool has them.
+    """
 
     ids: Tensor
     positions: Tensor
@@ -45,9 +52,10 @@ def pack(token_ids: Sequence[Sequence[int] | np.ndarray]) -> Batch:
     if lengths.size == 0 or lengths.min() == 0:
         raise LeafError("a batch needs at least one text and every text at least one token")
     by_length = np.argsort(lengths, kind="stable")
-    flat = np.concatenate([np.asarray(token_ids[i], dtype=np.int64) for i in by_length])
+    spare = np.zeros(-int(lengths.sum()) % STEP, dtype=np.int64)
+    flat = np.concatenate([*(np.asarray(token_ids[i], dtype=np.int64) for i in by_length), spare])
     values, counts = np.unique(lengths, return_counts=True)
-    positions = np.concatenate([np.tile(np.arange(v), c) for v, c in zip(values, counts, strict=True)])
+    positions = np.concatenate([*(np.tile(np.arange(v), c) for v, c in zip(values, counts, strict=True)), spare])
     order = np.empty_like(by_length)
     order[by_length] = np.arange(len(by_length))
     runs = tuple((int(c), int(v)) for v, c in zip(values, counts, strict=True))
@@ -134,21 +142,6 @@ def _position_bias(backbone: Any, family: str, length: int) -> Tensor | None:
     return bias.unsqueeze(0)
 
 
-def _attention(
-    qkv: Tensor, runs: Iterable[tuple[int, int]], heads: int, bias: dict[int, Tensor], dropout: float = 0.0
-) -> Tensor:
-    """Softmax attention within each text: [tokens, 3 * width] -> [tokens, width]."""
-    width = qkv.shape[1] // 3
-    outputs, start = [], 0
-    for count, length in runs:
-        block = qkv[start : start + count * length].view(count, length, 3, heads, width // heads)
-        q, k, v = block.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.get(length), dropout_p=dropout)
-        outputs.append(mixed.transpose(1, 2).reshape(count * length, width))
-        start += count * length
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
 def _pool(hidden: Tensor, batch: Batch, mode: Pooling) -> Tensor:
     """Mean over each text's tokens, or its first token, in float32 and in the caller's order: [texts, width]."""
     pooled, start = [], 0
@@ -173,13 +166,14 @@ def mean_pooled(backbone: nn.Module, batch: Batch) -> Tensor:
         return functional.dropout(x, hidden_dropout) if hidden_dropout else x
 
     hidden = drop(_embed(model, family, batch))
-    bias = {length: b for _, length in batch.runs if (b := _position_bias(model, family, length)) is not None}
+    found = (_position_bias(model, family, length) for _, length in batch.runs)
+    biases = [bias for bias in found if bias is not None]
     for layer in _layers(model, family):
         projections = (layer.query, layer.key, layer.value)
         weight, offset = torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections])
         qkv = functional.linear(hidden, weight, offset)
-        cast = {length: b.to(qkv.dtype) for length, b in bias.items()}
-        mixed = _attention(qkv, batch.runs, config.num_attention_heads, cast, attention_dropout)
+        cast = [bias.to(qkv.dtype) for bias in biases]
+        mixed = attention(qkv, batch.runs, config.num_attention_heads, cast, attention_dropout)
         hidden = layer.attention_norm(hidden + drop(layer.output(mixed)))
         hidden = layer.norm(hidden + drop(layer.down(functional.gelu(layer.up(hidden)))))
     return _pool(hidden, batch, "mean")
@@ -256,24 +250,24 @@ class Encoder:
     def _norm(self, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         return norm.weight.detach().to(self.dtype), norm.bias.detach().to(self.dtype)
 
-    def _biases(self, batch: Batch) -> dict[int, Tensor]:
+    def _biases(self, batch: Batch) -> list[Tensor]:
         if self.family == "bert":
-            return {}
+            return []
         for _, length in batch.runs:
             if length not in self._bias:
                 bias = _position_bias(self.backbone, self.family, length)
                 assert bias is not None  # MPNet always has one
                 self._bias[length] = bias.to(self.dtype).contiguous()
-        return self._bias
+        return [self._bias[length] for _, length in batch.runs]
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
         """Pooled last hidden states [texts, width] float32, in the order given to `pack`."""
         batch = batch.to(self.device)
         hidden = _embed(self.backbone, self.family, batch).to(self.dtype)
-        bias, width = self._biases(batch), (hidden.shape[1],)
+        biases, width = self._biases(batch), (hidden.shape[1],)
         for block in self._blocks:
-            mixed = _attention(block.qkv(hidden), batch.runs, self.config.num_attention_heads, bias)
+            mixed = attention(block.qkv(hidden), batch.runs, self.config.num_attention_heads, biases)
             hidden = functional.layer_norm(
                 block.output(mixed).add_(hidden), width, *block.attention_norm, eps=self._epsilon
             )

@@ -193,6 +193,24 @@ class EvaluateParams:
     seed: int = field(default=0, metadata=bounded(0))
 
 
+@dataclass(frozen=True)
+class ExportParams:
+    """Section `export`: the models made for serving, their cards, and how far they are compared."""
+
+    rows: int = field(default=1000, metadata=positive())
+    """Held-out queries, and a tenth as many documents, whose exported vectors are compared with the original ones."""
+    speed_texts: int = field(default=64, metadata=bounded(0))
+    """Texts in one timed round; 0 measures no speed."""
+    bootstrap: int = field(default=1000, metadata=bounded(0))
+    seed: int = field(default=0, metadata=bounded(0))
+    license: str | None = None
+    """Of the student; that of teacher and checkpoint, as their model cards have it, where it is left out."""
+    teacher_id: str | None = None
+    """The teacher's hub id, where `teacher.model` is a directory or a package."""
+    student_id: str | None = None
+    """The hub id of the student's checkpoint, where `fit.student.model` is a directory or a package."""
+
+
 def load_section(file: Path, section: str, cls: type[T]) -> T:
     """Parse `section` of the YAML file into `cls`.
 

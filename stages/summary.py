@@ -14,6 +14,8 @@ METRICS = Path("metrics")
 MADE = {
     "models/student": "the student, for sentence_transformers.SentenceTransformer",
     "models/student/README.md": "its model card",
+    "models/asymmetric": "queries through the student, documents through the teacher, in one model",
+    "models/onnx": "the student for onnxruntime, float32 and int8; `leaf search` uses it",
     "data/embeddings": "the teacher's vectors (docs/format.md)",
     "metrics/evaluate.json": "every figure above and its interval",
     "plots/evaluation.svg": "the figures as a picture; `dvc plots show` draws the curves",

@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from pipeline.store import Store
 from tests.conftest import ROOT, sentence
 
-STAGES = ("corpus", "encode", "fit", "evaluate", "report")
+STAGES = ("corpus", "encode", "fit", "evaluate", "export", "report")
 
 
 class Project:
@@ -90,6 +90,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_s
             "checkpoint_every": 50,
         },
         "evaluate": {"bootstrap": 50, "calibration_rows": 64, "cost": {"texts": 8, "queries": 4, "rounds": 2}},
+        "export": {"speed_texts": 4, "bootstrap": 50},
     }
     made = Project(tmp_path_factory.mktemp("project"), params)
     made.dvc("repro")
@@ -142,7 +143,7 @@ def test_a_second_repro_runs_nothing(project: Project) -> None:
 def test_a_changed_fit_runs_fit_and_evaluate_and_going_back_runs_nothing(project: Project) -> None:
     before = (project.folder / "models" / "student" / "model.safetensors").read_bytes()
     project.set_params(fit={"learning_rate": 1e-3})
-    assert project.ran(project.dvc("repro")) == {"fit", "evaluate", "report"}
+    assert project.ran(project.dvc("repro")) == {"fit", "evaluate", "export", "report"}
     assert (project.folder / "models" / "student" / "model.safetensors").read_bytes() != before
     project.set_params()
     assert project.ran(project.dvc("repro")) == set()  # served from DVC's run cache

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel
 
+from pipeline.attention import attention, masked_attention
 from pipeline.errors import LeafError
 from pipeline.packed import Encoder, mean_pooled, pack
 from tests.conftest import make_model
@@ -32,6 +33,7 @@ def padded(model: torch.nn.Module, texts: list[list[int]]) -> torch.Tensor:
     return (hidden * weights).sum(1) / weights.sum(1)
 
 
+RUNS = tuple[tuple[int, int], ...]
 TEXTS = st.lists(st.lists(st.integers(5, 40), min_size=1, max_size=30), min_size=1, max_size=12)
 
 
@@ -62,6 +64,54 @@ def test_gradients_equal_those_of_the_padded_forward(backbone: torch.nn.Module) 
     assert grads[0].keys() == grads[1].keys()
     for name, expected in grads[0].items():
         assert torch.allclose(grads[1][name], expected, atol=1e-3, rtol=1e-3), name
+
+
+def plain_attention(qkv: torch.Tensor, runs: RUNS, biases: list[torch.Tensor]) -> torch.Tensor:
+    """PyTorch's own attention, text after text."""
+    rows, start = [], 0
+    for place, (count, length) in enumerate(runs):
+        for _ in range(count):
+            q, k, v = qkv[start : start + length].view(length, 3, 4, -1).permute(1, 2, 0, 3)
+            bias = biases[place][0] if biases else None
+            mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            rows.append(mixed.transpose(0, 1).reshape(length, -1))
+            start += length
+    return torch.cat([*rows, torch.zeros(len(qkv) - start, qkv.shape[1] // 3)])
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_attention_and_its_gradients_equal_pytorchs_own(biased: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    runs = ((2, 1), (3, 4), (1, 7))
+    qkv = torch.randn(2 * 1 + 3 * 4 + 7 + 3, 3 * 16, generator=random, requires_grad=True)
+    whole = torch.randn(1, 4, 7, 7, generator=random, requires_grad=True)
+    biases = [whole[:, :, :length, :length] for _, length in runs] if biased else []
+    outward = torch.randn(len(qkv), 16, generator=random)
+    results = []
+    for mixed in (
+        plain_attention(qkv, runs, biases),
+        attention(qkv, runs, 4, biases),
+        masked_attention(qkv, runs, 4, biases[-1] if biases else None),
+    ):
+        wanted = [qkv, whole] if biased else [qkv]
+        results.append([mixed.detach(), *torch.autograd.grad((mixed * outward).sum(), wanted, retain_graph=True)])
+    for found in results[1:]:
+        for ours, expected in zip(found, results[0], strict=True):
+            assert torch.allclose(ours, expected, atol=1e-5)
+
+
+def test_dropout_of_attention_keeps_the_mean_and_its_gradient_is_that_of_what_was_kept() -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(6, 48, dtype=torch.float64, requires_grad=True)
+    runs = ((2, 3),)
+    mean = torch.stack([attention(qkv, runs, 4, dropout=0.5).detach() for _ in range(4000)]).mean(0)
+    assert torch.allclose(mean, attention(qkv, runs, 4).detach(), atol=0.1)
+
+    def seeded(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(7)
+        return attention(x, runs, 4, dropout=0.5)
+
+    assert torch.autograd.gradcheck(seeded, (qkv,))
 
 
 def test_a_text_without_tokens_is_refused() -> None:

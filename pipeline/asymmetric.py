@@ -1,0 +1,93 @@
+"""The asymmetric model: one sentence-transformers `Router`, queries through the student, documents through the teacher.
+
+In two forms: with the teacher inside, and with the teacher's name only. Both load with no code of this project
+installed.
+"""
+
+import json
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import LeafError
+from pipeline.params import TeacherParams
+from pipeline.student import replace_directory
+from pipeline.teacher import load_sentence_transformer, resolve_model
+
+PROBE = "How a text becomes a vector."
+PROBE_DIGITS = 7
+
+
+def build(student: Path, teacher: TeacherParams) -> Any:
+    """The `SentenceTransformer` with the routes `query` and `document`.
+
+    The student reads plain text, the teacher its document prompt. A text without a task goes to the teacher.
+
+    Raises:
+        LeafError: a model is missing or cannot be loaded, or the two give vectors of different dimensions.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize, Router
+
+    if not (student / "modules.json").is_file():
+        raise LeafError(f"{student}: holds no student (no modules.json); run the fit stage first")
+    queries: Any = load_sentence_transformer(student, str(student))
+    documents = load_sentence_transformer(resolve_model(teacher.model, teacher.revision), teacher.model)
+    if teacher.max_length is not None:
+        documents.max_seq_length = teacher.max_length
+    sizes = [model.get_embedding_dimension() for model in (queries, documents)]
+    if sizes[0] != sizes[1]:
+        raise LeafError(
+            f"{student}: gives {sizes[0]} dimensions, but the teacher `{teacher.model}` {sizes[1]}: it was fitted to "
+            "another teacher; run fit again, or name that one in the section `teacher`"
+        )
+    modules = [module for module in documents if type(module).__name__ != "Normalize"]
+    router = Router.for_query_document(list(queries), modules + [Normalize()] * teacher.normalize)
+    prompts = {"query": "", "document": teacher.prompts.document}
+    model = SentenceTransformer(modules=[router], prompts=prompts, similarity_fn_name="cosine")
+    return model.eval()
+
+
+def save(model: Any, out: Path, card: str | None = None) -> None:
+    """Write the model with the teacher inside; what was at `out` is replaced only once the new one is whole."""
+    temporary = _fresh(out)
+    model.save(str(temporary), create_model_card=False, safe_serialization=True)
+    _finish(temporary, out, card)
+
+
+def save_named(model: Any, student: Path, teacher: TeacherParams, *, name: str | None, out: Path, card: str) -> None:
+    """Write the student, the teacher's hub id `name` (None: whoever loads it says where), and the loader.
+
+    No directory format of sentence-transformers 6 can name a module's weights in another repository, so the 20 lines
+    that put both together lie beside them. A probe's vector finds a teacher that is not the right one.
+    """
+    temporary = _fresh(out)
+    temporary.mkdir(parents=True)
+    shutil.copytree(student, temporary / "student")
+    named = {
+        "model": name,
+        "revision": teacher.revision,
+        "prompts": model.prompts,
+        "max_length": int(model[0].sub_modules["document"][0].max_seq_length),
+        "normalize": teacher.normalize,
+        "probe": {"text": PROBE, "vector": [round(x, PROBE_DIGITS) for x in model.encode_document(PROBE).tolist()]},
+    }
+    text = json.dumps(named, indent=1, ensure_ascii=False) + "\n"
+    (temporary / "teacher.json").write_text(text, encoding="utf-8")
+    loader = files("pipeline").joinpath("templates/asymmetric.py").read_text(encoding="utf-8")
+    (temporary / "asymmetric.py").write_text(loader, encoding="utf-8")
+    _finish(temporary, out, card)
+
+
+def _fresh(out: Path) -> Path:
+    temporary = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    return temporary
+
+
+def _finish(temporary: Path, out: Path, card: str | None) -> None:
+    if card is not None:
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+    replace_directory(temporary, out)

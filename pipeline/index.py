@@ -1,0 +1,150 @@
+"""The store in formats that others search: faiss, usearch, and Parquet for a vector database.
+
+An index is a directory: `index.json` (kind, rows, dim, fingerprint of the teacher's vectors), `rows.parquet` (key, id,
+source, role; row i belongs to entry i) and the library's own file.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from pipeline.corpus import scan
+from pipeline.errors import LeafError
+from pipeline.search import Nearest, Vectors, read
+from pipeline.store import Store
+from pipeline.student import replace_directory
+
+Kind = Literal["faiss", "usearch", "parquet"]
+FILES = {"faiss": "vectors.faiss", "usearch": "vectors.usearch"}
+LINKS = 32  # of a node in the graph of both libraries (HNSW)
+SEARCHED = 128  # nodes looked at for a query, at least
+BUILT = 200  # nodes looked at for each entry while building
+ADDED_ROWS = 16_384  # at a time, float32
+PARQUET_ROWS = 65_536  # of a file
+
+
+def write(store: Store, corpus: Path | None, kind: Kind, out: Path, *, role: str | None = "document") -> int:
+    """Write the vectors of a role (None: of both) to the directory `out`, all or nothing; returns how many.
+
+    Parquet files get the texts too where `corpus` is given.
+
+    Raises:
+        LeafError: the library is missing, or the store holds no such vectors.
+    """
+    vectors = read(store, role)
+    temporary = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        if kind == "parquet":
+            _write_parquet(vectors, corpus, temporary)
+        else:
+            _build(vectors, kind, temporary / FILES[kind])
+            vectors.rows.write_parquet(temporary / "rows.parquet")
+            about = {
+                "kind": kind,
+                "rows": len(vectors.rows),
+                "dim": store.meta.dim,
+                "fingerprint": store.meta.fingerprint,
+            }
+            (temporary / "index.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        replace_directory(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return len(vectors.rows)
+
+
+def _write_parquet(vectors: Vectors, corpus: Path | None, out: Path) -> None:
+    rows = vectors.rows
+    if corpus is not None:
+        rows = (
+            rows.lazy().join(scan(corpus).select("key", "text"), on="key", how="left", maintain_order="left").collect()
+        )
+    rows = rows.with_columns(pl.col("key").bin.encode("hex"))
+    for number, start in enumerate(range(0, len(rows), PARQUET_ROWS)):
+        part = np.ascontiguousarray(vectors.vectors[start : start + PARQUET_ROWS], np.float32)
+        column = pl.Series("vector", part, dtype=pl.Array(pl.Float32, part.shape[1]))
+        rows[start : start + PARQUET_ROWS].with_columns(column).write_parquet(out / f"part-{number:05d}.parquet")
+
+
+def _build(vectors: Vectors, kind: str, file: Path) -> None:
+    rows, dim = vectors.vectors.shape
+    index: Any
+    if kind == "faiss":
+        faiss = _library("faiss", "faiss-cpu")
+        index = faiss.IndexHNSWFlat(dim, LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = BUILT
+    else:
+        index = _library("usearch.index", "usearch").Index(
+            ndim=dim, metric="ip", dtype="f16", connectivity=LINKS, expansion_add=BUILT
+        )
+    for start in range(0, rows, ADDED_ROWS):
+        part = np.ascontiguousarray(vectors.vectors[start : start + ADDED_ROWS], np.float32)
+        if kind == "faiss":
+            index.add(part)
+        else:
+            index.add(np.arange(start, start + len(part)), part)
+    if kind == "faiss":
+        faiss.write_index(index, str(file))
+    else:
+        index.save(str(file))
+
+
+def load(directory: Path) -> tuple[pl.DataFrame, int, Nearest]:
+    """Rows, dimension and search function of an index; LeafError if it is none or damaged."""
+    try:
+        about = json.loads((directory / "index.json").read_text(encoding="utf-8"))
+        kind, dim, count = about["kind"], int(about["dim"]), int(about["rows"])
+        rows = pl.read_parquet(directory / "rows.parquet")
+        file = directory / FILES[kind]
+        if not file.is_file() or len(rows) != count:
+            raise ValueError(f"{file.name} is missing or rows.parquet is not whole")
+    except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+        raise LeafError(f"{directory}: is no whole index ({error}); write it again with `leaf index`") from None
+    return rows, dim, _faiss(file) if kind == "faiss" else _usearch(file)
+
+
+def _faiss(file: Path) -> Nearest:
+    faiss = _library("faiss", "faiss-cpu")
+    try:
+        index = faiss.read_index(str(file))
+    except RuntimeError as error:
+        raise LeafError(f"{file}: cannot be read: {error}; write it again with `leaf index`") from None
+
+    def nearest(query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        index.hnsw.efSearch = max(SEARCHED, 2 * k)
+        scores, rows = index.search(np.ascontiguousarray(query[None], np.float32), min(k, index.ntotal))
+        kept = rows[0] >= 0
+        return rows[0][kept], scores[0][kept]
+
+    return nearest
+
+
+def _usearch(file: Path) -> Nearest:
+    library = _library("usearch.index", "usearch")
+    try:
+        index = library.Index.restore(str(file))
+    except Exception as error:  # the library raises what its C++ threw
+        raise LeafError(f"{file}: cannot be read: {error}; write it again with `leaf index`") from None
+    if index is None:
+        raise LeafError(f"{file}: is no index of usearch; write it again with `leaf index`")
+
+    def nearest(query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        index.expansion_search = max(SEARCHED, 2 * k)
+        found = index.search(query.astype(np.float32), min(k, len(index)))
+        return np.asarray(found.keys, np.int64), 1 - np.asarray(found.distances, np.float32)
+
+    return nearest
+
+
+def _library(module: str, package: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise LeafError(f"{package} is not installed: `pip install -e '.[index]'`") from None

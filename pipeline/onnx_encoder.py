@@ -1,0 +1,69 @@
+"""A model exported to ONNX, run by onnxruntime and tokenizers alone: token ids in, final vectors out."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import LeafError
+
+MODELS = {"float32": "model.onnx", "int8": "model_int8.onnx"}
+TOKENIZER = "tokenizer.json"  # cuts at the model's longest text and does not pad
+BATCH_TEXTS = 32
+
+
+class OnnxEncoder:
+    """`models/onnx`: a tokenizer and a graph that pools, projects and normalises."""
+
+    def __init__(self, directory: Path, precision: str = "float32", threads: int = 0) -> None:
+        """`threads` of onnxruntime, 0 for the process's share of the cores.
+
+        Raises:
+            LeafError: onnxruntime is missing, or the directory holds no whole model.
+        """
+        try:
+            import onnxruntime
+        except ImportError:
+            raise LeafError("onnxruntime is not installed: `pip install -e '.[onnx]'`") from None
+        from tokenizers import Tokenizer
+
+        model = directory / MODELS[precision]
+        if not model.is_file() or not (directory / TOKENIZER).is_file():
+            raise LeafError(f"{directory}: holds no {model.name} with its {TOKENIZER}; run the export stage first")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or _cores()
+        try:
+            self._tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
+            self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # both raise bare exceptions of their own
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise LeafError(f"{model}: cannot be loaded ({reason}); run the export stage again") from None
+        self.dim = int(self._session.get_outputs()[0].shape[1])
+
+    def encode(self, texts: Sequence[str], role: str = "query") -> np.ndarray:
+        """Vectors [texts, dim] float32 in order; `role` changes nothing, as in `StudentEncoder.encode`.
+
+        In int8 the scale of the activations is that of a whole batch, so a text's last digits depend on its neighbours.
+        """
+        token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
+        vectors = np.empty((len(token_ids), self.dim), np.float32)
+        for start in range(0, len(order), BATCH_TEXTS):
+            rows = order[start : start + BATCH_TEXTS]
+            vectors[rows] = self._session.run(None, padded([token_ids[row] for row in rows]))[0]
+        return vectors
+
+
+def padded(token_ids: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The graph's inputs, both [texts, longest] int64. What pads is masked, so any id will do."""
+    lengths = np.array([len(ids) for ids in token_ids])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.zeros(mask.shape, np.int64)
+    ids[mask] = np.concatenate([np.asarray(one, np.int64) for one in token_ids])
+    return {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,94 @@
+"""The student as one ONNX graph with pooling, head and normalisation inside, in float32 and in int8."""
+
+import copy
+import logging
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import LeafError
+from pipeline.onnx_encoder import MODELS, TOKENIZER
+from pipeline.student import Student, replace_directory
+
+OPSET = 18
+EXAMPLE_SHAPE = (2, 8)  # texts, tokens: what is traced; both are free in the graph
+
+
+class _Graph(nn.Module):
+    """`input_ids`, `attention_mask` [texts, tokens] int64 -> vectors [texts, dim] float32."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Additive 4-D mask, made here: the libraries' own mask functions branch on shapes, which tracing would fix."""
+        mask = attention_mask.to(torch.float32)
+        hidden_by = (1 - mask)[:, None, None, :] * torch.finfo(torch.float32).min
+        states = self.student.backbone(input_ids=input_ids, attention_mask=hidden_by).last_hidden_state
+        return self.student.finish((states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True))
+
+
+def export_onnx(student: Student, out: Path, card: str | None = None) -> None:
+    """Write `model.onnx`, `model_int8.onnx` and `tokenizer.json` into the directory `out`, all or nothing.
+
+    Raises:
+        LeafError: the package `onnx` or `onnxruntime` is missing.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise LeafError(f"`{error.name}` is not installed: `pip install -e '.[onnx]'`") from None
+    temporary = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    _trace(student, temporary / MODELS["float32"])
+    _quantise(temporary / MODELS["float32"], temporary / MODELS["int8"])
+    student.tokenizer().save(str(temporary / TOKENIZER))
+    if card is not None:
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+    replace_directory(temporary, out)
+
+
+def _trace(student: Student, file: Path) -> None:
+    """By TorchScript: the exporter through `torch.export` takes four times as long and two more packages."""
+    graph = _Graph(copy.deepcopy(student)).float().cpu().eval()
+    backbone: Any = graph.student.backbone
+    backbone.set_attn_implementation("eager")
+    inputs = tuple(torch.ones(EXAMPLE_SHAPE, dtype=torch.int64) for _ in range(2))
+    free = {0: "texts", 1: "tokens"}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            graph,
+            inputs,
+            str(file),
+            input_names=["input_ids", "attention_mask"],
+            output_names=["vectors"],
+            dynamic_axes={"input_ids": free, "attention_mask": free, "vectors": {0: "texts"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+def _quantise(source: Path, file: Path) -> None:
+    """Weights to int8, a scale per output channel; activations are quantised on the fly."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it advises by warning what has been done here
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            prepared = Path(folder) / "prepared.onnx"
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            quantize_dynamic(prepared, file, weight_type=QuantType.QInt8, per_channel=True)
+    finally:
+        root.setLevel(level)

@@ -1,0 +1,75 @@
+"""Put an exported model on the model hub: `leaf push-hub student --repo NAME/MODEL --upload`."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import click
+
+from pipeline.errors import LeafError
+from stages.common import command
+
+MODELS = ("student", "asymmetric", "asymmetric-named", "onnx")
+
+
+@command
+@click.argument("model", type=click.Choice(MODELS))
+@click.option("--repo", required=True, help="Hub id, NAME/MODEL.")
+@click.option("--models", type=Path, default=Path("models"), show_default=True, help="Parent of the models.")
+@click.option("--private", is_flag=True, help="Make the repository private if it is new.")
+@click.option("--upload", is_flag=True, help="Upload; without it, only what would be uploaded is shown.")
+def main(*, model: str, repo: str, models: Path, private: bool, upload: bool) -> None:
+    """Upload MODEL with its card and measured results. A dry run unless --upload is given.
+
+    The token is the usual one: HF_TOKEN, or that of `hf auth login`.
+    """
+    source = models / model
+    with tempfile.TemporaryDirectory() as folder:
+        staged = _stage(source, models / "cards" / f"{model}.md", Path(folder) / "model")
+        _check_card(staged / "README.md")
+        for file in sorted(path for path in staged.rglob("*") if path.is_file()):
+            click.echo(f"{file.stat().st_size / 1e6:9.2f} MB  {file.relative_to(staged)}")
+        if upload:
+            click.echo(_upload(staged, repo, private))
+        else:
+            click.echo(f"dry run: nothing was sent to {repo}; add --upload")
+
+
+def _stage(source: Path, card: Path, folder: Path) -> Path:
+    """The files to upload; the card with the measured results takes the place of the one that fit wrote."""
+    if not source.is_dir():
+        raise LeafError(f"{source}: no such model; run the export stage first")
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    if card.is_file():
+        shutil.copy(card, folder / "README.md")
+    return folder
+
+
+def _check_card(card: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    if not card.is_file():
+        raise LeafError(f"{card.name}: the model has no card; run the export stage first")
+    try:
+        ModelCard.load(card)
+    except ValueError as error:
+        raise LeafError(f"{card.name}: the hub would not read its front matter: {error}") from None
+
+
+def _upload(folder: Path, repo: str, private: bool) -> str:
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if not get_token():
+        raise LeafError("no token for the model hub: set HF_TOKEN or run `hf auth login`")
+    api = HfApi()
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Exported model"))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise LeafError(f"{repo}: the hub refused the upload: {reason}") from None
+
+
+if __name__ == "__main__":
+    main()

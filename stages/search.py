@@ -1,0 +1,77 @@
+"""Search the documents: `leaf search "how to copy a directory"`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from pipeline import index as indexes
+from pipeline.errors import LeafError
+from pipeline.onnx_encoder import MODELS, OnnxEncoder
+from pipeline.search import Answer, Searcher, check_dim, read
+from pipeline.store import Store
+from stages.common import command
+
+SHOWN = 300  # characters of a text
+
+
+@command
+@click.argument("query", required=False)
+@click.option("--embeddings", type=Path, default=Path("data/embeddings"), show_default=True, help="Teacher's store.")
+@click.option("--corpus", type=Path, default=Path("data/corpus"), show_default=True, help="Corpus that was encoded.")
+@click.option("--model", type=Path, default=Path("models/onnx"), show_default=True, help="Exported student.")
+@click.option("--precision", type=click.Choice(list(MODELS)), default="float32", show_default=True)
+@click.option("--index", type=Path, help="Search a faiss or usearch index of `leaf index`  [default: exact search]")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many documents.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object per query.")
+def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, precision: str, index: Path | None,
+         top: int, as_json: bool) -> None:  # fmt: skip
+    """Find the documents nearest to QUERY, or to one query after another where none is given.
+
+    The query's vector is the student's, through ONNX; the documents' are the teacher's, as stored.
+    """
+    encoder = OnnxEncoder(model, precision)
+    if index is not None:
+        rows, dim, nearest = indexes.load(index)
+        check_dim(encoder.dim, dim, index)
+    else:
+        store = Store.open(embeddings)
+        check_dim(encoder.dim, store.meta.dim, embeddings)
+        documents = read(store)
+        rows, nearest = documents.rows, documents.nearest
+    encoder.encode(["the first call prepares the graph"])
+    searcher = Searcher(encoder.encode, rows, nearest, corpus)
+    if query is not None:
+        _show(searcher.search(query, top), len(rows), as_json)
+        return
+    while line := _ask(as_json):
+        try:
+            _show(searcher.search(line, top), len(rows), as_json)
+        except LeafError as error:
+            click.echo(str(error), err=True)
+
+
+def _ask(quiet: bool) -> str:
+    """The next line of the person; empty at the end of the input or on a line without text."""
+    try:
+        return str(click.prompt("query (empty to end)", default="", show_default=False, err=True)).strip()
+    except click.Abort:
+        return ""
+
+
+def _show(answer: Answer, documents: int, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(asdict(answer), ensure_ascii=False))
+        return
+    for hit in answer.hits:
+        text = hit.text if len(hit.text) <= SHOWN else hit.text[: SHOWN - 1] + "…"
+        click.echo(f"{hit.score:.3f}  {hit.id}  ({hit.source})\n       {text}")
+    click.echo(
+        f"{len(answer.hits)} of {documents:,} documents; query's vector {answer.encode_ms:.1f} ms, "
+        f"search {answer.search_ms:.1f} ms"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""The exported models give the vectors of what they were made from, in environments without this project."""
+
+import importlib.util
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import polars as pl
+import pytest
+import yaml
+from click.testing import CliRunner
+from huggingface_hub import ModelCard
+from sentence_transformers import SentenceTransformer
+
+import stages.export
+from pipeline.encode import encode
+from pipeline.errors import LeafError
+from pipeline.export import Outputs, Sections, export
+from pipeline.export_cards import license_of, origin
+from pipeline.onnx_encoder import OnnxEncoder, padded
+from pipeline.onnx_export import export_onnx
+from pipeline.params import EncodeParams, ExportParams, Prompts, StudentParams, TeacherParams
+from pipeline.store import Store
+from pipeline.student import build
+from tests import plain_environment
+from tests.conftest import ROOT, corpus_frame, make_model, sentence
+
+TEXTS = [sentence(number) for number in range(40)]
+MEASURED = {"ndcg@10": 0.5, "recall@100": 0.8, "mrr@10": 0.4, "interval": {"ndcg@10": [0.4, 0.6]}}
+EVALUATION = {
+    "retrieval": {"tiny": {mode: {**MEASURED, "retention": 0.9} for mode in ("teacher", "standard", "asymmetric")}}
+}
+CARD = "---\nlicense: apache-2.0\n---\n\n# A student of TEACHER\n\n## Parameters\n\nTEACHER\n"
+
+
+@dataclass(frozen=True)
+class Made:
+    """An export and what it was made from."""
+
+    root: Path
+    out: Outputs
+    sections: Sections
+    figures: dict[str, Any]
+
+    @property
+    def student(self) -> Path:
+        return self.root / "student"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    root = tmp_path_factory.mktemp("export")
+    teacher_directory = make_model(root / "teacher")
+    (teacher_directory / "README.md").write_text(CARD)
+    checkpoint = make_model(root / "checkpoint", width=16, seed=1)
+    (checkpoint / "README.md").write_text(CARD)
+    (root / "corpus").mkdir()
+    corpus_frame(400).write_parquet(root / "corpus" / "part-00000.parquet")
+    teacher = TeacherParams(model=str(teacher_directory), prompts=Prompts("", "the file "), max_length=20)
+    encode(root / "corpus", teacher, EncodeParams(pool=str(root / "pool"), token_budget=512), root / "embeddings")
+    student = StudentParams(model=str(checkpoint), max_length=12)
+    build(student, dim=32, normalize=True).save(root / "student", CARD.replace("TEACHER", str(teacher_directory)))
+    (root / "evaluate.json").write_text(json.dumps(EVALUATION))
+    sections = Sections(ExportParams(speed_texts=4, bootstrap=50, teacher_id="lab/teacher"), teacher, student)
+    models = root / "models"
+    out = Outputs(models / "asymmetric", models / "asymmetric-named", models / "onnx", models / "cards")
+    figures = export(
+        root / "corpus",
+        root / "embeddings",
+        root / "student",
+        evaluation=root / "evaluate.json",
+        sections=sections,
+        out=out,
+    )
+    return Made(root, out, sections, figures)
+
+
+def test_the_asymmetric_model_gives_the_students_queries_and_the_stores_documents(made: Made) -> None:
+    model = SentenceTransformer(str(made.out.asymmetric), device="cpu")
+    student = SentenceTransformer(str(made.student), device="cpu")
+    np.testing.assert_allclose(model.encode_query(TEXTS), student.encode(TEXTS), atol=1e-5)
+    documents = pl.read_parquet(made.root / "corpus" / "*.parquet").filter(pl.col("role") == "document")
+    stored = Store.open(made.root / "embeddings").lookup(documents["key"].to_list())
+    found = model.encode_document(documents["text"].to_list())
+    assert ((found * stored).sum(1) / np.linalg.norm(stored, axis=1)).min() > 0.999
+    np.testing.assert_allclose(model.encode_document(TEXTS), model.encode(TEXTS, prompt_name="document"), atol=1e-5)
+    assert made.figures["asymmetric"]["documents"]["cosine"]["lowest"] > 0.999
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_graph_gives_pytorchs_vectors_for_any_batch(family: str, normalize: bool, tmp_path: Path) -> None:
+    checkpoint = make_model(tmp_path / "checkpoint", width=16, family=family)
+    student = build(StudentParams(model=str(checkpoint), max_length=12), dim=24, normalize=normalize)
+    student.save(tmp_path / "student")
+    export_onnx(student, tmp_path / "onnx")
+    wanted = SentenceTransformer(str(tmp_path / "student"), device="cpu").encode(TEXTS)
+    encoder = OnnxEncoder(tmp_path / "onnx")
+    np.testing.assert_allclose(encoder.encode(TEXTS), wanted, atol=1e-4)
+    np.testing.assert_allclose(np.concatenate([encoder.encode([text]) for text in TEXTS]), wanted, atol=1e-4)
+    assert encoder.encode([]).shape == (0, 24)
+    rough = OnnxEncoder(tmp_path / "onnx", "int8").encode(TEXTS)
+    cosines = (rough * wanted).sum(1) / np.linalg.norm(rough, axis=1) / np.linalg.norm(wanted, axis=1)
+    assert cosines.min() > 0.98
+    assert sorted(path.name for path in tmp_path.joinpath("onnx").iterdir()) == [
+        "model.onnx",
+        "model_int8.onnx",
+        "tokenizer.json",
+    ]
+
+
+def test_the_graph_takes_ids_and_mask_of_any_shape_and_gives_the_final_vector(made: Made) -> None:
+    session = onnxruntime.InferenceSession(made.out.onnx / "model.onnx")
+    assert [(one.name, one.type) for one in session.get_inputs()] == [
+        ("input_ids", "tensor(int64)"),
+        ("attention_mask", "tensor(int64)"),
+    ]
+    assert [one.shape[1] for one in session.get_outputs()] == [32]
+    vectors = session.run(None, padded([[2, 7, 3], [2, 9, 11, 12, 13, 3]]))[0]
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_parity_and_speed_are_measured(made: Made) -> None:
+    graphs = made.figures["onnx"]
+    assert graphs["float32"]["cosine"]["lowest"] >= 0.9999
+    assert graphs["float32"]["loss"] == pytest.approx(0, abs=1e-6)
+    assert graphs["int8"]["queries"] > 10
+    low, high = graphs["int8"]["interval"]
+    assert low <= graphs["int8"]["loss"] <= high
+    assert graphs["int8"]["bytes"] < graphs["float32"]["bytes"]
+    assert set(made.figures["speed"]["texts_per_s"]) == {"pytorch", "packed", "onnx_float32", "onnx_int8"}
+
+
+def test_the_example_runs_with_onnxruntime_tokenizers_and_numpy_alone(made: Made, tmp_path: Path) -> None:
+    example = ROOT / "examples" / "onnx_search.py"
+    code = example.read_text()
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
+    python = plain_environment.make(tmp_path / "venv", "onnxruntime", "tokenizers", "numpy")
+    found = plain_environment.run(python, tmp_path, str(example), str(made.out.onnx), "sort a list")
+    assert len(found.splitlines()) == 4
+    without = "import importlib.util as u; print([n for n in ('torch', 'transformers', 'pipeline') if u.find_spec(n)])"
+    assert plain_environment.run(python, tmp_path, "-c", without) == "[]\n"
+
+
+def test_both_asymmetric_models_load_with_sentence_transformers_alone(made: Made, tmp_path: Path) -> None:
+    python = plain_environment.make(tmp_path / "venv", "sentence-transformers")
+    script = f"""
+import importlib.util, sys
+assert not [n for n in ("pipeline", "onnxruntime", "polars", "zarr") if importlib.util.find_spec(n)]
+from sentence_transformers import SentenceTransformer
+import numpy
+inside = SentenceTransformer({str(made.out.asymmetric)!r}, device="cpu")
+sys.path.insert(0, {str(made.out.named)!r})
+from asymmetric import load
+named = load(teacher={made.sections.teacher.model!r}, device="cpu")
+for task in ("encode_query", "encode_document"):
+    one, two = (getattr(model, task)(["the file of a list", "sort"]) for model in (inside, named))
+    assert one.shape == (2, 32) and abs(one - two).max() < 1e-5, abs(one - two).max()
+print("loaded")
+"""
+    assert plain_environment.run(python, tmp_path, "-c", script).endswith("loaded\n")
+
+
+def test_the_named_variant_holds_no_teacher_and_refuses_another_one(made: Made, tmp_path: Path) -> None:
+    assert json.loads((made.out.named / "teacher.json").read_text())["model"] == "lab/teacher"
+    weights = sum(path.stat().st_size for path in made.out.named.rglob("*.safetensors"))
+    assert weights == sum(path.stat().st_size for path in made.student.rglob("*.safetensors"))
+    spec = importlib.util.spec_from_file_location("asymmetric_beside_the_model", made.out.named / "asymmetric.py")
+    assert spec is not None and spec.loader is not None
+    loader = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loader)
+    with pytest.raises(ValueError, match="is not the teacher of this student"):
+        loader.load(teacher=str(make_model(tmp_path / "stranger", seed=9)), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "name", ["cards/student.md", "asymmetric/README.md", "asymmetric-named/README.md", "onnx/README.md"]
+)
+def test_cards_tell_the_hub_licence_base_model_and_results(made: Made, name: str) -> None:
+    card = ModelCard.load(made.root / "models" / name)
+    assert card.data.license == "apache-2.0"
+    assert card.data.base_model == ["lab/teacher"]
+    results = card.data.eval_results
+    assert {one.metric_type: one.metric_value for one in results}["cosine_ndcg@10"] == 0.5
+    assert {one.dataset_name for one in results} == {"tiny"}
+    text = (made.root / "models" / name).read_text()
+    assert "| tiny | asymmetric | 0.5000 | 0.4000 to 0.6000 |" in text
+    assert str(made.root) not in text.partition("## Parameters")[0]
+
+
+def test_the_licence_is_inherited_only_where_both_models_agree(tmp_path: Path) -> None:
+    cards = {"apache": "apache-2.0", "mit": "mit", "none": None}
+    for name, license_name in cards.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(f"---\nlicense: {license_name or '[1]'}\n---\n")
+    assert license_of(tmp_path / "none") is None
+    assert license_of(tmp_path / "missing") is None
+
+    def inherited(one: str, two: str, **params: str) -> str | None:
+        teacher, student = TeacherParams(model="a/b"), StudentParams(model="c/d")
+        directories = [tmp_path / one, tmp_path / two]
+        return origin(ExportParams(**params), teacher, student, directories, {}).license
+
+    assert inherited("apache", "apache") == "apache-2.0"
+    assert inherited("apache", "mit") == "other"
+    assert inherited("apache", "none") is None
+    assert inherited("apache", "mit", license="cc-by-4.0") == "cc-by-4.0"
+
+
+def test_a_store_of_another_teacher_is_refused(made: Made, tmp_path: Path) -> None:
+    other = replace(made.sections.teacher, model=str(make_model(tmp_path / "other", seed=5)))
+    with pytest.raises(LeafError, match="describes another teacher"):
+        _again(made, tmp_path, replace(made.sections, teacher=other))
+    narrow = replace(made.sections.teacher, model=str(make_model(tmp_path / "narrow", width=16)))
+    with pytest.raises(LeafError, match="32 dimensions"):
+        _again(made, tmp_path, replace(made.sections, teacher=narrow))
+
+
+def test_a_missing_student_is_one_message(made: Made, tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    sections = {"export": {}, "teacher": {"model": made.sections.teacher.model}}
+    params.write_text(yaml.safe_dump(sections | {"fit": {"student": {"model": made.sections.student.model}}}))
+    arguments = ["--params", params, "--corpus", made.root / "corpus", "--embeddings", made.root / "embeddings"]
+    result = CliRunner().invoke(stages.export.main, [*map(str, arguments), "--model", str(tmp_path / "none")])
+    assert result.exit_code == 1
+    assert "run the fit stage first" in result.output
+
+
+def test_damaged_graphs_and_missing_ones_are_one_message(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(LeafError, match="run the export stage first"):
+        OnnxEncoder(tmp_path)
+    copy = Path(shutil.copytree(made.out.onnx, tmp_path / "copy"))
+    (copy / "model.onnx").write_bytes((copy / "model.onnx").read_bytes()[:1000])
+    with pytest.raises(LeafError, match="run the export stage again"):
+        OnnxEncoder(copy)
+
+
+def _again(made: Made, folder: Path, sections: Sections) -> None:
+    out = Outputs(*(folder / name for name in ("asymmetric", "named", "onnx", "cards")))
+    root = made.root
+    export(root / "corpus", root / "embeddings", root / "student", evaluation=None, sections=sections, out=out)

@@ -1,0 +1,173 @@
+"""Search, indexes and publishing through the command `leaf`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner, Result
+
+from pipeline import index
+from pipeline.encode import encode
+from pipeline.errors import LeafError
+from pipeline.onnx_encoder import OnnxEncoder
+from pipeline.onnx_export import export_onnx
+from pipeline.params import EncodeParams, StudentParams, TeacherParams
+from pipeline.search import Vectors, read, unit
+from pipeline.store import Store
+from pipeline.student import build
+from stages.leaf import main
+from tests.conftest import corpus_frame, make_model
+
+QUERY = "copy the file to a list"
+LIBRARIES = [pytest.param("faiss"), pytest.param("usearch")]
+
+
+@dataclass(frozen=True)
+class Searchable:
+    """A corpus, its store and an exported student."""
+
+    root: Path
+
+    @property
+    def store(self) -> Store:
+        return Store.open(self.root / "embeddings")
+
+    def leaf(self, *arguments: str, typed: str | None = None) -> Result:
+        places = ["--embeddings", str(self.root / "embeddings"), "--corpus", str(self.root / "corpus")]
+        model = ["--model", str(self.root / "onnx")] if arguments[0] == "search" else []
+        return CliRunner().invoke(main, [*arguments, *places, *model], input=typed)
+
+    def found(self, *arguments: str) -> list[str]:
+        result = self.leaf("search", QUERY, "--json", *arguments)
+        assert result.exit_code == 0, result.output
+        return [hit["id"] for hit in json.loads(result.stdout)["hits"]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Searchable:
+    root = tmp_path_factory.mktemp("search")
+    (root / "corpus").mkdir()
+    corpus_frame(400).write_parquet(root / "corpus" / "part-00000.parquet")
+    teacher = TeacherParams(model=str(make_model(root / "teacher")))
+    settings = EncodeParams(pool=str(root / "pool"), token_budget=512, shard_rows=64)
+    encode(root / "corpus", teacher, settings, root / "embeddings")
+    checkpoint = make_model(root / "checkpoint", width=16, seed=1)
+    export_onnx(build(StudentParams(model=str(checkpoint)), dim=32, normalize=True), root / "onnx")
+    return Searchable(root)
+
+
+def test_the_nearest_documents_are_those_of_a_plain_product(made: Searchable) -> None:
+    corpus = pl.read_parquet(made.root / "corpus" / "*.parquet").filter(pl.col("role") == "document")
+    query = OnnxEncoder(made.root / "onnx").encode([QUERY])[0]
+    scores = unit(made.store.lookup(corpus["key"].to_list())) @ query
+    assert made.found("--top", "7") == corpus["id"][np.argsort(-scores)[:7]].to_list()
+    assert len(made.found("--top", "100000")) == len(corpus)
+
+
+def test_a_person_sees_texts_and_the_time_taken(made: Searchable) -> None:
+    result = made.leaf("search", QUERY, "--top", "2")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    corpus = pl.read_parquet(made.root / "corpus" / "*.parquet")
+    assert lines[1].strip() in corpus["text"].to_list()
+    assert "query's vector" in lines[-1]
+    assert " ms" in lines[-1]
+
+
+def test_without_a_query_it_asks_for_one_after_another(made: Searchable) -> None:
+    result = made.leaf("search", "--top", "1", "--json", typed="copy a file\nsort the list\n\n")
+    assert result.exit_code == 0
+    assert len([line for line in result.stdout.splitlines() if line.startswith("{")]) == 2
+    assert made.leaf("search", typed="").exit_code == 0
+
+
+@pytest.mark.parametrize("kind", LIBRARIES)
+def test_an_index_finds_what_exact_search_finds(made: Searchable, kind: str, tmp_path: Path) -> None:
+    pytest.importorskip(kind, reason=f"needs {kind}")
+    written = made.leaf("index", "--to", kind, "--out", str(tmp_path / kind))
+    assert written.exit_code == 0, written.output
+    exact, indexed = made.found("--top", "10"), made.found("--top", "10", "--index", str(tmp_path / kind))
+    assert len(set(exact) & set(indexed)) >= 9
+    assert indexed[0] == exact[0]
+    about = json.loads((tmp_path / kind / "index.json").read_text())
+    assert about["fingerprint"] == made.store.meta.fingerprint
+
+
+def test_parquet_holds_every_text_with_its_vector(made: Searchable, tmp_path: Path) -> None:
+    assert made.leaf("index", "--to", "parquet", "--role", "all", "--out", str(tmp_path / "p")).exit_code == 0
+    rows = pl.read_parquet(tmp_path / "p" / "*.parquet")
+    corpus = pl.read_parquet(made.root / "corpus" / "*.parquet")
+    assert len(rows) == len(corpus)
+    together = rows.with_columns(pl.col("key").str.decode("hex")).join(corpus, on="key")
+    assert (together["text"] == together["text_right"]).all()
+    stored = unit(made.store.lookup(together["key"].to_list()))
+    np.testing.assert_allclose(together["vector"].to_numpy(), stored, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", LIBRARIES)
+def test_a_damaged_index_is_one_message(made: Searchable, kind: str, tmp_path: Path) -> None:
+    pytest.importorskip(kind, reason=f"needs {kind}")
+    index.write(made.store, None, kind, tmp_path / kind)
+    file = tmp_path / kind / f"vectors.{kind}"
+    file.write_bytes(b"")
+    with pytest.raises(LeafError, match="write it again with `leaf index`"):
+        index.load(tmp_path / kind)
+    file.unlink()
+    with pytest.raises(LeafError, match="write it again with `leaf index`"):
+        index.load(tmp_path / kind)
+    with pytest.raises(LeafError, match="write it again with `leaf index`"):
+        index.load(tmp_path / "none")
+
+
+def test_bad_input_is_one_message(made: Searchable, tmp_path: Path) -> None:
+    assert "the query is empty" in made.leaf("search", "  ").output
+    wide = build(StudentParams(model=str(make_model(tmp_path / "wide", width=16))), dim=20, normalize=True)
+    export_onnx(wide, tmp_path / "onnx")
+    places = ["--embeddings", str(made.root / "embeddings"), "--corpus", str(made.root / "corpus")]
+    result = CliRunner().invoke(main, ["search", QUERY, *places, "--model", str(tmp_path / "onnx")])
+    assert result.exit_code == 1
+    assert "fitted to another store" in result.output
+    result = CliRunner().invoke(main, ["search", QUERY, *places, "--model", str(tmp_path / "none")])
+    assert "run the export stage first" in result.output
+    (tmp_path / "corpus").mkdir()
+    corpus_frame(2).write_parquet(tmp_path / "corpus" / "part-00000.parquet")
+    places[-1] = str(tmp_path / "corpus")
+    result = CliRunner().invoke(main, ["search", QUERY, *places, "--model", str(made.root / "onnx")])
+    assert "the corpus lacks the text of" in result.output
+
+
+def test_equal_documents_keep_their_order_and_few_are_all_found() -> None:
+    vectors = Vectors(pl.DataFrame({"id": ["a", "b", "c"]}), np.array([[1, 0], [0, 1], [1, 0]], np.float16))
+    rows, scores = vectors.nearest(np.array([1, 0], np.float32), 10)
+    assert rows.tolist() == [0, 2, 1]
+    assert scores.tolist() == [1, 1, 0]
+
+
+def test_only_documents_are_searched(made: Searchable) -> None:
+    assert set(read(made.store).rows["role"]) == {"document"}
+    assert len(read(made.store, None).rows) == made.store.rows
+
+
+def test_push_hub_shows_what_it_would_send_and_sends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = tmp_path / "models" / "student"
+    student.mkdir(parents=True)
+    (student / "config.json").write_text("{}")
+    (student / "README.md").write_text("# as fit wrote it\n")
+    push = ["push-hub", "student", "--repo", "lab/model", "--models", str(tmp_path / "models")]
+    dry = CliRunner().invoke(main, push)
+    assert dry.exit_code == 0, dry.output
+    assert "config.json" in dry.output
+    assert "nothing was sent" in dry.output
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    refused = CliRunner().invoke(main, [*push, "--upload"])
+    assert refused.exit_code == 1
+    assert "HF_TOKEN" in refused.output
+    missing = CliRunner().invoke(
+        main, ["push-hub", "onnx", "--repo", "lab/model", "--models", str(tmp_path / "models")]
+    )
+    assert "run the export stage first" in missing.output

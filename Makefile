@@ -26,7 +26,7 @@ lint: setup
 bench: setup
 	$(BIN)/python -m benchmarks
 
-# A recipe's four stages by hand, everything below runs/NAME: make recipe NAME=mpnet-minilm
+# A recipe's stages by hand, everything below runs/NAME: make recipe NAME=mpnet-minilm
 recipe: setup
 	$(BIN)/python -m stages.corpus --params recipes/$(NAME).yaml --out runs/$(NAME)/corpus --metrics runs/$(NAME)/corpus.json
 	$(BIN)/python -m stages.encode --params recipes/$(NAME).yaml --corpus runs/$(NAME)/corpus \

@@ -106,6 +106,14 @@ def test_the_page_holds_every_figure_table_and_the_run(page: str) -> None:
     assert "unresolved" in page
 
 
+def test_speeds_stand_under_their_own_heads(page: str) -> None:
+    heads = page[page.index("texts a second</th>") :]
+    assert heads.index("texts a second") < heads.index("latency p50") < heads.index("latency p95")
+    row = re.search(r"teacher, 1 thread</th>(.*?)</tr>", page)
+    assert row is not None
+    assert re.findall(r'<td class="n">([\d.]+)', row[1]) == ["90.0", "5.0", "8.0"]
+
+
 def test_nothing_is_fetched_and_texts_are_not_markup(page: str) -> None:
     assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', page)
     assert "<script" not in page and "@import" not in page and "<i>&" not in page

@@ -23,9 +23,9 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
     document = f", prompt={prompts['document']!r}" if prompts.get("document") else ""
     config: Any = student.backbone.config
     return Template(files("pipeline").joinpath("templates/student.md").read_text(encoding="utf-8")).substitute(
-        teacher=_name(str(meta.teacher.get("model", "unknown"))),
+        teacher=name_of(str(meta.teacher.get("model", "unknown"))),
         fingerprint=meta.fingerprint,
-        base=_name(params.student.model),
+        base=name_of(params.student.model),
         layers=config.num_hidden_layers,
         width=student.width,
         parameters=f"{metrics['parameters']:,}",
@@ -57,7 +57,7 @@ def corpus_table(corpus: Path) -> str:
     return "\n".join(lines)
 
 
-def _name(model: str) -> str:
+def name_of(model: str) -> str:
     """A local path's last part: where a model lay on somebody's machine is nobody's business."""
     return Path(model).name if Path(model).is_absolute() or model.startswith((".", "~")) else model
 

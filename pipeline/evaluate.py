@@ -1,11 +1,10 @@
-"""How well a student stands in for its teacher: alignment, neighbours, retrieval.
+"""How well a student stands in for its teacher: alignment, neighbours, retrieval, with whole vectors and with less.
 
-Three modes: `teacher` (both sides), `standard` (the student on both sides), `asymmetric` (the student's queries
-against the teacher's documents). Corpus texts are those held out of training, with the vectors of the store.
+The modes are those of `pipeline.retrieval`. Corpus texts are those held out of training, with the vectors of the store.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,44 +12,37 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from pipeline import beir, metrics
+from pipeline import beir, examples, metrics, tasks
 from pipeline.corpus import scan
 from pipeline.encode import ensure
 from pipeline.errors import LeafError
 from pipeline.params import EncodeParams, EvaluateParams, TeacherParams
+from pipeline.quantisation import Calibration, quantisation
+from pipeline.retrieval import MODES, ROLES, Both, Dataset, StudentVectors, TeacherVectors, sides
 from pipeline.store import Store
 from pipeline.teacher import describe
+from pipeline.truncation import truncation
+from pipeline.uncertainty import difference
+
+__all__ = ["MODES", "Both", "Evaluation", "evaluate", "neighbours", "pairs", "pooled", "retrieval"]
 
 Array = np.ndarray
-StudentVectors = Callable[[Sequence[str], str], Array]  # texts and their role -> [n, dim] float32
-TeacherVectors = Callable[[pl.DataFrame], Array]  # frame key, role, id, source, text -> [n, dim] float32
-ROLES = ("query", "document")
-MODES = ("teacher", "standard", "asymmetric")
 NEIGHBOURS = 10
 BLOCK_ROWS = 4096  # texts the student is given at once; the progress bar moves as often
 DIGITS = 6  # of the figures; what follows differs between machines
 
 
 @dataclass(frozen=True)
-class Both:
-    """Vectors `[n, dim]` of the same texts, by teacher and by student."""
-
-    teacher: Array
-    student: Array
-
-    def __getitem__(self, rows: Array) -> "Both":
-        return Both(self.teacher[rows], self.student[rows])
-
-    def __len__(self) -> int:
-        return len(self.teacher)
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """The figures as they are written, and the held-out cosines behind them, by role, for a histogram."""
+    """The figures as they are written, and what lies behind them, for tables and pictures."""
 
     figures: dict[str, Any]
     cosines: dict[str, Array]
+    """Of held-out texts, by role."""
+    points: list[tuple[str, str, str, float, float]] = field(default_factory=list)
+    """As `examples.project` gives them."""
+    moved: list[dict[str, Any]] = field(default_factory=list)
+    """As `examples.moved` gives them."""
 
 
 def evaluate(
@@ -60,40 +52,96 @@ def evaluate(
     teacher_of: Callable[[Store], TeacherVectors],
     params: EvaluateParams,
 ) -> Evaluation:
-    """Measure a student on the held-out texts of the corpus and on the BEIR directories of `params`.
+    """Measure a student on the held-out texts of the corpus and on the BEIR directories and files of `params`.
 
     `teacher_of(store)` gives the function for teacher vectors of texts outside the store (see `pooled`).
 
     Raises:
-        LeafError: bad corpus, store or BEIR directory; a held-out text has no vector in the store; the student's
+        LeafError: bad corpus, store, BEIR directory or file; a held-out text has no vector in the store; the student's
             vectors have another dimension than the teacher's; nothing to evaluate on.
     """
     collections = _collections(params)
     store = Store.open(embeddings)
-    held = scan(corpus).filter(pl.col("split") == "heldout").sort("role", "key").collect()
+    texts = scan(corpus)
+    held = texts.filter(pl.col("split") == "heldout").sort("role", "key").collect()
     if held.is_empty() and not collections:
         raise LeafError(f"{corpus}: holds no held-out texts and evaluate.beir names none: set corpus.heldout above 0")
     vectors = Both(store.lookup(held["key"].to_list()), _encode(held, student, store.meta.dim))
     by_role = {role: vectors[(held["role"] == role).to_numpy()] for role in ROLES}
     by_role = {role: both for role, both in by_role.items() if len(both)}
-    results: dict[str, Any] = {}
-    for name, asking, asked, judged in pairs(held):
-        results[name] = retrieval(vectors[asking], vectors[asked], judged, params)
-    for one in collections:
-        if one.name in results:
-            raise LeafError(f"evaluate.beir: `{one.name}` is a source of the corpus too; rename the directory")
-        teacher = teacher_of(store)
-        queries, documents = (
-            Both(teacher(texts), _encode(texts, student, store.meta.dim)) for texts in (one.queries, one.documents)
-        )
-        results[one.name] = retrieval(queries, documents, one.judged, params, one.itself)
+
+    def outside(frame: pl.DataFrame) -> Both:
+        return Both(teacher_of(store)(frame), _encode(frame, student, store.meta.dim))
+
+    datasets = list(_datasets(held, vectors, collections, outside))
+    calibration = _calibration(texts, store, student, params) if datasets else None
     figures = {
-        "alignment": {role: metrics.alignment(both.student, both.teacher) for role, both in by_role.items()},
+        "alignment": {role: _alignment(both, params) for role, both in by_role.items()},
         "neighbours": neighbours(by_role.get("query"), by_role.get("document"), params),
-        "retrieval": results,
+        "retrieval": {
+            one.name: retrieval(one.queries, one.documents, one.judged, params, one.itself) for one in datasets
+        },
+        "truncation": {one.name: truncation(one, params) for one in datasets},
     }
+    if calibration is not None:
+        figures["quantisation"] = {one.name: quantisation(one, calibration, params) for one in datasets}
+    for kind, measure in (("sts", tasks.sts), ("classification", tasks.classification)):
+        if files := _named(getattr(params, kind), kind):
+            figures[kind] = {name: measure(file, outside, params) for name, file in files.items()}
     cosines = {role: metrics.cosines(both.student, both.teacher) for role, both in by_role.items()}
-    return Evaluation(_rounded(figures), cosines)
+    return Evaluation(
+        _rounded(figures), cosines, examples.project(held, vectors, params), examples.moved(datasets, params)
+    )
+
+
+def _datasets(
+    held: pl.DataFrame, vectors: Both, collections: Sequence[beir.Collection], outside: tasks.Encode
+) -> Iterator[Dataset]:
+    texts, names = held["text"], set()
+    for name, asking, asked, judged in pairs(held):
+        names.add(name)
+        both = texts[asking].to_list(), texts[asked].to_list()
+        yield Dataset(name, vectors[asking], vectors[asked], judged, both)
+    for one in collections:
+        if one.name in names:
+            raise LeafError(f"evaluate.beir: `{one.name}` is a source of the corpus too; rename the directory")
+        both = one.queries["text"].to_list(), one.documents["text"].to_list()
+        yield Dataset(one.name, outside(one.queries), outside(one.documents), one.judged, both, one.itself, False)
+
+
+def _alignment(both: Both, params: EvaluateParams) -> dict[str, Any]:
+    found: dict[str, Any] = metrics.alignment(both.student, both.teacher)
+    means = metrics.bootstrap(metrics.cosines(both.student, both.teacher)[:, None], params.bootstrap, params.seed)
+    return {**found, "interval": metrics.interval(means[:, 0])}
+
+
+def _calibration(
+    texts: pl.LazyFrame, store: Store, student: StudentVectors, params: EvaluateParams
+) -> Calibration | None:
+    """Vectors of training texts, the first by key (keys are random, so any are a fair sample); None if unwanted.
+
+    A role without training texts takes the other's; without any at all there is no quantisation.
+    """
+    found: dict[str, Both] = {}
+    for role in ROLES:
+        of = (pl.col("split") == "train") & (pl.col("role") == role)
+        frame = texts.filter(of).head(params.calibration_rows).collect()
+        if len(frame):
+            found[role] = Both(store.lookup(frame["key"].to_list()), _encode(frame, student, store.meta.dim))
+    if not found:
+        return None
+    other = next(iter(found.values()))
+    return Calibration(found.get("query", other), found.get("document", other))
+
+
+def _named(files: Sequence[str], kind: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in files:
+        path = Path(file).expanduser()
+        if path.stem in found:
+            raise LeafError(f"evaluate.{kind}: two files are named `{path.stem}`; rename one")
+        found[path.stem] = path
+    return found
 
 
 def _collections(params: EvaluateParams) -> list[beir.Collection]:
@@ -175,17 +223,14 @@ def retrieval(
     """nDCG@10, recall@100 and MRR@10 of the three modes, with 95 % bootstrap intervals over the queries.
 
     `retention` is the share of the teacher's nDCG@10, its interval paired by query; None where the teacher has 0.
+    `difference` is that of nDCG@10 to the teacher's, paired likewise; `gain` that of asymmetric to standard.
 
     Args:
         judged: for each query, the grade of documents, by row of `documents`; above 0 is relevant.
         itself: for each query, the document that must not be found because it is the query; -1 for none.
     """
-    sides = {
-        "teacher": (queries.teacher, documents.teacher),
-        "standard": (queries.student, documents.student),
-        "asymmetric": (queries.student, documents.teacher),
-    }
-    found = {mode: metrics.nearest(*side, metrics.DEPTH, itself) for mode, side in sides.items()}
+    of = sides(queries, documents)
+    found = {mode: metrics.nearest(*side, metrics.DEPTH, itself) for mode, side in of.items()}
     values = np.stack([metrics.ranking(found[mode], judged) for mode in MODES], axis=1)  # [queries, modes, measures]
     means = values.mean(0)
     flat = values.reshape(len(values), -1)
@@ -198,7 +243,9 @@ def retrieval(
             result[mode]["retention"] = float(means[at, 0] / means[0, 0]) if means[0, 0] > 0 else None
             with np.errstate(divide="ignore", invalid="ignore"):
                 intervals["retention"] = metrics.interval(samples[:, at, 0] / samples[:, 0, 0])
+            result[mode]["difference"] = difference(means[at, 0] - means[0, 0], samples[:, at, 0] - samples[:, 0, 0])
         result[mode]["interval"] = intervals
+    result["asymmetric"]["gain"] = difference(means[2, 0] - means[1, 0], samples[:, 2, 0] - samples[:, 1, 0])
     return result
 
 
@@ -215,12 +262,14 @@ def neighbours(queries: Both | None, documents: Both | None, params: EvaluatePar
     wanted = metrics.nearest(queries.teacher, documents.teacher, NEIGHBOURS, itself)
     standard = metrics.nearest(queries.student, documents.student, NEIGHBOURS, itself)
     asymmetric = metrics.nearest(queries.student, documents.teacher, NEIGHBOURS, itself)
+    shares = {"standard": metrics.shared(standard, wanted), "asymmetric": metrics.shared(asymmetric, wanted)}
+    samples = metrics.bootstrap(np.stack(list(shares.values()), axis=1), params.bootstrap, params.seed)
     return {
         "k": NEIGHBOURS,
         "queries": len(queries),
         "documents": len(documents),
-        "standard": float(metrics.shared(standard, wanted).mean()),
-        "asymmetric": float(metrics.shared(asymmetric, wanted).mean()),
+        **{mode: float(share.mean()) for mode, share in shares.items()},
+        "interval": {mode: metrics.interval(samples[:, at]) for at, mode in enumerate(shares)},
     }
 
 

@@ -160,11 +160,38 @@ class FitParams:
 
 
 @dataclass(frozen=True)
+class CostParams:
+    """`evaluate.cost`: how fast teacher and student are on this machine, alternating."""
+
+    texts: int = field(default=256, metadata=bounded(0))
+    """Documents of one measurement of throughput; 0 leaves cost out."""
+    queries: int = field(default=100, metadata=positive())
+    """Queries asked one at a time."""
+    rounds: int = field(default=5, metadata=positive())
+    """Turns of each model at each number of threads."""
+
+
+@dataclass(frozen=True)
 class EvaluateParams:
     """Section `evaluate`: what the student is measured on."""
 
     beir: tuple[str, ...] = ()
     """Directories in BEIR layout; the last part of the path is the name."""
+    sts: tuple[str, ...] = ()
+    """Files of pairs with scores: sentence1, sentence2, score."""
+    classification: tuple[str, ...] = ()
+    """Files of texts with labels: text, label and, where it is fixed, split (train, test)."""
+    dims: tuple[int, ...] = field(
+        default=(768, 512, 384, 256, 128, 64), metadata={"check": (lambda dims: min(dims, default=1) > 0, "positive")}
+    )
+    """Widths that vectors are cut to; those not below the teacher's are left out. Empty: the full width alone."""
+    calibration_rows: int = field(default=4096, metadata=bounded(0))
+    """Training texts of each role that int8 is calibrated on; 0 leaves quantisation out."""
+    cost: CostParams = CostParams()
+    moved: int = field(default=20, metadata=bounded(0))
+    """Queries shown in the report, those whose ranking moved most."""
+    map_texts: int = field(default=300, metadata=bounded(0))
+    """Held-out texts on the report's map."""
     neighbours_rows: int = field(default=2000, metadata=positive())
     bootstrap: int = field(default=1000, metadata=bounded(0))
     seed: int = field(default=0, metadata=bounded(0))

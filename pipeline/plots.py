@@ -1,11 +1,14 @@
 """The evaluation as tables for `dvc plots` and as one static picture."""
 
 import csv
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from pipeline.evaluate import Evaluation
 
 BIN = 0.02  # width of a histogram bin of cosines
 # Okabe and Ito's palette, told apart with any colour vision; the hatches tell them apart in print.
@@ -14,18 +17,50 @@ ROLE_LOOK = {"query": ("#D55E00", "-"), "document": ("#009E73", "--")}
 BARS = 0.8  # share of a group's width
 
 
-def write(figures: Mapping[str, Any], cosines: Mapping[str, np.ndarray], directory: Path) -> list[Path]:
-    """Write retention.csv, alignment.csv and evaluation.svg into `directory`; the paths.
+SHARE = ("share", "low", "high", "n")
+TABLES = {
+    "retention": ("dataset", "mode", "retention", "low", "high"),
+    "alignment": ("role", "cosine", "share"),
+    "truncation": ("dataset", "mode", "dims", "ndcg@10", *SHARE),
+    "quantisation": ("dataset", "mode", "variant", "ndcg@10", *SHARE),
+    "map": ("text", "role", "model", "x", "y"),
+}
+
+
+def write(result: Evaluation, directory: Path) -> list[Path]:
+    """Write the TABLES as CSV, moved.json and evaluation.svg into `directory`; the paths.
 
     Equal figures give equal bytes with the same matplotlib.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / name for name in ("retention.csv", "alignment.csv", "evaluation.svg")]
-    bins = histogram(cosines)
-    _table(paths[0], ("dataset", "mode", "retention", "low", "high"), retention(figures["retrieval"]))
-    _table(paths[1], ("role", "cosine", "share"), bins)
-    _picture(figures["retrieval"], bins, figures["alignment"], paths[2])
-    return paths
+    figures, bins = result.figures, histogram(result.cosines)
+    rows: dict[str, Sequence[Sequence[Any]]] = {
+        "retention": retention(figures["retrieval"]),
+        "alignment": bins,
+        "truncation": variants(figures.get("truncation", {}), "dims"),
+        "quantisation": variants(figures.get("quantisation", {}), "variants"),
+        "map": result.points,
+    }
+    for name, header in TABLES.items():
+        _table(directory / f"{name}.csv", header, rows[name])
+    moved = json.dumps(result.moved, indent=1, ensure_ascii=False) + "\n"
+    (directory / "moved.json").write_text(moved, encoding="utf-8")
+    _picture(figures["retrieval"], bins, figures["alignment"], directory / "evaluation.svg")
+    return [*(directory / f"{name}.csv" for name in TABLES), directory / "moved.json", directory / "evaluation.svg"]
+
+
+def variants(results: Mapping[str, Any], key: str) -> list[tuple[Any, ...]]:
+    """Rows `dataset, mode, variant, ndcg@10, share, low, high, n`; empty where there is no figure."""
+    rows = []
+    for dataset, result in results.items():
+        for mode in LOOK:
+            for name, modes in result[key].items():
+                entry = modes[mode]
+                share = "" if entry["share"] is None else entry["share"]
+                rows.append(
+                    (dataset, mode, name, entry["ndcg@10"], share, *(entry["share_interval"] or ("", "")), entry["n"])
+                )
+    return rows
 
 
 def retention(retrieval: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -1,18 +1,21 @@
-"""Measure the student: alignment with the teacher, neighbour agreement, retrieval."""
+"""Measure the student: alignment, neighbours, retrieval, truncation, quantisation, tasks, cost."""
 
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import polars as pl
 
 from pipeline import plots
+from pipeline.corpus import scan
+from pipeline.cost import Subject, cost
 from pipeline.evaluate import MODES, evaluate, pooled
 from pipeline.params import EncodeParams, EvaluateParams, TeacherParams, load_section
 from pipeline.student import StudentEncoder
 from stages.common import command, params_option, write_json
 
-OUT, PLOTS = Path("metrics/evaluate.json"), Path("plots")
+OUT, COST, PLOTS = Path("metrics/evaluate.json"), Path("metrics/cost.json"), Path("plots")
 
 
 @command
@@ -21,9 +24,12 @@ OUT, PLOTS = Path("metrics/evaluate.json"), Path("plots")
 @click.option("--embeddings", type=Path, default=Path("data/embeddings"), show_default=True, help="Teacher's store.")
 @click.option("--model", type=Path, default=Path("models/student"), show_default=True, help="Student to measure.")
 @click.option("--out", type=Path, default=OUT, show_default=True, help="Metrics file.")
+@click.option("--cost", "costs", type=Path, help=f"Speed and size, a file  [default: {COST}; none if --out]")
 @click.option("--plots", "pictures", type=Path, help="Directory of tables and picture  [default: plots; none if --out]")
-def main(*, params: Path, corpus: Path, embeddings: Path, model: Path, out: Path, pictures: Path | None) -> None:
-    """Measure a student on the held-out texts of the corpus and on the BEIR directories of evaluate.beir.
+def main(
+    *, params: Path, corpus: Path, embeddings: Path, model: Path, out: Path, costs: Path | None, pictures: Path | None
+) -> None:
+    """Measure a student on the held-out texts of the corpus and on the collections and files of the section evaluate.
 
     Texts of BEIR directories go through the pool of the encode stage. Sections read: teacher, encode, evaluate.
     """
@@ -35,8 +41,24 @@ def main(*, params: Path, corpus: Path, embeddings: Path, model: Path, out: Path
     written = [out]
     write_json(out, result.figures)
     if pictures or out == OUT:
-        written += plots.write(result.figures, result.cosines, pictures or PLOTS)
+        written += plots.write(result, pictures or PLOTS)
+    if costs or out == OUT:
+        subjects = Subject(teacher, encode.token_budget), Subject(model, encode.token_budget)
+        spent = cost(subjects, *_texts(corpus, settings), settings)
+        write_json(costs or COST, spent)
+        written.append(costs or COST)
     click.echo("\n".join([*table(result.figures), *map(str, written)]))
+
+
+def _texts(corpus: Path, settings: EvaluateParams) -> tuple[list[str], list[str]]:
+    """Held-out documents and queries to time; where a role has none, the other's."""
+    held = scan(corpus).filter(pl.col("split") == "heldout")
+    most = {"document": settings.cost.texts, "query": settings.cost.queries}
+    found = {
+        role: held.filter(pl.col("role") == role).head(count).collect()["text"].to_list()
+        for role, count in most.items()
+    }
+    return found["document"] or found["query"], found["query"] or found["document"]
 
 
 def table(figures: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ MADE = {
     "models/onnx": "the student for onnxruntime, float32 and int8; `leaf search` uses it",
     "data/embeddings": "the teacher's vectors (docs/format.md)",
     "metrics/evaluate.json": "every figure above and its interval",
+    "reports/report.html": "all of it on one page, for a browser",
     "plots/evaluation.svg": "the figures as a picture; `dvc plots show` draws the curves",
 }
 

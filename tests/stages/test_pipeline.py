@@ -18,6 +18,8 @@ from sentence_transformers import SentenceTransformer
 from pipeline.store import Store
 from tests.conftest import ROOT, sentence
 
+STAGES = ("corpus", "encode", "fit", "evaluate", "export", "report")
+
 
 class Project:
     """A checkout of its own with tiny models and texts."""
@@ -65,9 +67,7 @@ class Project:
         return json.loads((self.folder / "metrics" / f"{name}.json").read_text())
 
     def ran(self, output: str) -> set[str]:
-        return {
-            name for name in ("corpus", "encode", "fit", "evaluate", "export") if f"Running stage '{name}'" in output
-        }
+        return {name for name in STAGES if f"Running stage '{name}'" in output}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_s
             "validate_every": 50,
             "checkpoint_every": 50,
         },
-        "evaluate": {"bootstrap": 50},
+        "evaluate": {"bootstrap": 50, "calibration_rows": 64, "cost": {"texts": 8, "queries": 4, "rounds": 2}},
         "export": {"speed_texts": 4, "bootstrap": 50},
     }
     made = Project(tmp_path_factory.mktemp("project"), params)
@@ -106,6 +106,15 @@ def test_repro_makes_the_student_its_measurements_and_pictures(project: Project)
     for name in ("fit_loss.csv", "retention.csv", "alignment.csv", "evaluation.svg"):
         assert (project.folder / "plots" / name).stat().st_size > 0
     assert (project.folder / "models" / "student" / "README.md").stat().st_size > 0
+    assert "</html>" in (project.folder / "reports" / "report.html").read_text()
+
+
+def test_dvc_draws_the_plots_and_lists_the_metrics_of_the_report(project: Project) -> None:
+    project.dvc("plots", "show", "-o", "drawn")
+    drawn = (project.folder / "drawn" / "index.html").read_text()
+    assert all(f"{name}.csv" in drawn for name in ("truncation", "quantisation", "map", "retention", "alignment"))
+    shown = json.loads(project.dvc("metrics", "show", "--json").partition("\n")[0])
+    assert "cost" in str(shown) and "truncation" in str(shown)
 
 
 def test_the_student_loads_with_sentence_transformers_alone_and_lies_in_the_teachers_space(project: Project) -> None:
@@ -134,7 +143,7 @@ def test_a_second_repro_runs_nothing(project: Project) -> None:
 def test_a_changed_fit_runs_fit_and_evaluate_and_going_back_runs_nothing(project: Project) -> None:
     before = (project.folder / "models" / "student" / "model.safetensors").read_bytes()
     project.set_params(fit={"learning_rate": 1e-3})
-    assert project.ran(project.dvc("repro")) == {"fit", "evaluate", "export"}
+    assert project.ran(project.dvc("repro")) == {"fit", "evaluate", "export", "report"}
     assert (project.folder / "models" / "student" / "model.safetensors").read_bytes() != before
     project.set_params()
     assert project.ran(project.dvc("repro")) == set()  # served from DVC's run cache
@@ -157,7 +166,7 @@ def test_one_stage_runs_alone(project: Project) -> None:
 
 
 def test_every_stage_explains_itself(stage: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
-    for name in ("corpus", "encode", "fit", "evaluate"):
+    for name in STAGES:
         result = stage(name, "--help")
         assert result.returncode == 0 and "--params" in result.stdout
 

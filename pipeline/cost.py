@@ -1,0 +1,192 @@
+"""What teacher and student cost on this machine: texts a second, latency of one query, memory, bytes, parameters.
+
+Each model lives in a process of its own, so that its resident memory is its own, and the two take turns, so that
+whatever else the machine does falls on both.
+"""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import metrics
+from pipeline.errors import LeafError
+from pipeline.params import EvaluateParams, TeacherParams
+
+Array = np.ndarray
+MODELS = ("teacher", "student")
+WARM = 8  # texts encoded before anything is timed
+LATENCY = (50, 95)  # percentiles
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that a process loads: a teacher, or the directory of a student."""
+
+    model: TeacherParams | Path
+    token_budget: int
+
+
+def cost(
+    subjects: tuple[Subject, Subject], documents: Sequence[str], queries: Sequence[str], params: EvaluateParams
+) -> dict[str, Any]:
+    """Measure teacher and student on the same texts, with one thread and with all; empty if `cost.texts` is 0.
+
+    Latency is that of a query alone, tokenisation included. `ratio` is student to teacher, paired by turn.
+    """
+    settings = params.cost
+    documents, queries = documents[: settings.texts], queries[: settings.queries]
+    if not settings.texts or not documents or not queries:
+        return {}
+    context = multiprocessing.get_context("spawn")
+    workers = [_start(context, subject) for subject in subjects]
+    try:
+        found: dict[str, Any] = {"texts": len(documents), "queries": len(queries), "rounds": settings.rounds}
+        found["models"] = {name: _ask(pipe, "load") for name, (_, pipe) in zip(MODELS, workers, strict=True)}
+        pipes = [pipe for _, pipe in workers]
+        threads = sorted({1, len(os.sched_getaffinity(0))})
+        found["threads"] = {str(n): _turns(pipes, n, documents, queries, params) for n in threads}
+        for name, pipe in zip(MODELS, pipes, strict=True):
+            found["models"][name]["resident_mib"] = _ask(pipe, "resident")
+        return found
+    finally:
+        for process, pipe in workers:
+            pipe.close()
+            process.join(5)
+            process.kill()
+
+
+def _start(context: Any, subject: Subject) -> tuple[Any, Connection]:
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, subject), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _ask(pipe: Connection, what: str, *arguments: Any) -> Any:
+    try:
+        pipe.send((what, *arguments))
+        done, answer = pipe.recv()
+    except (EOFError, OSError):
+        raise LeafError("evaluate.cost: a measuring process ended; is there enough memory for both models?") from None
+    if not done:
+        raise LeafError(f"evaluate.cost: {answer}")
+    return answer
+
+
+def _turns(
+    pipes: Sequence[Connection], threads: int, documents: Sequence[str], queries: Sequence[str], params: EvaluateParams
+) -> dict[str, Any]:
+    """Figures of both models with `threads` threads; in each round each model has one turn."""
+    rounds = params.cost.rounds
+    seconds = np.empty((rounds, len(MODELS)))
+    latencies: list[list[float]] = [[], []]
+    parts = np.array_split(np.arange(len(queries)), rounds)
+    for turn, part in enumerate(parts):
+        for m, pipe in enumerate(pipes):
+            seconds[turn, m] = _ask(pipe, "throughput", threads, list(documents))
+            latencies[m] += _ask(pipe, "latency", threads, [queries[i] for i in part])
+    rates = len(documents) / seconds
+    draws = metrics.bootstrap(rates, params.bootstrap, params.seed)
+    found: dict[str, Any] = {}
+    for m, name in enumerate(MODELS):
+        found[name] = {"texts_per_s": _figure(rates[:, m].mean(), draws[:, m], rounds)}
+        for q in LATENCY:
+            found[name][f"latency_p{q}_ms"] = _percentile(np.array(latencies[m]), q, params)
+    ratio = rates[:, 1].mean() / rates[:, 0].mean()
+    found["ratio"] = _figure(ratio, draws[:, 1] / draws[:, 0], rounds)
+    return found
+
+
+def _percentile(values: Array, q: int, params: EvaluateParams) -> dict[str, Any]:
+    random = np.random.default_rng(params.seed)
+    drawn = np.percentile(values[random.integers(len(values), size=(params.bootstrap, len(values)))], q, axis=1)
+    return _figure(np.percentile(values, q), drawn, len(values))
+
+
+def _figure(value: float, samples: Array, n: int) -> dict[str, Any]:
+    span = metrics.interval(samples)
+    return {"value": round(float(value), 3), "n": n, "interval": span and [round(end, 3) for end in span]}
+
+
+# --- in the measuring process ---
+
+
+def _serve(pipe: Connection, subject: Subject) -> None:
+    """Answer requests until the other end closes."""
+    state: dict[str, Any] = {}
+    while True:
+        try:
+            what, *arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((True, HANDLERS[what](state, subject, *arguments)))
+        except LeafError as error:
+            pipe.send((False, str(error)))
+
+
+def _load(state: dict[str, Any], subject: Subject) -> dict[str, Any]:
+    from pipeline.student import StudentEncoder
+    from pipeline.teacher import Teacher, resolve_model
+
+    before = _resident(state, subject)
+    if isinstance(subject.model, TeacherParams):
+        model = Teacher(subject.model, subject.token_budget)
+        directory = resolve_model(subject.model.model, subject.model.revision)
+        parameters = sum(p.numel() for p in model._model.parameters())
+        state["encode"] = lambda texts, role: model.encode_tokens(model.tokenize(texts, role))
+    else:
+        directory, student = subject.model, StudentEncoder.load(subject.model)
+        parameters = sum(p.numel() for p in student.student.parameters())
+        state["encode"] = student.encode
+    size = sum(file.stat().st_size for file in directory.rglob("*.safetensors"))
+    return {"parameters": parameters, "bytes": size, "libraries_mib": before}
+
+
+def _resident(state: dict[str, Any], subject: Subject) -> float:
+    """Resident memory of this process, in MiB, shared libraries included."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / MIB, 1)
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false" if threads == 1 else "true"
+
+
+def _throughput(state: dict[str, Any], subject: Subject, threads: int, texts: list[str]) -> float:
+    _set_threads(threads)
+    state["encode"](texts[:WARM], "document")
+    start = time.perf_counter()
+    state["encode"](texts, "document")
+    return time.perf_counter() - start
+
+
+def _latency(state: dict[str, Any], subject: Subject, threads: int, queries: list[str]) -> list[float]:
+    """Milliseconds of each query, asked alone."""
+    _set_threads(threads)
+    found = []
+    for query in [*queries[:1], *queries]:
+        start = time.perf_counter()
+        state["encode"]([query], "query")
+        found.append((time.perf_counter() - start) * 1000)
+    return found[1:]  # the first query warms up
+
+
+HANDLERS: dict[str, Callable[..., Any]] = {
+    "load": _load,
+    "resident": _resident,
+    "throughput": _throughput,
+    "latency": _latency,
+}

@@ -1,0 +1,256 @@
+"""The report's figures: matplotlib's SVG, made to live inside a page.
+
+Colours are CSS variables of the page, so that they follow its dark or light scheme; text stays text, and ids are
+unique in the page. Equal data give equal bytes with the same matplotlib.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from xml.sax.saxutils import escape
+
+import numpy as np
+
+Rows = Sequence[Mapping[str, str]]
+WIDTH = 4.6  # inches; narrow, so that the text can be read on a telephone too
+# Colours that stand for variables of the page's style sheet; nothing else uses them.
+INK, GRID = "#010203", "#040506"
+STAND_FOR = {INK: "currentColor", GRID: "var(--grid)"}
+MODES = {"teacher": ("#0a0b01", "o", "-"), "standard": ("#0a0b02", "s", "--"), "asymmetric": ("#0a0b03", "^", "-.")}
+ROLES = {"query": ("#0a0b04", "-"), "document": ("#0a0b05", "--")}
+STAND_FOR |= {colour: f"var(--{name})" for name, (colour, *_) in {**MODES, **ROLES}.items()}
+MODELS = {"teacher": MODES["teacher"][0], "student": MODES["standard"][0]}
+
+
+def draw(name: str, title: str, alt: str, height: float, plot: Callable[[Any], None]) -> str:
+    """`<svg>` element `WIDTH x height` inches, drawn by `plot(figure)`; `title` and `alt` are read aloud."""
+    import io
+
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with _style(name):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        plot(figure)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    text = file.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    for colour, stands_for in STAND_FOR.items():
+        text = text.replace(colour, stands_for)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
+    box = re.search(r'viewBox="[^"]*"', text)
+    opening = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box[0] if box else ""} '
+        f'role="img" aria-labelledby="{name}-title {name}-alt"><title id="{name}-title">{escape(title)}</title>'
+        f'<desc id="{name}-alt">{escape(alt)}</desc>'
+    )
+    return opening + text[text.index(">") + 1 :].strip()
+
+
+@contextmanager
+def _style(name: str) -> Iterator[None]:
+    import matplotlib as mpl
+
+    with mpl.rc_context(
+        {
+            **mpl.rcParamsDefault,
+            "text.color": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "backend": "agg",
+            "svg.fonttype": "none",
+            "svg.hashsalt": name,
+            "font.size": 11,
+            "axes.titlesize": 11,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "grid.color": GRID,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "legend.frameon": False,
+            "legend.fontsize": 10,
+        }
+    ):
+        yield
+
+
+def loss(rows: Rows) -> Callable[[Any], None]:
+    """Loss against step, by split; rows `step, split, loss`."""
+
+    def plot(figure: Any) -> None:
+        axes = figure.subplots()
+        splits = sorted({row["split"] for row in rows})
+        for split, (colour, style) in zip(splits, [(c, s) for c, _, s in MODES.values()] * 2, strict=False):
+            points = [(int(row["step"]), float(row["loss"])) for row in rows if row["split"] == split]
+            marker = "" if len(points) > 30 else "o"
+            axes.plot(*zip(*points, strict=True), style, color=colour, marker=marker, markersize=4, label=split)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        axes.set_ylim(0, None)
+        axes.legend()
+
+    return plot
+
+
+def bars(results: Mapping[str, Any]) -> Callable[[Any], None]:
+    """nDCG@10 of the three modes, by data set, with intervals."""
+
+    def plot(figure: Any) -> None:
+        axes = figure.subplots()
+        step = 0.26
+        for at, (mode, (colour, _, _)) in enumerate(MODES.items()):
+            values = np.array([result[mode]["ndcg@10"] for result in results.values()])
+            spans = [result[mode]["interval"]["ndcg@10"] for result in results.values()]
+            middle = np.arange(len(results)) + (at - 1) * step
+            axes.bar(middle, values, step * 0.9, color=colour, label=mode)
+            _whiskers(axes, middle, values, spans)
+        axes.set_xticks(range(len(results)), list(results))
+        axes.set_ylabel("nDCG@10")
+        axes.set_ylim(0, 1.02)
+        axes.grid(visible=False, axis="x")
+        figure.legend(loc="outside lower center", ncols=3)
+
+    return plot
+
+
+def _whiskers(axes: Any, places: Any, values: Any, spans: Sequence[Sequence[float] | None]) -> None:
+    ends = np.array([span or (value, value) for span, value in zip(spans, values, strict=True)])
+    errors = np.maximum(np.abs(ends.T - values), 0)
+    axes.errorbar(places, values, errors, fmt="none", ecolor=INK, elinewidth=1, capsize=3)
+
+
+def truncation(rows: Rows) -> Callable[[Any], None]:
+    """Share of the full width's nDCG@10 against dimensions, by mode; rows as in truncation.csv, of one data set."""
+
+    def plot(figure: Any) -> None:
+        axes = figure.subplots()
+        for mode, (colour, marker, style) in MODES.items():
+            of = [row for row in rows if row["mode"] == mode and row["share"]]
+            dims, shares = [int(row["dims"]) for row in of], [float(row["share"]) for row in of]
+            axes.plot(dims, shares, style, color=colour, marker=marker, markersize=5, label=mode)
+            low, high = ([float(row[end] or row["share"]) for row in of] for end in ("low", "high"))
+            axes.fill_between(dims, low, high, color=colour, alpha=0.15, linewidth=0)
+        every = sorted({int(row["dims"]) for row in rows})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(every, [str(dim) for dim in every])
+        axes.minorticks_off()
+        axes.set_xlabel("dimensions kept")
+        axes.set_ylabel("share of the full width")
+        figure.legend(loc="outside lower center", ncols=3)
+
+    return plot
+
+
+def quantisation(rows: Rows) -> Callable[[Any], None]:
+    """Share of float32's nDCG@10 by variant and mode; rows as in quantisation.csv, of one data set."""
+
+    def plot(figure: Any) -> None:
+        axes = figure.subplots()
+        names = list(dict.fromkeys(row["variant"] for row in rows))
+        for at, (mode, (colour, marker, _)) in enumerate(MODES.items()):
+            of = [row for row in rows if row["mode"] == mode and row["share"]]
+            places = np.array([len(names) - names.index(row["variant"]) + (1 - at) * 0.22 for row in of])
+            shares = np.array([float(row["share"]) for row in of])
+            ends = np.array([[float(row[end] or row["share"]) for end in ("low", "high")] for row in of])
+            errors = np.maximum(np.abs(ends.T - shares), 0) if of else None
+            axes.errorbar(
+                shares, places, xerr=errors, fmt=marker, color=colour, markersize=5, elinewidth=1.2, label=mode
+            )
+        axes.set_yticks([len(names) - i for i in range(len(names))], names)
+        axes.set_xlabel("share of float32")
+        figure.legend(loc="outside lower center", ncols=3)
+
+    return plot
+
+
+def cost(spent: Mapping[str, Any]) -> Callable[[Any], None]:
+    """Throughput and latency by number of threads, and size, of teacher and student."""
+
+    def plot(figure: Any) -> None:
+        panels = figure.subplots(3, 1)
+        threads = list(spent["threads"])
+        for axes, key, title in (
+            (panels[0], "texts_per_s", "texts a second (more is better)"),
+            (panels[1], "latency_p50_ms", "latency of one query, p50 to p95, ms"),
+        ):
+            for at, (name, colour) in enumerate(MODELS.items()):
+                entries = [spent["threads"][n][name] for n in threads]
+                values = np.array([entry[key]["value"] for entry in entries])
+                places = np.arange(len(threads)) + (at - 0.5) * 0.36
+                axes.barh(places, values, 0.33, color=colour, label=name)
+                if key == "texts_per_s":
+                    spans = np.array(
+                        [entry[key]["interval"] or [v, v] for entry, v in zip(entries, values, strict=True)]
+                    )
+                else:
+                    spans = np.array([[v, e["latency_p95_ms"]["value"]] for e, v in zip(entries, values, strict=True)])
+                axes.errorbar(values, places, xerr=np.abs(spans.T - values), fmt="none", ecolor=INK, capsize=3)
+            axes.set_yticks(range(len(threads)), [f"{n} thread{'s' * (n != '1')}" for n in threads])
+            axes.set_title(title, loc="left")
+            axes.grid(visible=False, axis="y")
+            axes.invert_yaxis()
+        _sizes(panels[2], spent["models"])
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+
+    return plot
+
+
+def _sizes(axes: Any, models: Mapping[str, Any]) -> None:
+    kinds: dict[str, Callable[[Any], float]] = {
+        "million parameters": lambda one: one["parameters"] / 1e6,
+        "MB on disk": lambda one: one["bytes"] / 1e6,
+        "MiB in memory": lambda one: one["resident_mib"],
+    }
+    for at, (name, colour) in enumerate(MODELS.items()):
+        places = np.arange(len(kinds)) + (at - 0.5) * 0.36
+        axes.barh(places, [measure(models[name]) for measure in kinds.values()], 0.33, color=colour)
+    axes.set_yticks(range(len(kinds)), list(kinds))
+    axes.set_title("size (less is better)", loc="left")
+    axes.grid(visible=False, axis="y")
+    axes.invert_yaxis()
+
+
+def alignment(rows: Rows, role: str) -> Callable[[Any], None]:
+    """Histogram of cosines of one role; rows as in alignment.csv."""
+
+    def plot(figure: Any) -> None:
+        axes = figure.subplots()
+        of = [(float(row["cosine"]), float(row["share"])) for row in rows if row["role"] == role]
+        places, shares = zip(*of, strict=True)
+        axes.bar(places, shares, 0.018, color=ROLES[role][0])
+        axes.set_xlabel("cosine of student to teacher")
+        axes.set_ylabel("share of texts")
+        axes.grid(visible=False, axis="x")
+
+    return plot
+
+
+def embedding(rows: Rows) -> Callable[[Any], None]:
+    """Both models' points of the same texts, a line between the two of a text; rows as in map.csv."""
+
+    def plot(figure: Any) -> None:
+        from matplotlib.collections import LineCollection
+
+        axes = figure.subplots()
+        places = {
+            model: {row["text"]: (float(row["x"]), float(row["y"])) for row in rows if row["model"] == model}
+            for model in MODELS
+        }
+        joined = [[place, places["student"][text]] for text, place in places["teacher"].items()]
+        axes.add_collection(LineCollection(joined, colors=INK, linewidths=0.5, alpha=0.4))
+        for (model, colour), marker in zip(MODELS.items(), ("o", "x"), strict=True):
+            points = list(zip(*places[model].values(), strict=True))
+            axes.scatter(*points, s=14, marker=marker, c=colour, linewidths=1, label=model)
+        axes.set_xlabel("first principal component")
+        axes.set_ylabel("second")
+        axes.set_aspect("equal", adjustable="datalim")
+        figure.legend(loc="outside lower center", ncols=2)
+
+    return plot

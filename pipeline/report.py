@@ -1,0 +1,123 @@
+"""`reports/report.html`: one self-contained page about a run, made of what the other stages wrote. Loads no model."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from pipeline import figures
+from pipeline.card import name_of
+from pipeline.errors import LeafError
+from pipeline.sections import Section, sections
+
+TABLES = ("alignment", "truncation", "quantisation", "map")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a run's results lie."""
+
+    params: Path = Path("params.yaml")
+    store: Path = Path("data/embeddings/store.json")
+    metrics: Path = Path("metrics")
+    """corpus.json, fit.json, evaluate.json, cost.json."""
+    plots: Path = Path("plots")
+    """fit_loss.csv, and what `plots.write` makes."""
+
+
+def render(sources: Sources) -> str:
+    """The page, in HTML. Equal inputs give equal bytes with the same matplotlib.
+
+    Raises:
+        LeafError: a file is missing or cannot be read; says which stage makes it.
+    """
+    metrics = {name: _json(sources.metrics / f"{name}.json") for name in ("corpus", "fit", "evaluate", "cost")}
+    tables = {name: _csv(sources.plots / f"{name}.csv") for name in (*TABLES, "fit_loss")}
+    store, moved = _json(sources.store), _json(sources.plots / "moved.json")
+    params_text = _text(sources.params)
+    try:
+        student = name_of(yaml.safe_load(params_text)["fit"]["student"]["model"])
+        shown = [_drawn(section) for section in sections(metrics, tables)]
+        run, corpus = _run(store, metrics, student), _corpus(metrics["corpus"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise LeafError(
+            f"the results in {sources.metrics} and {sources.plots} do not fit together ({type(error).__name__}: "
+            f"{error}): run `dvc repro -f evaluate`"
+        ) from error
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("pipeline").joinpath("templates/report.html").read_text(encoding="utf-8"))
+    return template.render(
+        teacher=name_of(str(store["teacher"].get("model", "an unnamed teacher"))),
+        student=f"A student from {student}",
+        sections=shown,
+        moved=moved,
+        run=run,
+        corpus=corpus,
+        params=params_text.strip(),
+    )
+
+
+def _drawn(section: Section) -> dict[str, Any]:
+    drawn = [
+        {
+            "name": one.name,
+            "caption": one.caption,
+            "svg": Markup(figures.draw(one.name, one.caption, one.alt, one.height, one.plot)),
+        }
+        for one in section.figures
+    ]
+    return {**vars(section), "figures": drawn}
+
+
+def _run(store: Mapping[str, Any], metrics: Mapping[str, Any], student: str) -> list[tuple[str, str]]:
+    fit, teacher = metrics["fit"], store["teacher"]
+    prompts = {role: prompt for role, prompt in sorted(teacher.get("prompts", {}).items()) if prompt}
+    return [
+        ("Teacher", f"{name_of(str(teacher.get('model')))}, {store['dim']} dimensions"),
+        ("Prompts", json.dumps(prompts, ensure_ascii=False) if prompts else "none"),
+        ("Fingerprint", store["fingerprint"]),
+        ("Store", f"{store['rows']:,} vectors, {store['dtype']}, {store['bytes'] / 1e6:,.1f} MB"),
+        ("Student", f"from {student}, {fit['parameters']:,} parameters"),
+        ("Fit", f"{fit['presentations']:,} texts in {fit['steps']:,} steps, loss {fit['loss']}"),
+        ("Corpus", f"{metrics['corpus']['total']:,} texts, {metrics['corpus']['splits'].get('heldout', 0):,} held out"),
+    ]
+
+
+def _corpus(corpus: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [
+        (source, role, f"{splits.get('train', 0):,}", f"{splits.get('heldout', 0):,}")
+        for source, roles in sorted(corpus["rows"].items())
+        for role, splits in sorted(roles.items())
+    ]
+    return {
+        "caption": "Texts of the corpus",
+        "header": ("source", "role", "train", "held out"),
+        "rows": rows,
+        "numeric": False,
+    }
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LeafError(f"{path}: cannot be read ({error}); run `dvc repro`, which makes it") from None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except ValueError as error:
+        raise LeafError(f"{path}: not JSON ({error}); run `dvc repro -f` for the stage that makes it") from None
+
+
+def _csv(path: Path) -> Sequence[Mapping[str, str]]:
+    lines: Iterable[str] = _text(path).splitlines()
+    return list(csv.DictReader(lines))

@@ -1,0 +1,284 @@
+"""The report's sections: which figures, tables and sentences, in words and numbers. Nothing is drawn here."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import figures
+from pipeline.wording import change, number, percent
+
+Rows = Sequence[Mapping[str, str]]
+MODES = ("teacher", "standard", "asymmetric")
+SPEED = {
+    "texts_per_s": "texts a second",
+    "latency_p50_ms": "latency p50, ms",
+    "latency_p95_ms": "latency p95, ms",
+}
+PICKED = (
+    "A profile is the share of its own full nDCG@10 that a mode keeps. Of its differences to the teacher's the largest "
+    "is named, with the interval at that place, which makes no allowance for its having been picked."
+)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure; `alt` says in words what it shows, `height` is in inches."""
+
+    name: str
+    caption: str
+    alt: str
+    height: float
+    plot: Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of a row is its head. `folded`: shown when asked for."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    folded: bool = False
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report."""
+
+    id: str
+    title: str
+    text: str = ""
+    figures: Sequence[Plot] = ()
+    tables: Sequence[Table] = ()
+    sentences: Sequence[str] = ()
+
+
+def sections(metrics: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Section]:
+    """The sections in order; one without anything to say is left out."""
+    evaluated = metrics["evaluate"]
+    found = [
+        Section("answers", "In short", PICKED, sentences=list(_answers(evaluated))),
+        _retrieval(evaluated["retrieval"]),
+        _truncation(evaluated.get("truncation", {}), tables["truncation"]),
+        _quantisation(evaluated.get("quantisation", {}), tables["quantisation"]),
+        _cost(metrics["cost"]),
+        _tasks(evaluated),
+        _alignment(evaluated, tables["alignment"]),
+        _map(tables["map"]),
+        _loss(metrics["fit"], tables["fit_loss"]),
+    ]
+    return [one for one in found if one.figures or one.tables or one.sentences]
+
+
+def _answers(evaluated: Mapping[str, Any]) -> Iterator[str]:
+    for name, result in evaluated["retrieval"].items():
+        standard, asymmetric = (result[mode] for mode in MODES[1:])
+        n = result["queries"]
+        yield (
+            f"{name} ({n:,} queries): the student keeps {percent(standard['retention'])} of the teacher's nDCG@10 in "
+            f"standard mode and {percent(asymmetric['retention'])} in asymmetric mode; asymmetric adds "
+            f"{change(asymmetric['gain'])} to standard."
+        )
+        if cut := evaluated.get("truncation", {}).get(name):
+            yield f"{name}, does truncation follow the teacher? {_follows(cut['largest'], ' dimensions')}"
+        if coded := evaluated.get("quantisation", {}).get(name):
+            for precision, largest in coded["largest"].items():
+                yield f"{name}, does {precision} quantisation follow the teacher? {_follows(largest, '')}"
+
+
+def _follows(largest: Mapping[str, Any], unit: str) -> str:
+    parts = [f"{mode} {change(one)} at {one['at']}{unit}" for mode, one in largest.items() if one is not None]
+    return f"Largest difference between its profile and the teacher's: {'; '.join(parts) or 'none known'}."
+
+
+def _retrieval(results: Mapping[str, Any]) -> Section:
+    header = ("data set, mode", "n", "nDCG@10", "recall@100", "MRR@10", "retention", "nDCG@10 less teacher's")
+    rows = []
+    for name, result in results.items():
+        for mode in MODES:
+            one, spans = result[mode], result[mode]["interval"]
+            measured = [number(one[key], spans[key]) for key in ("ndcg@10", "recall@100", "mrr@10")]
+            kept = number(one.get("retention"), spans.get("retention"))
+            rows.append((f"{name}, {mode}", f"{one['n']:,}", *measured, kept, change(one.get("difference"))))
+    if not rows:
+        return Section("retrieval", "Retrieval")
+    alt = "Bars of nDCG@10. " + " ".join(
+        f"{name}: " + ", ".join(f"{mode} {result[mode]['ndcg@10']:.3f}" for mode in MODES) + "."
+        for name, result in results.items()
+    )
+    plot = Plot("retrieval", "nDCG@10 of the three modes, with intervals.", alt, 3.0, figures.bars(results))
+    return Section("retrieval", "Retrieval", figures=[plot], tables=[Table("Retention", header, rows)])
+
+
+def _profile(key: str, results: Mapping[str, Any], variants: str) -> list[Table]:
+    tables = []
+    for name, result in results.items():
+        rows = []
+        for variant, modes in result[variants].items():
+            size = f" ({modes['bytes']['query']}, {modes['bytes']['document']})" if "bytes" in modes else ""
+            for mode in MODES:
+                one = modes[mode]
+                rows.append(
+                    (
+                        f"{variant}{size}, {mode}",
+                        f"{one['n']:,}",
+                        number(one["ndcg@10"], one["interval"]),
+                        number(one["share"], one["share_interval"]),
+                        change(one.get("profile")),
+                    )
+                )
+        header = (key, "n", "nDCG@10", "share of its own full", "share less teacher's")
+        tables.append(Table(f"Figures of {name}", header, rows, folded=True))
+    return tables
+
+
+def _plots(
+    what: str, rows: Rows, variant: str, height: float, draw: Callable[[Rows], Callable[[Any], None]]
+) -> list[Plot]:
+    found = []
+    for at, name in enumerate(dict.fromkeys(row["dataset"] for row in rows)):
+        of = [row for row in rows if row["dataset"] == name]
+        shares = {mode: [row for row in of if row["mode"] == mode and row["share"]] for mode in MODES}
+        said = "; ".join(
+            f"{mode} " + ", ".join(f"{row[variant]}: {float(row['share']):.3f}" for row in shares[mode])
+            for mode in MODES
+        )
+        found.append(Plot(f"{draw.__name__}-{at}", f"{name}: {what}", f"{what} {said}.", height, draw(of)))
+    return found
+
+
+def _truncation(results: Mapping[str, Any], rows: Rows) -> Section:
+    text = (
+        "Vectors cut to their first dimensions and normalised again; each mode as a share of its own full width. Where "
+        "the lines lie together, the student has inherited the teacher's profile. Bands are 95 % intervals."
+    )
+    plots = _plots("share of nDCG@10 kept by dimensions.", rows, "dims", 3.2, figures.truncation)
+    return Section("truncation", "Truncation", text, plots, _profile("dimensions, mode", results, "dims"))
+
+
+def _quantisation(results: Mapping[str, Any], rows: Rows) -> Section:
+    text = (
+        "Vectors of one byte (int8, ranges from training texts) or one bit (binary) a dimension, on the document side, "
+        "the query side or both; rescored: the four times ten nearest by Hamming distance, ranked again with the "
+        "float32 query. Each mode as a share of its own float32."
+    )
+    what = "share of nDCG@10 kept by kind of vector."
+    plots = _plots(what, rows, "variant", 4.6, figures.quantisation)
+    key = "vectors (bytes of query, of document), mode"
+    return Section("quantisation", "Quantisation", text, plots, _profile(key, results, "variants"))
+
+
+def _cost(spent: Mapping[str, Any]) -> Section:
+    if not spent:
+        return Section("cost", "Cost")
+    rows = []
+    for threads, turn in spent["threads"].items():
+        for model in figures.MODELS:
+            measured = [number(turn[model][key]["value"], turn[model][key]["interval"], 1) for key in SPEED]
+            rows.append((f"{model}, {threads} thread{'s' * (threads != '1')}", *measured))
+        ratio = number(turn["ratio"]["value"], turn["ratio"]["interval"], 2)
+        rows.append((f"student to teacher, {threads} thread{'s' * (threads != '1')}", ratio, "", ""))
+    keys = ("model", *SPEED.values())
+    sizes = [
+        (
+            name,
+            f"{one['parameters']:,}",
+            f"{one['bytes'] / 1e6:,.1f}",
+            f"{one['resident_mib']:,.0f}",
+            f"{one['libraries_mib']:,.0f}",
+        )
+        for name, one in spent["models"].items()
+    ]
+    alt = "; ".join(": ".join((row[0], row[1] + " texts a second")) for row in rows if row[2])
+    alt += ". " + "; ".join(
+        f"{row[0]}: {row[1]} parameters, {row[2]} MB on disk, {row[3]} MiB in memory" for row in sizes
+    )
+    caption = "Speed, latency and size of teacher and student on the machine of this run."
+    text = (
+        f"{spent['rounds']} turns of {spent['texts']:,} documents each, the models alternating, and "
+        f"{spent['queries']:,} queries asked one at a time, tokenisation included."
+    )
+    return Section(
+        "cost",
+        "Cost",
+        text,
+        [Plot("cost", caption, alt + ".", 6.2, figures.cost(spent))],
+        [
+            Table("Speed", keys, rows),
+            Table("Size", ("model", "parameters", "MB on disk", "MiB resident", "of it before loading"), sizes),
+        ],
+    )
+
+
+def _tasks(evaluated: Mapping[str, Any]) -> Section:
+    tables = []
+    for kind, name, title in (("sts", "spearman", "Similarity"), ("classification", "accuracy", "Classification")):
+        rows = [
+            (
+                f"{task}, {mode}",
+                f"{result[mode]['n']:,}",
+                number(result[mode][name], result[mode]["interval"]),
+                change(result[mode].get("difference")),
+            )
+            for task, result in evaluated.get(kind, {}).items()
+            for mode in MODES
+        ]
+        if rows:
+            tables.append(Table(title, ("task, mode", "n", name, "less teacher's"), rows))
+    return Section("tasks", "Similarity and classification", tables=tables)
+
+
+def _alignment(evaluated: Mapping[str, Any], rows: Rows) -> Section:
+    plots, lines = [], []
+    for role, one in evaluated["alignment"].items():
+        cosine = one["cosine"]
+        said = f"mean {cosine['mean']:.3f}, middle half {cosine['p25']:.3f} to {cosine['p75']:.3f}, n {one['n']:,}"
+        caption = f"Cosine of student to teacher, held-out {role} texts: {said}."
+        plots.append(Plot(f"alignment-{role}", caption, f"Histogram: {said}.", 2.8, figures.alignment(rows, role)))
+        quantiles = [number(cosine[key]) for key in ("p05", "p50", "p95")]
+        lines.append(
+            (role, f"{one['n']:,}", number(cosine["mean"], one["interval"]), *quantiles, number(one["l2"]["mean"]))
+        )
+    tables = [Table("Alignment", ("role", "n", "mean cosine", "p05", "p50", "p95", "mean L2"), lines)] if lines else []
+    if near := evaluated["neighbours"]:
+        rows_ = [(mode, f"{near['queries']:,}", number(near[mode], near["interval"][mode])) for mode in MODES[1:]]
+        caption = f"Share of the teacher's {near['k']} nearest documents found, of {near['documents']:,}"
+        tables.append(Table(caption, ("mode", "n", "share"), rows_))
+    return Section("alignment", "Alignment", "", plots, tables)
+
+
+def _map(rows: Rows) -> Section:
+    if not rows:
+        return Section("map", "Map")
+    texts = len({row["text"] for row in rows})
+    caption = "Teacher's and student's vectors on the teacher's first two principal components."
+    alt = f"{texts} held-out texts, each a point of the teacher and one of the student, joined by a line."
+    text = f"{texts} held-out texts. The shorter the lines, the closer the student."
+    return Section("map", "Map", text, [Plot("map", caption, alt, 4.4, figures.embedding(rows))])
+
+
+def _loss(fit: Mapping[str, Any], rows: Rows) -> Section:
+    if not rows:
+        return Section("loss", "Fit")
+    ends = {
+        split: float([row for row in rows if row["split"] == split][-1]["loss"])
+        for split in sorted({r["split"] for r in rows})
+    }
+    said = ", ".join(f"{split} ends at {value:.4f}" for split, value in ends.items())
+    plot = Plot(
+        "loss",
+        f"Loss by step: {said}.",
+        f"Falling curves over {fit['steps']:,} steps: {said}.",
+        3.0,
+        figures.loss(rows),
+    )
+    held = [
+        (name, number(fit["validation_at_start"].get(name), digits=4), number(value, digits=4))
+        for name, value in fit["validation"].items()
+    ]
+    tables = [Table("Held-out texts", ("measure", "at the start", "at the end"), held)] if held else []
+    curve = [(row["step"], row["split"], row["loss"]) for row in rows if row["split"] != "train"]
+    if curve:
+        tables.append(Table("Validation curve", ("step", "split", "loss"), curve, folded=True))
+    return Section("loss", "Fit", "", [plot], tables)

@@ -1,0 +1,113 @@
+"""Standard tasks: teacher, student and the asymmetric pair as models of the `mteb` library (the extra `mteb`).
+
+Any task of the library by name (its data come over the network), and any BEIR directory as a retrieval task of its own.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import beir
+from pipeline.errors import LeafError
+
+Array = np.ndarray
+Encode = Callable[[Sequence[str], str], Array]  # texts and their role -> [n, dim]
+SPLIT, SUBSET = "test", "default"
+
+
+def library() -> Any:
+    """The module `mteb`; LeafError where it is not installed."""
+    try:
+        import mteb
+    except ImportError:
+        raise LeafError("standard tasks need the mteb library: pip install -e '.[mteb]'") from None
+    return mteb
+
+
+def model(name: str, encode: Encode, dim: int) -> Any:
+    """An mteb model of the function `encode`; mteb's prompt types `query` and `document` are the roles."""
+    library()
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+    class Model(AbsEncoder):
+        def __init__(self) -> None:
+            meta = {
+                "name": f"leaf/{name}",
+                "revision": "local",
+                "embed_dim": dim,
+                "similarity_fn_name": ScoringFunction.COSINE,
+            }
+            self.mteb_model_meta = ModelMeta.create_empty(overwrites=meta)
+
+        def encode(self, inputs: Any, *, prompt_type: Any = None, **_: Any) -> Array:
+            role = "query" if getattr(prompt_type, "value", prompt_type) == "query" else "document"
+            parts = [encode(list(batch["text"]), role) for batch in inputs]
+            return np.concatenate(parts) if parts else np.empty((0, dim), np.float32)
+
+    return Model()
+
+
+def local_task(directory: Path) -> Any:
+    """A BEIR directory as an mteb retrieval task, read and cleaned as by the project's own evaluation."""
+    mteb, collection = library(), beir.read(directory)
+    from datasets import Dataset
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+    documents = collection.documents["id"].to_list()
+    name = "".join(part.capitalize() for part in collection.name.replace("_", "-").split("-")) + "Local"
+
+    class Local(AbsTaskRetrieval):
+        metadata = mteb.TaskMetadata(
+            name=name,
+            description=f"The BEIR directory {collection.name}.",
+            dataset={"path": collection.name, "revision": "local"},
+            type="Retrieval",
+            category="t2t",
+            modalities=["text"],
+            eval_splits=[SPLIT],
+            eval_langs=["eng-Latn"],
+            main_score="ndcg_at_10",
+        )
+        ignore_identical_ids = bool((collection.itself >= 0).any())
+
+        def load_data(self, *_: Any, **__: Any) -> None:
+            queries = collection.queries["id"].to_list()
+            asked = Dataset.from_dict(
+                {"id": documents, "text": collection.documents["text"].to_list(), "title": [""] * len(documents)}
+            )
+            judged = {
+                query: {documents[row]: grade for row, grade in grades.items()}
+                for query, grades in zip(queries, collection.judged, strict=True)
+            }
+            asking = Dataset.from_dict({"id": queries, "text": collection.queries["text"].to_list()})
+            split: Any = {"corpus": asked, "queries": asking, "relevant_docs": judged, "top_ranked": None}
+            self.dataset = {SUBSET: {SPLIT: split}}
+            self.data_loaded = True
+
+    return Local()
+
+
+def named_tasks(names: Sequence[str]) -> list[Any]:
+    """Tasks of the library, by name; LeafError for one that it does not have."""
+    mteb = library()
+    try:
+        return list(mteb.get_tasks(tasks=list(names))) if names else []
+    except (KeyError, ValueError) as error:
+        raise LeafError(f"mteb has no such task: {error!s:.200}") from None
+
+
+def run(one: Any, tasks: Sequence[Any], out: Path) -> list[dict[str, Any]]:
+    """Run tasks with a model; write mteb's own JSON, `out/MODEL/TASK.json`; rows of model, task and main score."""
+    found = []
+    for task in tasks:
+        result = library().evaluate(one, task, cache=None, co2_tracker=False, show_progress_bar=False)
+        name = str(one.mteb_model_meta.name).rpartition("/")[2]
+        for scores in result.task_results:
+            path = out / name / f"{scores.task_name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scores.to_disk(path)
+            found.append({"model": name, "task": scores.task_name, "score": scores.get_score(), "path": str(path)})
+    return found

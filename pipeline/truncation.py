@@ -1,0 +1,28 @@
+"""Vectors cut to their first dimensions (Matryoshka, arXiv 2205.13147): does the student inherit the profile?"""
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.params import EvaluateParams
+from pipeline.retrieval import MODES, Dataset, ndcg, sides
+from pipeline.uncertainty import largest, profiles
+
+
+def truncation(dataset: Dataset, params: EvaluateParams) -> dict[str, Any]:
+    """nDCG@10 of the three modes at the full width and at each of `params.dims` below it, vectors renormalised.
+
+    `dims` is as `uncertainty.profiles` gives it; `largest` the largest difference to the teacher's profile, by mode.
+    """
+    width = dataset.queries.teacher.shape[1]
+    dims = [width, *sorted({dim for dim in params.dims if dim < width}, reverse=True)]
+    # The search is by cosine, so that it renormalises.
+    values = [
+        [ndcg(asking[:, :dim], asked[:, :dim], dataset) for asking, asked in _sides(dataset).values()] for dim in dims
+    ]
+    found = profiles(np.array(values).transpose(2, 0, 1), [str(dim) for dim in dims], params)
+    return {"dims": found, "largest": {mode: largest(found, mode) for mode in MODES[1:]}}
+
+
+def _sides(dataset: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return sides(dataset.queries, dataset.documents)

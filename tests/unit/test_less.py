@@ -1,0 +1,119 @@
+"""Vectors with fewer dimensions and fewer bits, and what is concluded from them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.params import EvaluateParams
+from pipeline.quantisation import Calibration, coded, quantisation, ranges, size
+from pipeline.retrieval import Both, Dataset
+from pipeline.truncation import truncation
+from pipeline.uncertainty import profiles, verdict
+
+DIM, ROWS = 32, 120
+PARAMS = EvaluateParams(bootstrap=200, dims=(64, 32, 8, 4))
+
+
+def vectors(rows: int, seed: int, scale: np.ndarray | float = 1.0) -> np.ndarray:
+    random = np.random.default_rng(seed).normal(size=(rows, DIM)) * scale
+    return (random / np.linalg.norm(random, axis=1, keepdims=True)).astype(np.float32)
+
+
+def dataset(noise: float = 0.1, scale: np.ndarray | float = 1.0) -> Dataset:
+    """Queries near their document; the student's vectors are the teacher's with `noise`."""
+    documents = vectors(ROWS, 0, scale)
+    queries = documents + 0.7 * vectors(ROWS, 1, scale)
+    student = [side + noise * vectors(ROWS, 2 + at, scale) for at, side in enumerate((queries, documents))]
+    judged = [{row: 1} for row in range(ROWS)]
+    return Dataset("near", Both(queries, student[0]), Both(documents, student[1]), judged)
+
+
+def test_a_student_that_equals_the_teacher_has_its_profile() -> None:
+    found = truncation(dataset(noise=0.0), PARAMS)
+    assert list(found["dims"]) == ["32", "8", "4"]
+    assert found["dims"]["4"]["teacher"]["share"] < found["dims"]["8"]["teacher"]["share"] < 1
+    for mode in ("standard", "asymmetric"):
+        assert found["largest"][mode]["mean"] == 0
+        assert found["largest"][mode]["verdict"] == "unresolved"
+
+
+def test_dimensions_that_carry_all_the_variance_lose_nothing() -> None:
+    scale = np.where(np.arange(DIM) < 8, 1.0, 1e-6)
+    assert truncation(dataset(scale=scale), PARAMS)["dims"]["8"]["standard"]["share"] == pytest.approx(1)
+
+
+def test_a_student_whose_first_dimensions_are_noise_does_not_follow() -> None:
+    one = dataset(noise=0.0)
+    broken = [side.copy() for side in (one.queries.student, one.documents.student)]
+    for at, side in enumerate(broken):
+        side[:, :8] = vectors(ROWS, 20 + at)[:, :8]
+    one = replace(one, queries=Both(one.queries.teacher, broken[0]), documents=Both(one.documents.teacher, broken[1]))
+    largest = truncation(one, PARAMS)["largest"]["standard"]
+    assert largest["verdict"] == "lower"
+    assert largest["interval"][1] < 0 and largest["at"] in ("8", "4")
+
+
+def test_int8_codes_stand_for_values_within_half_a_step() -> None:
+    some = vectors(500, 3)
+    limits = ranges(some)
+    steps = (limits[1] - limits[0]) / 255
+    assert (np.abs(coded(some, "int8", limits) - some) <= steps * 0.51 + 1e-6).all()
+
+
+def test_values_beyond_the_calibrated_ranges_stay_at_their_ends() -> None:
+    limits = np.array([[-1.0, -1.0], [1.0, 1.0]], np.float32)
+    far = np.array([[5.0, -5.0]], np.float32)
+    assert coded(far, "int8", limits) == pytest.approx(np.array([[1.0, -1.0]]), abs=0.01)
+
+
+@pytest.mark.parametrize("dim", [32, 12])
+def test_binary_codes_are_signs_of_one_bit(dim: int) -> None:
+    some = vectors(20, 4)[:, :dim]
+    assert (coded(some, "binary", ranges(some)) == np.where(some > 0, 1, -1)).all()
+    assert size("binary", dim) == -(-dim // 8)
+
+
+def test_quantisation_names_every_variant_with_its_bytes_and_loses_more_with_fewer_bits() -> None:
+    training = Calibration(Both(vectors(200, 5), vectors(200, 6)), Both(vectors(200, 7), vectors(200, 8)))
+    one = dataset(noise=0.3)
+    found = quantisation(one, training, PARAMS)
+    variants = found["variants"]
+    assert set(variants) == {
+        "float32",
+        *(f"{kind} {side}" for kind in ("int8", "binary") for side in ("query", "document", "both")),
+        "binary rescored",
+    }
+    assert variants["binary document"]["bytes"] == {"query": 4 * DIM, "document": DIM // 8}
+    assert variants["int8 both"]["bytes"] == {"query": DIM, "document": DIM}
+    for mode in ("teacher", "standard", "asymmetric"):
+        assert variants["int8 both"][mode]["share"] == pytest.approx(1, abs=0.05)
+        assert variants["binary both"][mode]["share"] <= variants["binary rescored"][mode]["share"]
+        assert variants["binary both"][mode]["n"] == ROWS
+    assert set(found["largest"]) == {"int8", "binary"}
+
+
+def test_the_same_seed_gives_the_same_intervals() -> None:
+    assert truncation(dataset(), PARAMS) == truncation(dataset(), PARAMS)
+
+
+def test_without_a_bootstrap_nothing_is_resolved() -> None:
+    found = truncation(dataset(), replace(PARAMS, bootstrap=0))
+    assert found["dims"]["4"]["teacher"]["interval"] is None
+    assert found["dims"]["4"]["teacher"]["difference"]["verdict"] == "unresolved"
+
+
+@pytest.mark.parametrize(
+    ("span", "word"),
+    [((-0.2, -0.1), "lower"), ((0.1, 0.2), "higher"), ((-0.1, 0.1), "unresolved"), (None, "unresolved")],
+)
+def test_an_interval_that_straddles_zero_decides_nothing(span: tuple[float, float] | None, word: str) -> None:
+    assert verdict(span) == word
+
+
+def test_where_a_mode_finds_nothing_it_has_no_profile() -> None:
+    values = np.zeros((10, 2, 3))
+    values[:, :, 0] = 0.5
+    found = profiles(values, ["32", "8"], PARAMS)
+    assert found["8"]["standard"]["share"] is None
+    assert "profile" not in found["8"]["standard"]

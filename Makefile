@@ -4,14 +4,21 @@ BIN := $(VENV)/bin
 
 .PHONY: setup demo test lint bench recipe
 
-setup: $(VENV)/installed
+# `demo` needs less than `test` and `lint`: two stamps, so that a newcomer waits for no more than he uses.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-$(VENV)/installed: pyproject.toml constraints.txt
+setup: $(VENV)/with-dev
+
+$(VENV)/with-demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	$(INSTALL) '.[demo]'
 	touch $@
 
-demo: setup
+$(VENV)/with-dev: $(VENV)/with-demo
+	$(INSTALL) '.[demo,dev]'
+	touch $@
+
+demo: $(VENV)/with-demo
 	PATH="$(abspath $(BIN)):$$PATH" dvc repro
 	$(BIN)/python -m stages.summary
 
@@ -24,10 +31,11 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
+	$(INSTALL) '.[bench]'
 	$(BIN)/python -m benchmarks
 
 # A recipe's stages by hand, everything below runs/NAME: make recipe NAME=mpnet-minilm
-recipe: setup
+recipe: $(VENV)/with-demo
 	$(BIN)/python -m stages.corpus --params recipes/$(NAME).yaml --out runs/$(NAME)/corpus --metrics runs/$(NAME)/corpus.json
 	$(BIN)/python -m stages.encode --params recipes/$(NAME).yaml --corpus runs/$(NAME)/corpus \
 		--out runs/$(NAME)/embeddings --metrics runs/$(NAME)/encode.json

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,14 @@ class Timing:
             setattr(self, what, getattr(self, what) + time.perf_counter() - start)
 
 
+@dataclass
+class Taken:
+    """What came from another store instead of the teacher."""
+
+    rows: int = 0
+    tokens: int = 0
+
+
 def encode(corpus: Path, teacher: TeacherParams, params: EncodeParams, out: Path) -> dict[str, object]:
     """Bring the store at `out` to hold a vector for every text of the corpus; return the metrics.
 
@@ -61,15 +69,16 @@ def encode(corpus: Path, teacher: TeacherParams, params: EncodeParams, out: Path
     wanted = frame.select("key").collect().get_column("key")
     if wanted.is_empty():
         raise LeafError(f"{corpus}: the corpus holds no text; look at the sources under corpus.sources")
-    with Pool(Path(params.pool), describe(teacher, params.dtype)) as pool:
+    with Pool(Path(params.pool), replace(describe(teacher, params.dtype), license=params.license)) as pool:
         load = _once(lambda: Teacher(teacher, params.token_budget))
-        for path in params.reuse:
-            _take_over(Path(path), frame, pool, load, params)
-        timing = _fill(frame, pool, params, load)
+        taken = [_take_over(path, frame, pool, load, params) for path in params.reuse]
+        timing = fill(frame, pool, params, load)
         pool.publish(out, wanted)
     return {
         "rows_encoded": timing.rows,
         "rows_reused": len(wanted) - timing.rows,
+        "taken_over": {path: one.rows for path, one in zip(params.reuse, taken, strict=True)},
+        "tokens_saved": sum(one.tokens for one in taken),
         "tokens": timing.tokens,
         "tokens_per_s": round(timing.tokens / timing.computing, 1) if timing.rows else 0.0,
         "seconds": {
@@ -89,7 +98,7 @@ def ensure(texts: pl.DataFrame, teacher: TeacherParams, params: EncodeParams, vi
     unique = texts.select(COLUMNS).unique("key", keep="first").sort("key")
     with Pool(Path(params.pool), describe(teacher, params.dtype)) as pool:
         load = _once(lambda: Teacher(teacher, params.token_budget))
-        _fill(unique.lazy(), pool, params, load)
+        fill(unique.lazy(), pool, params, load)
         return pool.publish(view, unique["key"])
 
 
@@ -153,7 +162,7 @@ def _commit(rows: pl.DataFrame, vectors: np.ndarray, pool: Pool, timing: Timing)
         pool.write(rows, vectors)
 
 
-def _fill(frame: pl.LazyFrame, pool: Pool, params: EncodeParams, load: Callable[[], Teacher]) -> Timing:
+def fill(frame: pl.LazyFrame, pool: Pool, params: EncodeParams, load: Callable[[], Teacher]) -> Timing:
     """Encode and commit shard after shard: one thread tokenises ahead, one writes behind, the device never waits."""
     timing = Timing()
     have = pl.LazyFrame({"key": pool.keys().tolist()}, schema={"key": pl.Binary})
@@ -187,8 +196,11 @@ def _fill(frame: pl.LazyFrame, pool: Pool, params: EncodeParams, load: Callable[
     return timing
 
 
-def _take_over(path: Path, frame: pl.LazyFrame, pool: Pool, load: Callable[[], Teacher], params: EncodeParams) -> None:
-    """Bring the wanted vectors of another store into the pool, once it has been checked and a sample re-encoded."""
+def _take_over(path: str, frame: pl.LazyFrame, pool: Pool, load: Callable[[], Teacher], params: EncodeParams) -> Taken:
+    """Bring the wanted vectors of another store into the pool; their shards are checked, a sample encoded again.
+
+    Of a store behind a URL only the rows files and the shards that hold a wanted key are fetched.
+    """
     store = Store.open(path)
     if store.meta.fingerprint != pool.meta.fingerprint or store.meta.dtype != pool.meta.dtype:
         raise LeafError(
@@ -197,37 +209,46 @@ def _take_over(path: Path, frame: pl.LazyFrame, pool: Pool, load: Callable[[], T
             "normalize and encode.dtype must be the same"
         )
     have = pl.LazyFrame({"key": pool.keys().tolist()}, schema={"key": pl.Binary})
-    needed = frame.select("key").join(have, on="key", how="anti").collect().get_column("key")
-    store.verify()
-    checked = False
+    needed = frame.select("key").join(have, on="key", how="anti").collect()
+    taken = Taken()
     for index in range(len(store.shards)):
         rows = store.shard_rows_frame(index).with_row_index("row")
-        shared = rows.join(needed.to_frame(), on="key", how="semi", maintain_order="left")
+        shared = rows.join(needed, on="key", how="semi", maintain_order="left")
         if shared.is_empty():
             continue
-        vectors = store.read(index)[shared["row"].to_numpy()]
-        if not checked:
-            _compare(path, shared.head(params.verify_rows), vectors, frame, load)
-            checked = True
-        pool.write(shared.drop("row"), vectors)
+        store.verify_shard(index)
+        stored = [part[shared["row"].to_numpy()] for part in store.stored(index)]
+        if not taken.rows:
+            _compare(path, shared.head(params.verify_rows), store, frame, load)
+        pool.write_stored(shared.drop("row"), stored)
+        taken.rows += len(shared)
+        taken.tokens += int(shared["tokens"].sum())
+    return taken
 
 
-def _compare(
-    path: Path, rows: pl.DataFrame, vectors: np.ndarray, frame: pl.LazyFrame, load: Callable[[], Teacher]
-) -> None:
+def texts_vectors(texts: pl.DataFrame, teacher: Teacher) -> np.ndarray:
+    """Vectors [texts, dim] float32 of a frame with `text` and `role`, in its order; nothing is stored."""
+    return teacher.encode_tokens(_tokenize(texts, teacher))
+
+
+def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Cosine [n] of each pair of rows."""
+    theirs = theirs.astype(np.float32)
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    result: np.ndarray = (ours * theirs).sum(1) / np.maximum(norms, np.finfo(np.float32).tiny)
+    return result
+
+
+def _compare(path: str, rows: pl.DataFrame, store: Store, frame: pl.LazyFrame, load: Callable[[], Teacher]) -> None:
     """Re-encode these rows, the shard's first (keys are random, so any are a fair sample), and compare."""
     if rows.is_empty():
         return
     sample = rows.select("key").with_row_index("at")
     texts = frame.join(sample.lazy(), on="key", how="inner").sort("at").collect()
-    teacher = load()
-    ours = teacher.encode_tokens(_tokenize(texts, teacher))
-    theirs = vectors[: len(ours)].astype(np.float32)
-    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    cosines = (ours * theirs).sum(1) / np.maximum(norms, np.finfo(np.float32).tiny)
-    worst = int(cosines.argmin())
-    if not cosines[worst] >= SAME_VECTOR:
+    found = cosines(texts_vectors(texts, load()), store.lookup(texts["key"].to_list()))
+    worst = int(found.argmin())
+    if not found[worst] >= SAME_VECTOR:
         raise LeafError(
-            f"encode.reuse: {path}: the vector of text `{texts['id'][worst]}` has cosine {cosines[worst]:.4f} to the "
+            f"encode.reuse: {path}: the vector of text `{texts['id'][worst]}` has cosine {found[worst]:.4f} to the "
             f"one this teacher makes now (at least {SAME_VECTOR} expected); do not trust this store"
         )

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,41 @@ from pipeline.shard import DTYPES, MAX_DIM, ShardInfo, StoreMeta, file_sizes, re
 FORMAT = "leaf-embedding-store"
 VERSION = 1
 GROUP = "vectors.zarr/zarr.json"
+README = "README.md"
+MAX_SOURCES = 100_000
 MAX_DOCUMENT_BYTES = 64 * 2**20
 MAX_ROWS = 2**40
 REPAIR = (
-    "restore the store (`dvc checkout`, or copy it again), or delete the shard from pool and store and run encode again"
+    "restore the store (`dvc checkout`, or copy it again), or fetch or encode that shard alone with `leaf store repair`"
 )
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[0-9a-f]{16}")
 
 
-def read(file: Path) -> tuple[StoreMeta, tuple[ShardInfo, ...], str]:
-    """Parse and validate; returns the store's meta, its shards and the SHA-256 of the Zarr group's document.
+Sources = dict[str, dict[str, int]]
+"""Rows by source and role."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `store.json` says. `readme` and `sources` are absent from stores written before they existed."""
+
+    meta: StoreMeta
+    shards: tuple[ShardInfo, ...]
+    group: str
+    """SHA-256 of the Zarr group's document."""
+    readme: str | None = None
+    """SHA-256 of README.md."""
+    sources: Sources | None = None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of the files that belong to no shard."""
+        return {GROUP: self.group} | ({} if self.readme is None else {README: self.readme})
+
+
+def read(file: Path) -> Manifest:
+    """Parse and validate.
 
     Raises:
         LeafError: not a store, edited or damaged, impossible, or of a later version.
@@ -36,16 +61,22 @@ def read(file: Path) -> tuple[StoreMeta, tuple[ShardInfo, ...], str]:
         f"{file}: format version {version!r:.40}, but this program reads version {VERSION}: use a later program",
     )
     try:
-        meta, shards, group = _parse(found)
-        canonical = document(meta, shards, group)
+        manifest = _parse(found)
+        canonical = document(*vars(manifest).values())
     except (LeafError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise LeafError(f"{file}: invalid: {error!s:.200}; {REPAIR}") from None
     # A digest in the document and one layout only: no byte of it can change unnoticed.
     _require(raw == canonical, f"{file}: edited or damaged (its digest or layout differs); {REPAIR}")
-    return meta, shards, group
+    return manifest
 
 
-def document(meta: StoreMeta, shards: Sequence[ShardInfo], group_sha256: str) -> bytes:
+def document(
+    meta: StoreMeta,
+    shards: Sequence[ShardInfo],
+    group_sha256: str,
+    readme_sha256: str | None = None,
+    sources: Sources | None = None,
+) -> bytes:
     """The bytes of `store.json`: sorted keys, no timestamps, and a digest over all the rest."""
     body: dict[str, Any] = {
         "format": FORMAT,
@@ -60,6 +91,9 @@ def document(meta: StoreMeta, shards: Sequence[ShardInfo], group_sha256: str) ->
         "rows": sum(info.rows for info in shards),
         "bytes": sum(info.bytes for info in shards),
     }
+    if readme_sha256 is not None:
+        body["files"][README] = readme_sha256
+    body |= {name: value for name, value in (("license", meta.license), ("sources", sources)) if value is not None}
     digest = hashlib.sha256(_dump(body)).hexdigest()
     return _dump(body | {"digest": digest})
 
@@ -85,14 +119,32 @@ def _require(condition: bool, message: str) -> None:
         raise LeafError(message)
 
 
-def _parse(found: dict[str, Any]) -> tuple[StoreMeta, tuple[ShardInfo, ...], str]:
-    meta = StoreMeta(*(found[name] for name in ("fingerprint", "teacher", "dim", "dtype", "normalized")))
+def _parse(found: dict[str, Any]) -> Manifest:
+    plain = ("fingerprint", "teacher", "dim", "dtype", "normalized")
+    meta = StoreMeta(**{name: found[name] for name in plain}, license=found.get("license"))
     check_meta(meta)
     shards = tuple(parse_shard(entry, meta) for entry in found["shards"])
     _require(len({info.name for info in shards}) == len(shards), "a shard is listed twice")
-    group = found["files"][GROUP]
-    _require(isinstance(group, str) and bool(_HEX64.fullmatch(group)), "the group's SHA-256 is not one")
-    return meta, shards, group
+    group, readme = found["files"][GROUP], found["files"].get(README)
+    for digest in (group, readme):
+        valid = digest is None or (isinstance(digest, str) and _HEX64.fullmatch(digest))
+        _require(bool(valid), "a SHA-256 under `files` is not one")
+    sources = _parse_sources(found.get("sources"), sum(info.rows for info in shards))
+    return Manifest(meta, shards, group, readme, sources)
+
+
+def _parse_sources(found: Any, rows: int) -> Sources | None:
+    if found is None:
+        return None
+    _require(isinstance(found, dict) and len(found) <= MAX_SOURCES, "sources: not a mapping")
+    total = 0
+    for roles in found.values():
+        _require(isinstance(roles, dict), "sources: not a mapping of mappings")
+        for count in roles.values():
+            _require(type(count) is int and count > 0, f"sources: {count!r:.40} is no number of rows")
+            total += count
+    _require(total == rows, "sources: their rows do not add up to the store's")
+    return dict(found)
 
 
 def check_meta(meta: StoreMeta) -> None:
@@ -103,6 +155,7 @@ def check_meta(meta: StoreMeta) -> None:
     _require(type(meta.dim) is int and 1 <= meta.dim <= MAX_DIM, f"dim: {meta.dim!r:.40} is impossible")
     _require(meta.dtype in DTYPES, f"dtype: {meta.dtype!r:.40} is none of {', '.join(DTYPES)}")
     _require(isinstance(meta.normalized, bool), "normalized: neither true nor false")
+    _require(meta.license is None or isinstance(meta.license, str), "license: not a text")
 
 
 def parse_shard(entry: Any, meta: StoreMeta) -> ShardInfo:

@@ -93,6 +93,8 @@ class TeacherParams:
     max_length: int | None = field(default=None, metadata=bounded(4))
     """Tokens, specials included; the model's own limit where it is left out."""
     normalize: bool = True
+    license: str | None = None
+    """The model's licence (SPDX, `Apache-2.0`), told to whoever gets the store; not part of the fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ class EncodeParams:
     shard_rows: int = field(default=65_536, metadata=positive())
     dtype: Literal["float16", "float32", "int8"] = "float16"
     reuse: tuple[str, ...] = ()
-    """Other stores with the same fingerprint, whose vectors are taken instead of computed."""
+    """Other stores with the same fingerprint (paths or s3:// URLs), whose vectors are taken instead of computed."""
+    license: str | None = None
+    """Licence of the vectors (SPDX, `CC-BY-4.0`), written into the store."""
     pool: str = ".cache/pool"
     token_budget: int = field(default=8192, metadata=bounded(64))
     """Tokens in one forward pass."""
@@ -174,9 +178,8 @@ class EvaluateParams:
     beir: tuple[str, ...] = ()
     """Directories in BEIR layout; the last part of the path is the name."""
     sts: tuple[str, ...] = ()
-    """Files of pairs with scores: sentence1, sentence2, score."""
     classification: tuple[str, ...] = ()
-    """Files of texts with labels: text, label and, where it is fixed, split (train, test)."""
+    """Files: pairs (sentence1, sentence2, score); texts (text, label and, where it is fixed, split: train, test)."""
     dims: tuple[int, ...] = field(
         default=(768, 512, 384, 256, 128, 64), metadata={"check": (lambda dims: min(dims, default=1) > 0, "positive")}
     )
@@ -185,7 +188,7 @@ class EvaluateParams:
     """Training texts of each role that int8 is calibrated on; 0 leaves quantisation out."""
     cost: CostParams = CostParams()
     moved: int = field(default=20, metadata=bounded(0))
-    """Queries shown in the report, those whose ranking moved most."""
+    """Queries in the report: those whose ranking moved most."""
     map_texts: int = field(default=300, metadata=bounded(0))
     """Held-out texts on the report's map."""
     neighbours_rows: int = field(default=2000, metadata=positive())

@@ -4,18 +4,12 @@ One directory per fingerprint and dtype, locked by one writer at a time. A shard
 renamed into place, so that a writer killed at any moment leaves whole shards and `.tmp-*`, which the next one sweeps.
 """
 
-import errno
-import fcntl
-import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import polars as pl
@@ -23,12 +17,27 @@ import zarr
 
 from pipeline.checks import checked_rows, checked_vectors
 from pipeline.errors import LeafError
-from pipeline.manifest import GROUP, check_meta, document, parse_shard
+from pipeline.files import (
+    TEMPORARY,
+    check_replaceable,
+    disk,
+    link,
+    locked,
+    read_json,
+    replace,
+    sweep,
+    temporary,
+    write_json,
+)
+from pipeline.manifest import check_meta, parse_shard
+from pipeline.readme import write_manifest
 from pipeline.shard import (
     Array,
     ShardInfo,
     StoreMeta,
+    check_files,
     check_sizes,
+    encoded,
     key_array,
     read_rows,
     sha256,
@@ -37,9 +46,7 @@ from pipeline.shard import (
 )
 from pipeline.store import Store
 
-TEMPORARY = ".tmp-"
 _NAME = re.compile(r"[0-9a-f]{16}")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Pool:
@@ -56,11 +63,11 @@ class Pool:
         self.path = root / f"{meta.fingerprint[:16]}-{meta.dtype}"
         self._shards: dict[str, tuple[ShardInfo, Array]] = {}
         self._keys: Array = key_array([])
-        with _disk(self.path):
+        with disk(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self.path / "lock")
+            self._lock = locked(self.path / "lock")
             try:
-                _sweep(self.path, TEMPORARY)
+                sweep(self.path, TEMPORARY)
                 self._check_identity()
                 self._load()
             except BaseException:
@@ -100,17 +107,43 @@ class Pool:
                 there; the disk is full. Nothing is left behind.
         """
         rows = checked_rows(rows)
-        keys = key_array(rows["key"])
-        self._check_new(rows, keys)
+        self._check_new(rows, key_array(rows["key"]))
         vectors = checked_vectors(rows, vectors, self.meta)
-        with _disk(self.path), _temporary(self.path, TEMPORARY) as temporary:
-            info = write_shard(temporary, rows, vectors, self.meta)
-            _write(temporary / "shard.json", vars(info))
-            sync(temporary)
-            temporary.rename(self.path / info.name)
-            sync(self.path)
-        self._add(info, keys)
+        return self._commit(rows, encoded(vectors, self.meta))
+
+    def write_stored(self, rows: pl.DataFrame, stored: Sequence[Array]) -> ShardInfo:
+        """`write` for what `Store.stored` gave: the very bits, so that no vector changes by being moved."""
+        rows = checked_rows(rows)
+        self._check_new(rows, key_array(rows["key"]))
+        return self._commit(rows, stored)
+
+    def adopt(self, root: Path, info: ShardInfo) -> None:
+        """Take a whole shard of another store by hard links; its SHA-256 are checked, its vectors are not read.
+
+        Raises:
+            LeafError: it is damaged, or a key is already there.
+        """
+        rows = read_rows(root, info)
+        self._check_new(rows, key_array(rows["key"]))
+        check_files(root, info, self.meta)
+        with disk(self.path), temporary(self.path, TEMPORARY) as directory:
+            for file in info.files:
+                link(root / file, directory / file)
+            self._finish(directory, info)
+        self._add(info, key_array(rows["key"]))
+
+    def _commit(self, rows: pl.DataFrame, stored: Sequence[Array]) -> ShardInfo:
+        with disk(self.path), temporary(self.path, TEMPORARY) as directory:
+            info = write_shard(directory, rows, stored, self.meta)
+            self._finish(directory, info)
+        self._add(info, key_array(rows["key"]))
         return info
+
+    def _finish(self, directory: Path, info: ShardInfo) -> None:
+        write_json(directory / "shard.json", vars(info))
+        sync(directory)
+        directory.rename(self.path / info.name)
+        sync(self.path)
 
     def publish(self, out: Path, wanted: Collection[bytes] | Array) -> Store:
         """Make `out` the store of every shard that holds at least one wanted key, by hard links or copies.
@@ -124,16 +157,16 @@ class Pool:
         missing = int((~self.has(keys)).sum())
         if missing:
             raise LeafError(f"{self.path}: {missing} of {len(keys)} wanted keys have no vector: run encode again")
-        _check_replaceable(out)
+        check_replaceable(out)
         chosen = [name for name in sorted(self._shards) if _contains(keys, self._shards[name][1]).any()]
         prefix = f"{TEMPORARY}{out.name}-"
-        with _disk(out):
+        with disk(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(out.parent, prefix)
-            with _temporary(out.parent, prefix) as temporary:
-                self._build(temporary, [self._shards[name][0] for name in chosen])
-                Store.open(temporary)
-                _replace(temporary, out, prefix)
+            sweep(out.parent, prefix)
+            with temporary(out.parent, prefix) as directory:
+                self._build(directory, [self._shards[name][0] for name in chosen])
+                Store.open(directory)
+                replace(directory, out, prefix)
         return Store.open(out)
 
     def _build(self, root: Path, shards: list[ShardInfo]) -> None:
@@ -144,19 +177,19 @@ class Pool:
             for file, digest in info.files.items():
                 if sha256(source / file) != digest:
                     raise LeafError(f"{source / file}: damaged; {_forget(source)}")
-                _link(source / file, root / file)
-        (root / "store.json").write_bytes(document(self.meta, shards, sha256(root / GROUP)))
-        for path in (root / "store.json", root / GROUP, root / "rows", root / "vectors.zarr", root):
+                link(source / file, root / file)
+        write_manifest(root, self.meta, shards)
+        for path in (root / "rows", root / "vectors.zarr", root):
             sync(path)
 
     def _check_identity(self) -> None:
         """Two fingerprints may share sixteen digits; they must not share a pool."""
         file = self.path / "pool.json"
-        identity = {name: value for name, value in vars(self.meta).items() if name != "teacher"}
+        identity = {name: value for name, value in vars(self.meta).items() if name not in ("teacher", "license")}
         if not file.exists():
-            _write(self.path / f"{TEMPORARY}pool.json", identity)
+            write_json(self.path / f"{TEMPORARY}pool.json", identity)
             (self.path / f"{TEMPORARY}pool.json").rename(file)
-        elif _read(file) != identity:
+        elif read_json(file) != identity:
             raise LeafError(f"{file}: this pool holds vectors of another teacher; choose another `encode.pool`")
 
     def _load(self) -> None:
@@ -164,7 +197,7 @@ class Pool:
             if not directory.is_dir() or not _NAME.fullmatch(directory.name):
                 continue
             try:
-                info = parse_shard(_read(directory / "shard.json"), self.meta)
+                info = parse_shard(read_json(directory / "shard.json"), self.meta)
                 if info.name != directory.name:
                     raise LeafError(f"{directory}: holds shard {info.name}")
                 check_sizes(directory, info, self.meta)
@@ -199,94 +232,3 @@ def _contains(ordered: Array, keys: Array) -> Array:
     place = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
     found: Array = ordered[place] == keys
     return found
-
-
-def _locked(file: Path) -> int:
-    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(handle)
-        raise LeafError(f"{file.parent}: a run is under way (process {holder}); wait for it or end it") from None
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-    return handle
-
-
-def _sweep(directory: Path, prefix: str) -> None:
-    for path in directory.glob(f"{prefix}*"):
-        _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _temporary(parent: Path, prefix: str) -> Iterator[Path]:
-    """A fresh directory that is gone at the end unless it was renamed."""
-    path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    path.chmod(0o755)
-    try:
-        yield path
-    finally:
-        if path.exists():
-            shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def _disk(place: Path) -> Iterator[None]:
-    """OSError becomes a LeafError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise LeafError(
-                f"{place}: no space left for this shard; free some and run again: nothing is lost"
-            ) from None
-        raise LeafError(f"{place}: {error.strerror or error} ({error.filename})") from None
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, sort_keys=True, indent=1) + "\n", encoding="utf-8")
-    sync(file)
-
-
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        raise LeafError(f"{file}: missing or not JSON") from None
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno in _FULL:
-            raise
-        shutil.copyfile(source, target)
-        sync(target)
-
-
-def _check_replaceable(out: Path) -> None:
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise LeafError(f"{out}: not a directory; move it away, the store is published there")
-    if out.is_dir() and any(out.iterdir()) and not (out / "store.json").exists():
-        raise LeafError(f"{out}: holds something else than a store; move it away, the store is published there")
-
-
-def _replace(new: Path, out: Path, prefix: str) -> None:
-    if out.exists():
-        aside = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
-        out.rename(aside)
-        new.rename(out)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        new.rename(out)
-    sync(out.parent)

@@ -27,6 +27,7 @@ Array = npt.NDArray[Any]
 
 CHUNK_ROWS = 1024  # rows that share one checksum; the unit of reading
 MAX_DIM = 65_536
+MAX_ROW_BYTES = 8192  # of a row's key, role, id, source and tokens, unpacked; more is a bomb
 DTYPES = ("float16", "float32", "int8")
 ROW_SCHEMA = pl.Schema({"key": pl.Binary, "role": pl.String, "id": pl.String, "source": pl.String, "tokens": pl.Int32})
 KEY_DTYPE = np.dtype(f"V{KEY_BYTES}")
@@ -44,6 +45,8 @@ class StoreMeta:
     dim: int
     dtype: str
     normalized: bool
+    license: str | None = None
+    """Of the vectors; the teacher's is `teacher["license"]`. Neither is part of the fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,13 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_shard(root: Path, rows: pl.DataFrame, vectors: Array, meta: StoreMeta) -> ShardInfo:
+def write_shard(root: Path, rows: pl.DataFrame, stored: Sequence[Array], meta: StoreMeta) -> ShardInfo:
     """Write a whole shard under the empty directory `root`, as it will lie in a store, and flush it to the disk.
 
-    `rows` has ROW_SCHEMA, `vectors` is `[n, dim]` and comes from `checked_vectors`. OSError passes through.
+    `rows` has ROW_SCHEMA; `stored` comes from `encoded`, one array for each of `arrays`. OSError passes through.
     """
     name = shard_name(key_array(rows["key"]))
-    for array, data in _encoded(name, vectors, meta).items():
+    for array, data in zip(arrays(name, meta), stored, strict=True):
         _write_array(root / "vectors.zarr" / array, data)
     buffer = io.BytesIO()
     rows.rechunk().write_parquet(buffer, compression="zstd", compression_level=3, statistics=True)
@@ -133,12 +136,13 @@ def write_shard(root: Path, rows: pl.DataFrame, vectors: Array, meta: StoreMeta)
     return ShardInfo(name, len(rows), size, {file: sha256(root / file) for file in files})
 
 
-def _encoded(name: str, vectors: Array, meta: StoreMeta) -> dict[str, Array]:
+def encoded(vectors: Array, meta: StoreMeta) -> list[Array]:
+    """`[n, dim]` from `checked_vectors` as it is stored: one array, or int8 codes and their scales."""
     if meta.dtype != "int8":
-        return {name: vectors.astype(meta.dtype, copy=False)}
+        return [vectors.astype(meta.dtype, copy=False)]
     scale = np.abs(vectors).max(axis=1).astype(np.float32) / np.float32(127)
     codes = np.rint(vectors / scale[:, None]).astype(np.int8)
-    return {name: codes, f"{name}_scale": scale}
+    return [codes, scale]
 
 
 def _write_array(path: Path, data: Array) -> None:
@@ -207,6 +211,14 @@ def check_sizes(root: Path, info: ShardInfo, meta: StoreMeta) -> None:
         )
 
 
+def check_files(root: Path, info: ShardInfo, meta: StoreMeta) -> None:
+    """`check_sizes`, and the SHA-256 of every file of the shard."""
+    check_sizes(root, info, meta)
+    for file, digest in info.files.items():
+        if sha256(root / file) != digest:
+            raise LeafError(f"{root / file}: shard {info.name}: SHA-256 differs: damaged or swapped")
+
+
 def regular_size(path: Path, what: str) -> int:
     """Size of a regular file (or of what a link points to); anything else is refused, a pipe would hang the reader."""
     try:
@@ -244,7 +256,11 @@ def read_rows(root: Path, info: ShardInfo) -> pl.DataFrame:
     if sha256(path) != info.files[rows_path(info.name)]:
         raise LeafError(f"{path}: shard {info.name}: SHA-256 differs: damaged or swapped")
     try:
-        count = pq.read_metadata(path).num_rows
+        footer = pq.read_metadata(path)
+        count = footer.num_rows
+        unpacked = sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
+        if unpacked > MAX_ROW_BYTES * (count + CHUNK_ROWS) or footer.num_row_groups > count + 1:
+            raise LeafError(f"{path}: shard {info.name}: unpacks to {unpacked} bytes for {count} rows: refused")
         schema = pl.read_parquet_schema(path)
         if count != info.rows or schema != ROW_SCHEMA:
             raise LeafError(f"{path}: shard {info.name}: not {info.rows} rows of {', '.join(ROW_SCHEMA)}")

@@ -4,10 +4,12 @@ Whatever lies in a store is taken for hostile until checked: names are derived a
 with what the format fixes before anything is allocated, and nothing in it is executed.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import polars as pl
@@ -15,13 +17,14 @@ import polars as pl
 from pipeline import manifest
 from pipeline.checks import finite_and_zero
 from pipeline.errors import LeafError
-from pipeline.manifest import GROUP, REPAIR
+from pipeline.manifest import GROUP, README, REPAIR, Manifest, Sources
 from pipeline.shard import (
     CHUNK_ROWS,
     Array,
     ShardInfo,
     StoreMeta,
     arrays,
+    check_files,
     check_sizes,
     key_array,
     open_array,
@@ -38,22 +41,28 @@ READ_BYTES = 32 * 2**20  # held by one call to Zarr; larger reads are slower and
 class Store:
     """A published store. Build it with `Store.open`."""
 
-    def __init__(self, path: Path, meta: StoreMeta, shards: tuple[ShardInfo, ...], group_sha256: str) -> None:
+    def __init__(self, path: Path, found: Manifest) -> None:
         self.path = path
-        self.meta = meta
-        self.shards = shards
-        self.rows = sum(info.rows for info in shards)
-        self._group_sha256 = group_sha256
+        self.manifest = found
+        self.meta = found.meta
+        self.shards = found.shards
+        self.rows = sum(info.rows for info in found.shards)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path | str) -> Self:
         """Parse and validate `store.json`, and find every file with the right size. Reads no data.
+
+        `path` may be the URL of a store in an object store (`pipeline.remote`).
 
         Raises:
             LeafError: no store, a damaged or edited one, or one of a later version; says which shard and what to do.
         """
-        meta, shards, group = manifest.read(path / "store.json")
-        store = cls(path, meta, shards, group)
+        if url := remote_url(path):
+            from pipeline.remote import open_remote
+
+            return cast(Self, open_remote(url))
+        path = Path(path)
+        store = cls(path, manifest.read(path / "store.json"))
         store._check_files()
         return store
 
@@ -66,8 +75,19 @@ class Store:
     def _check_files(self) -> None:
         regular_size(self.path / GROUP, "group of vectors")
         for info in self.shards:
-            with _repair():
+            with repairable():
                 check_sizes(self.path, info, self.meta)
+
+    def _check_common(self) -> None:
+        """The files that belong to no shard, and what `sources` says."""
+        for file, digest in self.manifest.files.items():
+            regular_size(self.path / file, "belongs to the store")
+            if sha256(self.path / file) != digest:
+                raise LeafError(f"{self.path / file}: SHA-256 differs; {REPAIR}")
+        if self.manifest.sources is not None:
+            counted = count_sources(self.shard_rows_frame(i) for i in range(len(self.shards)))
+            if counted != self.manifest.sources:
+                raise LeafError(f"{self.path}: store.json counts other rows by source than there are; {REPAIR}")
 
     def verify(self) -> None:
         """Read everything: SHA-256 of every file, row counts, unique keys, vectors against rows, NaN, stray files.
@@ -75,11 +95,19 @@ class Store:
         Raises:
             LeafError: names the shard and the repair.
         """
-        self._check_stray()
-        for i in range(len(self.shards)):
-            self.verify_shard(i)
-        if sha256(self.path / GROUP) != self._group_sha256:
-            raise LeafError(f"{self.path / GROUP}: SHA-256 differs; {REPAIR}")
+        try:
+            self._check_stray()
+            for i in range(len(self.shards)):
+                self.verify_shard(i)
+            self._check_common()
+            self._check_unique()
+        except LeafError:
+            # A writer may have swapped the directory for a new one while it was read.
+            if manifest.read(self.path / "store.json") != self.manifest:
+                raise LeafError(f"{self.path}: was published anew while it was checked; run again") from None
+            raise
+
+    def _check_unique(self) -> None:
         ordered, _ = self._index
         twice = ordered[1:][ordered[1:] == ordered[:-1]]
         if len(twice):
@@ -88,11 +116,8 @@ class Store:
     def verify_shard(self, i: int) -> None:
         """`verify` for one shard: as much reading as the shard has bytes, twice."""
         info = self.shards[i]
-        with _repair():
-            check_sizes(self.path, info, self.meta)
-            for file, digest in info.files.items():
-                if sha256(self.path / file) != digest:
-                    raise LeafError(f"{self.path / file}: shard {info.name}: SHA-256 differs: damaged or swapped")
+        with repairable():
+            check_files(self.path, info, self.meta)
             read_rows(self.path, info)
         for start, vectors in self.chunks(i):
             finite, zero = finite_and_zero(vectors)
@@ -102,7 +127,7 @@ class Store:
                 raise LeafError(f"{self.path}: shard {info.name}: row {row} is zero or not finite; {REPAIR}")
 
     def _check_stray(self) -> None:
-        known = {"store.json", "README.md", GROUP}.union(*(info.files for info in self.shards))
+        known = {"store.json", README, GROUP}.union(*(info.files for info in self.shards))
         for file in sorted(self.path.rglob("*")):
             name = file.relative_to(self.path).as_posix()
             if not file.is_dir() and name not in known:
@@ -110,7 +135,7 @@ class Store:
 
     def shard_rows_frame(self, i: int) -> pl.DataFrame:
         """`key, role, id, source, tokens` of shard `i`, in the order of its vectors; its SHA-256 is checked."""
-        with _repair():
+        with repairable():
             return read_rows(self.path, self.shards[i])
 
     def read(self, i: int, start: int = 0, stop: int | None = None) -> Array:
@@ -124,7 +149,7 @@ class Store:
         result = np.empty(
             (max(last - first, 0), self.meta.dim), np.float16 if self.meta.dtype == "float16" else np.float32
         )
-        with _repair():
+        with repairable():
             codes, *scales = [open_array(self.path, info, self.meta, name) for name in arrays(info.name, self.meta)]
         low = first
         while low < last:
@@ -138,6 +163,17 @@ class Store:
                 raise LeafError(f"{self.path}: shard {info.name}: chunks missing in rows {low} to {high}; {REPAIR}")
             low = high
         return result
+
+    def stored(self, i: int) -> list[Array]:
+        """All vectors of shard `i` in the very bits that lie there: one array, or int8 codes and their scales."""
+        info = self.shards[i]
+        with repairable():
+            found = [open_array(self.path, info, self.meta, name) for name in arrays(info.name, self.meta)]
+        return [self._piece(info, array, 0, info.rows) for array in found]
+
+    def root(self, i: int) -> Path:
+        """The directory in which the files of shard `i` lie."""
+        return self.path
 
     def _piece(self, info: ShardInfo, array: Any, low: int, high: int) -> Array:
         try:
@@ -210,7 +246,7 @@ class Store:
             low = high
 
 
-class _repair:  # noqa: N801
+class repairable:  # noqa: N801
     """Adds the repair to a LeafError about a shard."""
 
     def __enter__(self) -> None:
@@ -219,3 +255,21 @@ class _repair:  # noqa: N801
     def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, LeafError) and REPAIR not in str(error):
             raise LeafError(f"{error}; {REPAIR}") from None
+
+
+def count_sources(frames: Iterable[pl.DataFrame]) -> Sources:
+    """Rows by source and role, sorted."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for frame in frames:
+        for source, role, rows in frame.group_by("source", "role").len().iter_rows():
+            counts[source, role] += rows
+    found: Sources = {}
+    for source, role in sorted(counts):
+        found.setdefault(source, {})[role] = counts[source, role]
+    return found
+
+
+def remote_url(path: Path | str) -> str | None:
+    """The URL that `path` is, if it is one; a URL that went through `pathlib` has lost a slash."""
+    found = re.match(r"s3:/+(?=[^/])", str(path))
+    return f"s3://{str(path)[found.end() :].rstrip('/')}" if found else None

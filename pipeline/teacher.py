@@ -141,6 +141,8 @@ def describe(params: TeacherParams, dtype: str) -> StoreMeta:
     fingerprint = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     local = Path(params.model).is_dir()
     identity = {"model": directory.name if local else params.model, "revision": params.revision, **decides}
+    if params.license:
+        identity["license"] = params.license
     return StoreMeta(fingerprint=fingerprint, teacher=identity, dim=dim, dtype=dtype, normalized=params.normalize)
 
 

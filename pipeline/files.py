@@ -1,0 +1,133 @@
+"""What the pool and its like do to files: locks, temporary directories, links, and swapping a directory whole."""
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import LeafError
+from pipeline.shard import sync
+
+TEMPORARY = ".tmp-"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_AT_FDCWD, _EXCHANGE = -100, 2  # of renameat2(2)
+
+
+def locked(file: Path) -> int:
+    """Take the lock in `file` or raise a LeafError that names the process that has it; returns the handle to close."""
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(handle)
+        raise LeafError(f"{file.parent}: a run is under way (process {holder}); wait for it or end it") from None
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    return handle
+
+
+def sweep(directory: Path, prefix: str) -> None:
+    """Remove what killed writers left: every entry whose name begins with `prefix`."""
+    for path in directory.glob(f"{prefix}*"):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a directory with all it holds."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary(parent: Path, prefix: str) -> Iterator[Path]:
+    """A fresh directory that is gone at the end unless it was renamed."""
+    path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        if path.exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def disk(place: Path) -> Iterator[None]:
+    """OSError becomes a LeafError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise LeafError(
+                f"{place}: no space left for this shard; free some and run again: nothing is lost"
+            ) from None
+        raise LeafError(f"{place}: {error.strerror or error} ({error.filename})") from None
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write sorted JSON and flush it to the disk."""
+    file.write_text(json.dumps(content, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+    sync(file)
+
+
+def read_json(file: Path) -> Any:
+    """Parse a JSON file; LeafError where that fails."""
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        raise LeafError(f"{file}: missing or not JSON") from None
+
+
+def link(source: Path, target: Path) -> None:
+    """Hard link, or copy where the file system has none; links in `source` are followed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        shutil.copyfile(source, target)
+        sync(target)
+
+
+def check_replaceable(out: Path) -> None:
+    """LeafError unless `out` is absent, empty or a store."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise LeafError(f"{out}: not a directory; move it away, the store is published there")
+    if out.is_dir() and any(out.iterdir()) and not (out / "store.json").exists():
+        raise LeafError(f"{out}: holds something else than a store; move it away, the store is published there")
+
+
+def replace(new: Path, out: Path, prefix: str) -> None:
+    """Put the directory `new` at `out`; whoever looks meanwhile sees the old one or the new one.
+
+    Where the system cannot swap two names at once there is a moment in which `out` is absent.
+    """
+    if out.exists():
+        if _exchange(new, out):
+            aside = new
+        else:
+            aside = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
+            out.rename(aside)
+            new.rename(out)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        new.rename(out)
+    sync(out.parent)
+
+
+def _exchange(one: Path, two: Path) -> bool:
+    """Swap two names atomically (Linux); False where system or file system cannot."""
+    call = getattr(ctypes.CDLL(None), "renameat2", None)
+    if call is None:
+        return False
+    return bool(call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(two), ctypes.c_uint(_EXCHANGE)) == 0)

@@ -1,0 +1,139 @@
+"""`leaf store`: what people do with embedding stores besides reading them."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import exchange, manage, repair
+from pipeline.errors import LeafError
+from pipeline.params import EncodeParams, TeacherParams, load_section
+from pipeline.store import Store, remote_url
+from stages.common import command, params_option
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+corpus_option = click.option("--corpus", type=Path, default=Path("data/corpus"), show_default=True, help="Its texts.")
+
+
+@click.group()
+def main() -> None:
+    """Work on an embedding store: a directory, or s3://BUCKET/PREFIX."""
+
+
+def _command(function: Callable[..., None]) -> click.Command:
+    made = command(json_option(function))
+    made.name = function.__name__.rstrip("_")
+    main.add_command(made)
+    return made
+
+
+@_command
+@click.argument("path")
+def info(path: str, as_json: bool) -> None:
+    """Teacher, licence, rows, dimension, bytes, roles and sources, from store.json alone."""
+    _show(manage.info(Store.open(path)), as_json)
+
+
+@_command
+@click.argument("path")
+@click.option("--sample", type=click.IntRange(0), default=0, help="Texts to encode again and compare.")
+@corpus_option
+@params_option
+def verify(path: str, sample: int, corpus: Path, params: Path, as_json: bool) -> None:
+    """Check every byte: checksums, counts, unique keys, NaN, norms; exit code 1 and the shard's name on damage.
+
+    With --sample N, N texts of the corpus are encoded again with section `teacher` of the parameters and compared.
+    """
+    opened = Store.open(path)
+    figures = manage.verify(opened)
+    if sample:
+        teacher, encode = _sections(params)
+        figures |= manage.sample(opened, corpus, teacher, encode, sample)
+    _show(figures, as_json)
+
+
+@_command
+@click.argument("first")
+@click.argument("second")
+@click.option("--out", type=Path, required=True, help="Store to write.")
+def merge(first: str, second: str, out: Path, as_json: bool) -> None:
+    """One store of the keys of both. Vectors are moved, never computed; stores of different teachers are refused."""
+    _show(manage.merge(Store.open(first), Store.open(second), out), as_json)
+
+
+@_command
+@click.argument("first")
+@click.argument("second")
+@click.option("--cosines", type=click.IntRange(0), default=10_000, show_default=True, help="Shared keys; 0: all.")
+def diff(first: str, second: str, cosines: int, as_json: bool) -> None:
+    """Keys in one store or in both, and the cosine of the vectors that both have."""
+    _show(manage.diff(Store.open(first), Store.open(second), cosines), as_json)
+
+
+@_command
+@click.argument("path")
+@click.option("--to", "form", type=click.Choice(exchange.FORMATS), required=True, help="Form.")
+@click.option("--out", type=Path, required=True, help="Directory to make.")
+def export(path: str, form: str, out: Path, as_json: bool) -> None:
+    """Write Parquet files, a NumPy array, or a data set directory for the Hugging Face hub."""
+    _show(exchange.export(Store.open(path), out, form), as_json)
+
+
+@_command
+@click.argument("path")
+@corpus_option
+@click.option("--out", type=Path, help="Store to write  [default: PATH itself]")
+def compact(path: str, corpus: Path, out: Path | None, as_json: bool) -> None:
+    """Drop the rows whose text is not in the corpus."""
+    if out is None and remote_url(path):
+        raise LeafError("--out: name a directory; a store behind a URL is not changed")
+    _show(manage.compact(Store.open(path), corpus, out or Path(path)), as_json)
+
+
+@_command
+@click.argument("path", type=Path)
+@click.option("--from", "copies", multiple=True, help="Another copy of the store, path or URL; may be repeated.")
+@click.option("--pool", type=Path, default=Path(".cache/pool"), show_default=True, help="Pool that may have the shard.")
+@click.option("--corpus", type=Path, help="Corpus to encode lost shards from; needs --params.")
+@click.option("--params", type=Path, help="Parameter file whose teacher encodes them.")
+def repair_(
+    *, path: Path, copies: tuple[str, ...], pool: Path, corpus: Path | None, params: Path | None, as_json: bool
+) -> None:
+    """Restore damaged shards, and only those, from other copies or the pool, or encode their texts again."""
+    if (corpus is None) != (params is None):
+        raise LeafError("--corpus and --params: name both, or neither")
+    encoding = None
+    if corpus is not None and params is not None:
+        encoding = repair.Encoding(corpus, *_sections(params))
+    pools = sorted(entry for entry in pool.glob("*") if entry.is_dir())
+    _show(repair.repair(path, [*(Store.open(copy) for copy in copies), *pools], encoding), as_json)
+
+
+@_command
+@click.argument("path", type=Path)
+@click.argument("url")
+def push(path: Path, url: str, as_json: bool) -> None:
+    """Send a store to s3://BUCKET/PREFIX: only the shards that are not there; store.json last."""
+    if remote_url(url) is None:
+        raise LeafError("URL: must be s3://BUCKET/PREFIX")
+    _show(exchange.push(Store.open(path), remote_url(url) or url), as_json)
+
+
+def _sections(params: Path) -> tuple[TeacherParams, EncodeParams]:
+    return load_section(params, "teacher", TeacherParams), load_section(params, "encode", EncodeParams)
+
+
+def _show(figures: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(figures, indent=1, sort_keys=True))
+        return
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            click.echo(f"{name.replace('_', ' ')}:")
+            for inner, entry in value.items():
+                shown = ", ".join(f"{k} {v:,}" for k, v in entry.items()) if isinstance(entry, dict) else entry
+                click.echo(f"  {inner:<26}{shown:,}" if isinstance(shown, int) else f"  {inner:<26}{shown}")
+        else:
+            click.echo(f"{name.replace('_', ' '):<28}{f'{value:,}' if type(value) is int else value}")

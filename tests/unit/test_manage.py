@@ -1,0 +1,270 @@
+"""`leaf store`: what is done to whole stores keeps every vector's bits."""
+
+import json
+import shutil
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from pipeline import exchange, manage
+from pipeline.encode import encode
+from pipeline.errors import LeafError
+from pipeline.params import EncodeParams, TeacherParams
+from pipeline.pool import Pool
+from pipeline.repair import Encoding, repair
+from pipeline.store import Store
+from stages.leaf import main
+from tests.conftest import ROOT
+from tests.store_helpers import contents, meta, publish, rows, vectors
+
+
+def made(directory: Path, first: int, sizes: tuple[int, ...], dtype: str = "float16", **changes: Any) -> Store:
+    with Pool(directory / "pool", replace(meta(dtype), **changes)) as pool:
+        for size in sizes:
+            pool.write(rows(first, size), vectors(first, size))
+            first += size
+        return pool.publish(directory / "store", pool.keys())
+
+
+def bits(store: Store) -> dict[bytes, bytes]:
+    """Key -> the stored bytes of its vector."""
+    found: dict[bytes, bytes] = {}
+    for i in range(len(store.shards)):
+        parts = store.stored(i)
+        for row, key in enumerate(store.shard_rows_frame(i)["key"]):
+            found[key] = b"".join(part[row].tobytes() for part in parts)
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+def test_merging_takes_each_key_once_and_changes_no_bit(tmp_path: Path, dtype: str) -> None:
+    one, two = made(tmp_path / "a", 0, (60, 40), dtype), made(tmp_path / "b", 80, (50, 30), dtype)
+    figures = manage.merge(one, two, tmp_path / "c")
+    merged = Store.open(tmp_path / "c")
+    merged.verify()
+    assert bits(merged) == {**bits(two), **bits(one)}
+    assert (figures["rows"], figures["rows_dropped"]) == (160, 20)
+    assert (figures["shards_linked"], figures["shards_rewritten"]) == (3, 1)
+    for shard in one.shards:
+        for file in shard.files:
+            assert (merged.path / file).stat().st_ino == (one.path / file).stat().st_ino
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_merging_in_either_way_or_twice_gives_a_store_of_the_same_bytes(tmp_path: Path) -> None:
+    one, two = made(tmp_path / "a", 0, (60,)), made(tmp_path / "b", 60, (50,))
+    manage.merge(one, two, tmp_path / "c")
+    manage.merge(two, one, tmp_path / "d")
+    manage.merge(Store.open(tmp_path / "c"), one, tmp_path / "c")
+    assert contents(tmp_path / "c") == contents(tmp_path / "d")
+
+
+def test_stores_of_different_teachers_are_not_merged(tmp_path: Path) -> None:
+    one, two = made(tmp_path / "a", 0, (5,)), made(tmp_path / "b", 9, (5,), fingerprint="cd" * 32)
+    with pytest.raises(LeafError, match=r"cannot be merged .*fingerprint cdcd.* is not abab"):
+        manage.merge(one, two, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_damaged_shard_is_not_merged(tmp_path: Path) -> None:
+    one, two = made(tmp_path / "a", 0, (60,)), made(tmp_path / "b", 60, (50,))
+    flip(two.path / f"vectors.zarr/{two.shards[0].name}/c/0/0")
+    with pytest.raises(LeafError, match=f"shard {two.shards[0].name}: SHA-256 differs"):
+        manage.merge(one, two, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_the_licence_of_a_merged_store_is_that_of_both(tmp_path: Path) -> None:
+    one, two = made(tmp_path / "a", 0, (5,), license="MIT"), made(tmp_path / "b", 9, (5,), license="CC-BY-4.0")
+    manage.merge(one, two, tmp_path / "c")
+    assert Store.open(tmp_path / "c").meta.license == "CC-BY-4.0 AND MIT"
+    assert "CC-BY-4.0 AND MIT" in (tmp_path / "c/README.md").read_text()
+
+
+def test_compacting_keeps_the_corpus_and_drops_the_rest(tmp_path: Path) -> None:
+    store = made(tmp_path, 0, (30, 30, 30))
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    frame = rows(20, 40).with_columns(text=pl.lit("x"), split=pl.lit("train")).sort("key")
+    frame.select("key", "id", "text", "role", "source", "split").write_parquet(corpus / "part-00000.parquet")
+    before = bits(store)
+    figures = manage.compact(store, corpus, store.path)
+    kept = Store.open(store.path)
+    kept.verify()
+    assert bits(kept) == {key: before[key] for key in frame["key"]}
+    linked = [figures[f"shards_{what}"] for what in ("linked", "rewritten", "dropped")]
+    assert linked == [1, 1, 1]
+
+
+def test_a_difference_counts_keys_and_compares_the_shared(tmp_path: Path) -> None:
+    one, two = made(tmp_path / "a", 0, (60,)), made(tmp_path / "b", 40, (50,), "float32")
+    figures = manage.diff(one, two, 0)
+    assert [figures[name] for name in ("only_in_first", "only_in_second", "in_both")] == [40, 30, 20]
+    assert figures["cosine"]["rows"] == 20
+    assert figures["cosine"]["min"] > 0.9999
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_exports_hold_the_same_vectors_for_people_without_this_project(tmp_path: Path, dtype: str) -> None:
+    store = made(tmp_path, 0, (60, 40), dtype)
+    for form in exchange.FORMATS:
+        exchange.export(store, tmp_path / form, form)
+    frame = pl.read_parquet(tmp_path / "npy/rows.parquet")
+    expected = store.lookup(frame["key"].to_list())
+    assert np.array_equal(np.load(tmp_path / "npy/vectors.npy").astype(np.float32), expected)
+    for pattern in ("parquet/*.parquet", "hf/data/*.parquet"):
+        found = pl.read_parquet(tmp_path / pattern)
+        assert np.array_equal(found["vector"].to_numpy(), store.lookup(found["key"].to_list()))
+    with pytest.raises(LeafError, match="exists"):
+        exchange.export(store, tmp_path / "npy", "npy")
+
+
+def flip(file: Path) -> None:
+    """Change one bit in a file of its own, so that links to it elsewhere stay whole."""
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 3] ^= 1
+    file.unlink()
+    file.write_bytes(raw)
+
+
+def damage(store: Path, number: int) -> list[str]:
+    """Damage shard `number` and the README; the files that were touched."""
+    name = Store.open(store).shards[number].name
+    flip(store / f"vectors.zarr/{name}/c/0/0")
+    (store / f"rows/{name}.parquet").unlink()
+    flip(store / "README.md")
+    return [f"vectors.zarr/{name}/c/0/0", f"rows/{name}.parquet", "README.md"]
+
+
+def test_repair_fetches_only_the_damaged_files_from_a_copy_or_the_pool(tmp_path: Path) -> None:
+    store = publish(tmp_path, (60, 40))
+    whole = contents(store.path)
+    copy = Path(shutil.copytree(store.path, tmp_path / "copy"))
+    pool = next((tmp_path / "pool").iterdir())
+    for source in (Store.open(copy), pool):
+        damage(store.path, 1)
+        figures = repair(store.path, [source], None)
+        assert (figures["files_restored"], figures["shards_damaged"]) == (3, 1)
+        assert contents(store.path) == whole
+    (store.path / "store.json").write_text("{")
+    repair(store.path, [Store.open(copy)], None)
+    assert contents(store.path) == whole
+
+
+def test_repair_without_a_copy_says_what_to_do(tmp_path: Path) -> None:
+    store = publish(tmp_path, (60, 40))
+    damage(store.path, 0)
+    with pytest.raises(LeafError, match=f"shard {store.shards[0].name}: damaged, .*--from .*--corpus"):
+        repair(store.path, [], None)
+
+
+@pytest.mark.parametrize("rows_lost", [False, True])
+def test_repair_encodes_the_texts_of_the_lost_shard_alone(
+    tmp_path: Path, tiny_corpus: Path, tiny_teacher: Path, rows_lost: bool
+) -> None:
+    teacher, params = TeacherParams(str(tiny_teacher)), EncodeParams(shard_rows=64, pool=str(tmp_path / "pool"))
+    encode(tiny_corpus, teacher, params, tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    keys = store.keys()
+    before = store.lookup(keys)
+    name = store.shards[2].name
+    flip(store.path / f"vectors.zarr/{name}/c/0/0")
+    if rows_lost:
+        (store.path / f"rows/{name}.parquet").unlink()
+    figures = repair(store.path, [], Encoding(tiny_corpus, teacher, params))
+    assert figures["rows_encoded"] == store.shards[2].rows
+    repaired = Store.open(store.path)
+    assert {shard.name for shard in repaired.shards} == {shard.name for shard in store.shards}
+    assert np.abs(repaired.lookup(keys) - before).max() < 1e-2
+
+
+def test_a_sample_encoded_again_agrees_and_a_forged_vector_does_not(
+    tmp_path: Path, tiny_corpus: Path, tiny_teacher: Path
+) -> None:
+    teacher, params = TeacherParams(str(tiny_teacher)), EncodeParams(shard_rows=512, pool=str(tmp_path / "pool"))
+    encode(tiny_corpus, teacher, params, tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    assert manage.sample(store, tiny_corpus, teacher, params, 10)["cosine_min"] > 0.999
+    with Pool(tmp_path / "forged-pool", store.meta) as pool:
+        pool.write(store.shard_rows_frame(0), store.read(0)[::-1])
+        forged = pool.publish(tmp_path / "forged", pool.keys())
+    with pytest.raises(LeafError, match="do not trust this store"):
+        manage.sample(forged, tiny_corpus, teacher, params, 10)
+    with pytest.raises(LeafError, match="section `teacher` describes"):
+        manage.sample(store, tiny_corpus, TeacherParams(str(tiny_teacher), max_length=9), params, 10)
+
+
+def test_the_norms_of_a_normalised_store_are_checked(tmp_path: Path) -> None:
+    with Pool(tmp_path / "pool", meta()) as pool:
+        pool.write(rows(0, 10), vectors(0, 10) * 3)
+        store = pool.publish(tmp_path / "store", pool.keys())
+    with pytest.raises(LeafError, match=f"shard {store.shards[0].name}: a vector has the norm"):
+        manage.verify(store)
+
+
+@pytest.fixture
+def leaf() -> Callable[..., Any]:
+    def run(*arguments: object) -> Any:
+        result = CliRunner().invoke(main, ["store", *map(str, arguments), "--json"])
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+    return run
+
+
+def test_the_console_script_tells_checks_and_compares(tmp_path: Path, leaf: Callable[..., Any]) -> None:
+    store = made(tmp_path / "a", 0, (60, 40), license="CC0-1.0").path
+    told = leaf("info", store)
+    assert (told["rows"], told["dim"], told["license"], told["roles"]) == (
+        100, 8, "CC0-1.0", {"document": 50, "query": 50}
+    )  # fmt: skip
+    assert told["sources"] == {"tests": {"document": 50, "query": 50}}
+    assert leaf("verify", store)["rows"] == 100
+    other = made(tmp_path / "b", 90, (20,)).path
+    assert leaf("diff", store, other)["in_both"] == 10
+    assert leaf("merge", store, other, "--out", tmp_path / "c")["rows"] == 110
+    assert leaf("export", tmp_path / "c", "--to", "npy", "--out", tmp_path / "d")["rows"] == 110
+    damage(store, 0)
+    plain = CliRunner().invoke(main, ["store", "verify", str(store)])
+    assert plain.exit_code == 1
+    assert "leaf store repair" in plain.stderr
+    assert leaf("repair", store, "--pool", tmp_path / "a/pool")["files_restored"] == 3
+    assert CliRunner().invoke(main, ["store", "info", str(store)]).output.startswith("teacher")
+
+
+def test_the_project_installs_the_console_script() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"] == {"leaf": "stages.leaf:main"}
+
+
+def test_a_store_carries_a_readme_whose_code_runs_and_whose_bytes_are_its_contents(tmp_path: Path) -> None:
+    for dtype in ("float16", "int8"):
+        store = made(
+            tmp_path / dtype, 0, (60, 40), dtype, license="CC-BY-4.0", teacher={"model": "m", "license": "MIT"}
+        )
+        text = (store.path / "README.md").read_text()
+        assert "CC-BY-4.0" in text
+        assert "| Licence of the teacher | MIT |" in text
+        code = "\n".join(block.split("```")[0] for block in text.split("```python\n")[1:])
+        exec(compile(code.replace('Path(".")', f"Path({str(store.path)!r})"), "README", "exec"), {})
+        before = contents(store.path)
+        with Pool(tmp_path / dtype / "pool", store.meta) as pool:
+            pool.publish(store.path, pool.keys())
+        assert contents(store.path) == before
+
+
+def test_a_store_written_before_readmes_existed_is_read(tmp_path: Path) -> None:
+    from pipeline.manifest import document
+
+    store = publish(tmp_path, (30,))
+    (store.path / "README.md").unlink()
+    (store.path / "store.json").write_bytes(document(store.meta, store.shards, store.manifest.group))
+    old = Store.open(store.path)
+    old.verify()
+    assert manage.info(old)["sources"] == {"tests": {"document": 15, "query": 15}}

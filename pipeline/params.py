@@ -168,7 +168,6 @@ class CostParams:
     queries: int = field(default=100, metadata=positive())
     """Queries asked one at a time."""
     rounds: int = field(default=5, metadata=positive())
-    """Turns of each model at each number of threads."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ class EvaluateParams:
     dims: tuple[int, ...] = field(
         default=(768, 512, 384, 256, 128, 64), metadata={"check": (lambda dims: min(dims, default=1) > 0, "positive")}
     )
-    """Widths that vectors are cut to; those not below the teacher's are left out. Empty: the full width alone."""
+    """Widths that vectors are cut to; those not below the teacher's are left out."""
     calibration_rows: int = field(default=4096, metadata=bounded(0))
     """Training texts of each role that int8 is calibrated on; 0 leaves quantisation out."""
     cost: CostParams = CostParams()

@@ -168,7 +168,6 @@ class CostParams:
     queries: int = field(default=100, metadata=positive())
     """Queries asked one at a time."""
     rounds: int = field(default=5, metadata=positive())
-    """Turns of each model at each number of threads."""
 
 
 @dataclass(frozen=True)
@@ -178,18 +177,17 @@ class EvaluateParams:
     beir: tuple[str, ...] = ()
     """Directories in BEIR layout; the last part of the path is the name."""
     sts: tuple[str, ...] = ()
-    """Files of pairs with scores: sentence1, sentence2, score."""
     classification: tuple[str, ...] = ()
-    """Files of texts with labels: text, label and, where it is fixed, split (train, test)."""
+    """Files: pairs (sentence1, sentence2, score); texts (text, label and, where it is fixed, split: train, test)."""
     dims: tuple[int, ...] = field(
         default=(768, 512, 384, 256, 128, 64), metadata={"check": (lambda dims: min(dims, default=1) > 0, "positive")}
     )
-    """Widths that vectors are cut to; those not below the teacher's are left out. Empty: the full width alone."""
+    """Widths that vectors are cut to; those not below the teacher's are left out."""
     calibration_rows: int = field(default=4096, metadata=bounded(0))
     """Training texts of each role that int8 is calibrated on; 0 leaves quantisation out."""
     cost: CostParams = CostParams()
     moved: int = field(default=20, metadata=bounded(0))
-    """Queries shown in the report, those whose ranking moved most."""
+    """Queries in the report: those whose ranking moved most."""
     map_texts: int = field(default=300, metadata=bounded(0))
     """Held-out texts on the report's map."""
     neighbours_rows: int = field(default=2000, metadata=positive())

@@ -16,10 +16,10 @@ from pipeline.errors import LeafError
 from pipeline.machine import bf16_is_fast, keep_pages
 from pipeline.packed import FAMILIES, Encoder, by_budget, pack
 from pipeline.params import TeacherParams
+from pipeline.shard import sha256
 from pipeline.store import StoreMeta
 
 PACKAGE = "package:"
-HASH_BLOCK = 1 << 20  # bytes read at a time
 LARGEST_INDEX = 64  # files of sharded weights that are looked at
 
 
@@ -59,23 +59,14 @@ def _from_hub(model: str, revision: str | None) -> Path:
         ) from None
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def weights_sha256(directory: Path) -> str:
     """SHA-256 of `model.safetensors`; of the lines `name sha256` where the weights are split over several files."""
     files = sorted(directory.glob("*.safetensors"))[:LARGEST_INDEX]
     if not files:
         raise LeafError(f"{directory.name}: holds no *.safetensors; weights in other formats are not loaded")
     if len(files) == 1:
-        return file_sha256(files[0])
-    lines = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
+        return sha256(files[0])
+    lines = "".join(f"{file.name} {sha256(file)}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -124,11 +115,11 @@ def describe(params: TeacherParams, dtype: str) -> StoreMeta:
     parts = {"weights": check_sha256(directory, params.sha256, "teacher.sha256")}
     for path in [directory / "tokenizer.json", directory / "config.json", directory / "sentence_bert_config.json"]:
         if path.exists():
-            parts[path.name] = file_sha256(path)
+            parts[path.name] = sha256(path)
     for kind, path in modules:
         if path != directory:
             for file in sorted([*path.glob("*.json"), *path.glob("*.safetensors")]):
-                parts[f"{kind}/{file.name}"] = file_sha256(file)
+                parts[f"{kind}/{file.name}"] = sha256(file)
     dim = _dim(directory, modules)
     decides = {
         "files": parts,

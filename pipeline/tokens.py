@@ -18,8 +18,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from pipeline.errors import LeafError
-from pipeline.shard import KEY_DTYPE
-from pipeline.teacher import file_sha256
+from pipeline.shard import KEY_DTYPE, sha256
 
 BATCH_ROWS = 8192  # texts tokenised at a time
 
@@ -56,7 +55,7 @@ def corpus_files(corpus: Path) -> list[Path]:
 
 def corpus_digest(corpus: Path) -> str:
     """SHA-256 over the corpus's files."""
-    return hashlib.sha256("".join(map(file_sha256, corpus_files(corpus))).encode()).hexdigest()
+    return hashlib.sha256("".join(map(sha256, corpus_files(corpus))).encode()).hexdigest()
 
 
 def tokenize(corpus: Path, digest: str, tokenizer: Tokenizer, caches: Path) -> Tokens:

@@ -32,7 +32,7 @@ def model(name: str, encode: Encode, dim: int) -> Any:
     from mteb.models.abs_encoder import AbsEncoder
     from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-    class Model(AbsEncoder):
+    class Model(AbsEncoder):  # type: ignore[misc, unused-ignore]  # Any where mteb is not installed
         def __init__(self) -> None:
             meta = {
                 "name": f"leaf/{name}",
@@ -59,7 +59,7 @@ def local_task(directory: Path) -> Any:
     documents = collection.documents["id"].to_list()
     name = "".join(part.capitalize() for part in collection.name.replace("_", "-").split("-")) + "Local"
 
-    class Local(AbsTaskRetrieval):
+    class Local(AbsTaskRetrieval):  # type: ignore[misc, unused-ignore]
         metadata = mteb.TaskMetadata(
             name=name,
             description=f"The BEIR directory {collection.name}.",

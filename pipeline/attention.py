@@ -1,12 +1,12 @@
 """Attention over texts laid end to end, with gradients, in memory that does not keep the square of the length.
 
 PyTorch's two ways on a CPU both cost fitting dear: its fused kernel has a slow bfloat16 backward pass, and the plain
-formula keeps several [texts, heads, length, length] tensors a layer until the backward pass. Here the forward pass
-is the fused kernel, and the backward pass computes the probabilities again, group after group of equal length.
+formula keeps several [texts, heads, length, length] tensors a layer until the backward pass. Here the probabilities
+of short texts are kept, once; those of long ones come from the fused kernel and are computed again when needed.
 """
 
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 Runs = Sequence[tuple[int, int]]
+KEPT = 1 << 23
+"""Most probabilities of one group of texts that are kept for the backward pass, so that memory stays bounded."""
 
 
 def attention(qkv: Tensor, runs: Runs, heads: int, biases: Sequence[Tensor] = (), dropout: float = 0.0) -> Tensor:
@@ -54,47 +56,58 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, runs: Runs, heads: int, dropout: float, *biases: Tensor) -> Tensor:
         out = qkv.new_zeros(len(qkv), qkv.shape[1] // 3)
-        kept: list[Tensor] = []
+        groups: list[tuple[Tensor | None, ...]] = []
         start = 0
         for (count, length), bias in zip_longest(runs, biases):
             stop = start + count * length
-            if dropout:
-                q, k, v = _heads(qkv[start:stop], count, 3, heads)
+            block = qkv[start:stop]
+            if dropout or (ctx.needs_input_grad[0] and count * heads * length * length <= KEPT):
+                three = _heads(block, count, 3, heads)
+                q, k, v = three
                 probabilities = _probabilities(q, k, bias)
-                kept.append(torch.empty_like(probabilities, dtype=torch.bool).bernoulli_(1 - dropout))
-                mixed = (probabilities * kept[-1] / (1 - dropout)) @ v
+                kept = _kept(probabilities, dropout)
+                out[start:stop] = _joined(((probabilities if kept is None else probabilities * kept) @ v)[None], count)
+                groups.append((three, probabilities, kept))
             else:
-                q, k, v = qkv[start:stop].view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+                q, k, v = block.view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
                 mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-            out[start:stop] = mixed.view(count, heads, length, -1).transpose(1, 2).reshape(stop - start, -1)
+                out[start:stop] = mixed.transpose(1, 2).reshape(stop - start, -1)
+                groups.append((block, None, None))
             start = stop
-        ctx.save_for_backward(qkv, *biases, *kept)
-        ctx.runs, ctx.heads, ctx.dropout, ctx.biases = runs, heads, dropout, len(biases)
+        ctx.save_for_backward(*biases, *chain.from_iterable(groups))
+        ctx.runs, ctx.heads, ctx.biases, ctx.tokens = runs, heads, len(biases), len(qkv)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, *rest = ctx.saved_tensors
-        biases, kept = rest[: ctx.biases], rest[ctx.biases :]
-        found, found_biases = torch.zeros_like(qkv), []
+        biases, saved = ctx.saved_tensors[: ctx.biases], iter(ctx.saved_tensors[ctx.biases :])
+        found, found_biases = grad.new_zeros(ctx.tokens, 3 * grad.shape[1]), []
         start = 0
-        for (count, length), bias, keep in zip_longest(ctx.runs, biases, kept):
+        for (count, length), bias, block, known, kept in zip_longest(ctx.runs, biases, saved, saved, saved):
             stop = start + count * length
-            q, k, v = _heads(qkv[start:stop], count, 3, ctx.heads)
+            q, k, v = _heads(block, count, 3, ctx.heads) if known is None else block
+            probabilities = _probabilities(q, k, bias) if known is None else known
             (out,) = _heads(grad[start:stop], count, 1, ctx.heads)
-            probabilities = _probabilities(q, k, bias)
-            weight = torch.ones((), dtype=q.dtype) if keep is None else keep / (1 - ctx.dropout)
-            grad_v = (probabilities * weight).to(q.dtype).transpose(1, 2) @ out
-            scores = torch._softmax_backward_data(
-                (out @ v.transpose(1, 2) * weight).to(q.dtype), probabilities, 2, q.dtype
-            )
+            grads = q.new_empty(3, *q.shape)
+            used, wanted = probabilities, out @ v.transpose(1, 2)
+            if kept is not None:
+                used, wanted = used * kept, wanted * kept
+            torch.bmm(used.transpose(1, 2), out, out=grads[2])
+            scores = torch._softmax_backward_data(wanted, probabilities, 2, q.dtype)
             if bias is not None:
                 found_biases.append(scores.view(count, ctx.heads, length, length).sum(0, keepdim=True))
-            scores = scores * q.shape[2] ** -0.5
-            together = torch.stack([scores @ k, scores.transpose(1, 2) @ q, grad_v])
-            found[start:stop] = _joined(together, count)
+            _scaled(scores, k, q.shape[2], out=grads[0])
+            _scaled(scores.transpose(1, 2), q, q.shape[2], out=grads[1])
+            found[start:stop] = _joined(grads, count)
             start = stop
         return found, None, None, None, *found_biases
+
+
+def _kept(probabilities: Tensor, dropout: float) -> Tensor | None:
+    """What each probability is multiplied with: 0, or 1 / (1 - dropout)."""
+    if not dropout:
+        return None
+    return torch.empty_like(probabilities).bernoulli_(1 - dropout).div_(1 - dropout)
 
 
 def _heads(block: Tensor, count: int, parts: int, heads: int) -> Tensor:
@@ -113,8 +126,14 @@ def _joined(parts: Tensor, count: int) -> Tensor:
 
 def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
     """Softmax of the scaled scores: [texts * heads, length, length]."""
-    scores = q @ k.transpose(1, 2) * q.shape[2] ** -0.5
+    scores = _scaled(q, k.transpose(1, 2), q.shape[2])
     if bias is not None:
         length = q.shape[1]
         scores = (scores.view(-1, bias.shape[1], length, length) + bias).view(-1, length, length)
     return torch.softmax(scores, 2)
+
+
+def _scaled(a: Tensor, b: Tensor, width: int, out: Tensor | None = None) -> Tensor:
+    """Batched a @ b / sqrt(width), the scaling inside the product."""
+    nothing = a.new_empty(()).expand(len(a), a.shape[1], b.shape[2])
+    return torch.baddbmm(nothing, a, b, beta=0, alpha=width**-0.5, out=out)

@@ -23,7 +23,7 @@ from pipeline.machine import bf16_is_fast, keep_pages
 from pipeline.packed import by_budget, pack
 from pipeline.params import FitParams
 from pipeline.prefetch import prefetch
-from pipeline.regression import LOSSES, learning_rate, optimiser, total_steps
+from pipeline.regression import LOSSES, Update, learning_rate, total_steps
 from pipeline.store import Store
 from pipeline.student import TOKEN_BUDGET, build
 from pipeline.teacher import resolve_model, weights_sha256
@@ -116,7 +116,8 @@ class Run:
             raise LeafError(f"fit.snapshots: step {beyond[0]} is impossible; the run has {self.total} steps")
         self.validation = self.loader.validation(params.validation_rows)
         self.student.to(self.device)
-        self.optimiser = optimiser(self.student, params)
+        table = self.student.backbone.get_input_embeddings()  # type: ignore[operator]
+        self.update = Update(self.student, table, params)
         self.progress = Progress()
         # Losses are added up on the device: reading each would make a GPU wait for the host at every step.
         self.window = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -131,7 +132,7 @@ class Run:
                 self._save(_snapshot(out, 0))
             self._checkpoint(directory)
         else:
-            checkpoint.restore(state, self.student, self.optimiser)
+            checkpoint.restore(state, self.student, self.update.adamw)
             self.progress = Progress.parse(state.progress)
             self.window.fill_(self.progress.window_loss)
         self._steps(directory, out)
@@ -163,16 +164,13 @@ class Run:
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
             for chosen in by_budget(lengths, TOKEN_BUDGET):
-                with torch.no_grad(), self._autocast():
-                    features = self.student.features(self.loader.pack(rows[chosen]).to(self.device))
+                with torch.no_grad():
+                    features = self.student.features(self.loader.pack(rows[chosen]).to(self.device), self.precision)
                 yield features, torch.from_numpy(targets[chosen])
 
         ridge.solve(pairs(), self.student.head, self.params.student.ridge)
         self.progress.start = self._validate()
         torch.manual_seed(self.params.seed)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
 
     def _steps(self, directory: Path, out: Path) -> None:
         progress, params = self.progress, self.params
@@ -212,16 +210,10 @@ class Run:
         """One update of all weights; the batch's loss before it."""
         self.student.train()
         rate = learning_rate(self.progress.step, self.total, self.params)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        with self._autocast():
-            vectors = self.student(example.batch.to(self.device))
+        vectors = self.student(example.batch.to(self.device), self.precision)
         loss = self.loss(vectors, example.targets.to(self.device))
-        self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if self.params.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.params.clip_norm)
-        self.optimiser.step()
+        self.update(example.batch.ids, rate)
         return loss.detach()
 
     def _close_window(self) -> str:
@@ -255,8 +247,7 @@ class Run:
         loss = cosine = 0.0
         for rows in by_budget(lengths, TOKEN_BUDGET):
             wanted = torch.from_numpy(targets[rows]).to(self.device)
-            with self._autocast():
-                vectors = self.student(pack([token_ids[row] for row in rows]).to(self.device))
+            vectors = self.student(pack([token_ids[row] for row in rows]).to(self.device), self.precision)
             loss += float(self.loss(vectors, wanted)) * len(rows)
             cosine += float(functional.cosine_similarity(vectors, wanted).sum())
         return {"loss": loss / len(token_ids), "cosine": cosine / len(token_ids)}
@@ -265,7 +256,7 @@ class Run:
         self.progress.window_loss = float(self.window)
         if not np.isfinite(self.progress.window_loss):
             return  # the window's end will say so; the checkpoint before is still good
-        checkpoint.save(checkpoint.capture(self.student, self.optimiser, asdict(self.progress)), directory)
+        checkpoint.save(checkpoint.capture(self.student, self.update.adamw, asdict(self.progress)), directory)
 
     def _save(self, path: Path) -> None:
         card = write_card(self.store.meta, self.corpus, self.params, self.metrics(), self.student)

@@ -152,10 +152,12 @@ def _pool(hidden: Tensor, batch: Batch, mode: Pooling) -> Tensor:
     return torch.cat(pooled)[batch.order]
 
 
-def mean_pooled(backbone: nn.Module, batch: Batch) -> Tensor:
+def mean_pooled(backbone: nn.Module, batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
     """Mean-pooled last hidden states [texts, width] float32, in the order given to `pack`, with gradients.
 
-    Runs under the caller's autocast; dropout follows `backbone.training` and the model's configuration.
+    All between the embeddings and the pooling is computed in `dtype`, from the parameters' float32; autocast would
+    compute the norms in float32 and convert the hidden states back and forth. Dropout follows `backbone.training`
+    and the model's configuration.
     """
     model: Any = backbone
     family, config = check_family(backbone), model.config
@@ -165,17 +167,23 @@ def mean_pooled(backbone: nn.Module, batch: Batch) -> Tensor:
     def drop(x: Tensor) -> Tensor:
         return functional.dropout(x, hidden_dropout) if hidden_dropout else x
 
-    hidden = drop(_embed(model, family, batch))
+    def linear(x: Tensor, *modules: nn.Linear) -> Tensor:
+        weights, offsets = [m.weight.to(dtype) for m in modules], [m.bias.to(dtype) for m in modules]
+        if len(modules) == 1:
+            return functional.linear(x, weights[0], offsets[0])
+        return functional.linear(x, torch.cat(weights), torch.cat(offsets))
+
+    def normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        return functional.layer_norm(x, norm.normalized_shape, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
+
+    hidden = drop(_embed(model, family, batch)).to(dtype)
     found = (_position_bias(model, family, length) for _, length in batch.runs)
-    biases = [bias for bias in found if bias is not None]
+    biases = [bias.to(dtype) for bias in found if bias is not None]
     for layer in _layers(model, family):
-        projections = (layer.query, layer.key, layer.value)
-        weight, offset = torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections])
-        qkv = functional.linear(hidden, weight, offset)
-        cast = [bias.to(qkv.dtype) for bias in biases]
-        mixed = attention(qkv, batch.runs, config.num_attention_heads, cast, attention_dropout)
-        hidden = layer.attention_norm(hidden + drop(layer.output(mixed)))
-        hidden = layer.norm(hidden + drop(layer.down(functional.gelu(layer.up(hidden)))))
+        qkv = linear(hidden, layer.query, layer.key, layer.value)
+        mixed = attention(qkv, batch.runs, config.num_attention_heads, biases, attention_dropout)
+        hidden = normed(hidden + drop(linear(mixed, layer.output)), layer.attention_norm)
+        hidden = normed(hidden + drop(linear(functional.gelu(linear(hidden, layer.up)), layer.down)), layer.norm)
     return _pool(hidden, batch, "mean")
 
 

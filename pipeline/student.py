@@ -57,15 +57,13 @@ class Student(nn.Module):
         """Most tokens of a text that are read, special tokens included."""
         return int(self._transformer[0].max_seq_length)
 
-    def features(self, batch: Batch) -> Tensor:
-        """Mean-pooled hidden states [texts, width] float32."""
-        return mean_pooled(self.backbone, batch)
+    def features(self, batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Mean-pooled hidden states [texts, width] float32, computed in `dtype`."""
+        return mean_pooled(self.backbone, batch, dtype)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Vectors [texts, dim] float32, in the order given to `pack`; the head runs in float32 even under autocast."""
-        features = self.features(batch)
-        with torch.autocast(features.device.type, enabled=False):
-            return self.finish(features)
+    def forward(self, batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Vectors [texts, dim] float32, in the order given to `pack`; the head runs in float32 whatever `dtype`."""
+        return self.finish(self.features(batch, dtype))
 
     def finish(self, features: Tensor) -> Tensor:
         """Head and normalisation: [texts, width] -> [texts, dim]."""

@@ -44,7 +44,7 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
         steps=f"{metrics['steps']:,}",
         presentations=f"{metrics['presentations']:,}",
         params=json.dumps(asdict(params), indent=1, sort_keys=True, ensure_ascii=False),
-        identity=json.dumps(meta.teacher, indent=1, sort_keys=True, ensure_ascii=False),
+        identity=json.dumps(_without_vectors(meta.teacher), indent=1, sort_keys=True, ensure_ascii=False),
     )
 
 
@@ -60,6 +60,14 @@ def corpus_table(corpus: Path) -> str:
 def name_of(model: str) -> str:
     """A local path's last part: where a model lay on somebody's machine is nobody's business."""
     return Path(model).name if Path(model).is_absolute() or model.startswith((".", "~")) else model
+
+
+def _without_vectors(teacher: dict[str, Any]) -> dict[str, Any]:
+    """The identity for people: a probe's vectors, which are long, are in the store."""
+    probe = teacher.get("probe")
+    if not isinstance(probe, dict):
+        return teacher
+    return {**teacher, "probe": {name: value for name, value in probe.items() if name != "vectors"}}
 
 
 def _figure(values: dict[str, float], name: str) -> str:

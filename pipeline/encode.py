@@ -18,12 +18,15 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
+from pipeline import ask, probe
 from pipeline.corpus import scan
 from pipeline.errors import LeafError
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.pool import Pool
+from pipeline.shard import StoreMeta, key_array
 from pipeline.store import Store
-from pipeline.teacher import Teacher, describe
+from pipeline.teacher import Teacher
+from pipeline.teachers import AnyTeacher, ApiTeacher, describe, load
 
 COLUMNS = ["key", "role", "id", "source", "text"]
 TOKENIZE_ROWS = 2048  # texts tokenised at once, so that their strings never exist twice as a whole
@@ -39,6 +42,8 @@ class Timing:
     writing: float = 0.0
     rows: int = 0
     tokens: int = 0
+    api: dict[str, int] = field(default_factory=dict)
+    """Requests and retries of a teacher behind an API."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
@@ -69,14 +74,20 @@ def encode(corpus: Path, teacher: TeacherParams, params: EncodeParams, out: Path
     wanted = frame.select("key").collect().get_column("key")
     if wanted.is_empty():
         raise LeafError(f"{corpus}: the corpus holds no text; look at the sources under corpus.sources")
-    with Pool(Path(params.pool), replace(describe(teacher, params.dtype), license=params.license)) as pool:
-        load = _once(lambda: Teacher(teacher, params.token_budget))
-        taken = [_take_over(path, frame, pool, load, params) for path in params.reuse]
-        timing = fill(frame, pool, params, load)
+    meta = replace(describe(teacher, params), license=params.license)
+    with _pool(teacher, params, meta) as pool:
+        get = _once(lambda: load(teacher, params, meta))
+        taken = [_take_over(path, frame, pool, get, params) for path in params.reuse]
+        timing = fill(frame, pool, params, get)
+        refused = [pool.refused[key] for key in sorted(pool.left_out(np.sort(key_array(wanted))))]
         pool.publish(out, wanted)
+        if teacher.api is not None:
+            probe.keep(meta, teacher, Path(params.pool))
     return {
         "rows_encoded": timing.rows,
-        "rows_reused": len(wanted) - timing.rows,
+        "rows_reused": len(wanted) - timing.rows - len(refused),
+        **({} if teacher.api is None else {"api": timing.api | {"refused": len(refused)}}),
+        **({"refused": [vars(one) for one in refused]} if refused else {}),
         "taken_over": {path: one.rows for path, one in zip(params.reuse, taken, strict=True)},
         "tokens_saved": sum(one.tokens for one in taken),
         "tokens": timing.tokens,
@@ -89,23 +100,41 @@ def encode(corpus: Path, teacher: TeacherParams, params: EncodeParams, out: Path
     }
 
 
-def ensure(texts: pl.DataFrame, teacher: TeacherParams, params: EncodeParams, view: Path) -> Store:
+def ensure(
+    texts: pl.DataFrame, teacher: TeacherParams, params: EncodeParams, view: Path, store: Store | None = None
+) -> Store:
     """A store at `view` with a vector for each of `texts` (columns key, role, id, source, text), duplicates allowed.
 
     Goes through the same pool as `encode`, so that no text is ever encoded twice; the teacher is loaded only if one
-    is missing.
+    is missing. `store` is one of the same teacher's, whose fingerprint the new one shall have.
+
+    Raises:
+        LeafError: as `encode`; or a teacher behind an API refuses a text.
     """
     unique = texts.select(COLUMNS).unique("key", keep="first").sort("key")
-    with Pool(Path(params.pool), describe(teacher, params.dtype)) as pool:
-        load = _once(lambda: Teacher(teacher, params.token_budget))
-        fill(unique.lazy(), pool, params, load)
-        return pool.publish(view, unique["key"])
+    meta = describe(teacher, params, store)
+    with _pool(teacher, params, meta) as pool:
+        fill(unique.lazy(), pool, params, lambda: load(teacher, params, meta))
+        made = pool.publish(view, unique["key"])
+    if len(made.refused):
+        first = unique.filter(pl.col("key").is_in(made.refused.tolist()))["id"][0]
+        raise LeafError(
+            f"teacher.api: the server refuses {len(made.refused)} texts that need a vector, first `{first}`"
+        )
+    return made
 
 
-def _once(load: Callable[[], Teacher]) -> Callable[[], Teacher]:
-    loaded: list[Teacher] = []
+def _pool(teacher: TeacherParams, params: EncodeParams, meta: StoreMeta) -> Pool:
+    pool = Pool(Path(params.pool), meta)
+    if teacher.api is not None and teacher.api.refused == "stop":
+        pool.refused.clear()  # they are asked for again, and end the run again
+    return pool
 
-    def get() -> Teacher:
+
+def _once(load: Callable[[], AnyTeacher]) -> Callable[[], AnyTeacher]:
+    loaded: list[AnyTeacher] = []
+
+    def get() -> AnyTeacher:
         if not loaded:
             loaded.append(load())
         return loaded[0]
@@ -115,7 +144,7 @@ def _once(load: Callable[[], Teacher]) -> Callable[[], Teacher]:
 
 def _missing(frame: pl.LazyFrame, pool: Pool, shard_rows: int) -> Iterator[pl.DataFrame]:
     """Rows whose key the pool lacks, in order, `shard_rows` at a time; no more than two shards are in memory."""
-    have = pl.DataFrame({"key": pool.keys().tolist()}, schema={"key": pl.Binary})
+    have = _done(pool)
     held: list[pl.DataFrame] = []
     rows = 0
     for batch in frame.collect_batches(chunk_size=min(shard_rows, 65_536), maintain_order=True):
@@ -128,6 +157,11 @@ def _missing(frame: pl.LazyFrame, pool: Pool, shard_rows: int) -> Iterator[pl.Da
         rows += new.height
     if rows:
         yield pl.concat(held)
+
+
+def _done(pool: Pool) -> pl.DataFrame:
+    """`key` of every text that need not be asked for: it has a vector, or will have none."""
+    return pl.DataFrame({"key": [*pool.keys().tolist(), *pool.refused]}, schema={"key": pl.Binary})
 
 
 def _tokenize(shard: pl.DataFrame, teacher: Teacher) -> list[list[int]]:
@@ -162,14 +196,25 @@ def _commit(rows: pl.DataFrame, vectors: np.ndarray, pool: Pool, timing: Timing)
         pool.write(rows, vectors)
 
 
-def fill(frame: pl.LazyFrame, pool: Pool, params: EncodeParams, load: Callable[[], Teacher]) -> Timing:
-    """Encode and commit shard after shard: one thread tokenises ahead, one writes behind, the device never waits."""
+def fill(frame: pl.LazyFrame, pool: Pool, params: EncodeParams, load: Callable[[], AnyTeacher]) -> Timing:
+    """Encode and commit shard after shard, those texts that the pool lacks; see `_compute_all` and `pipeline.ask`."""
     timing = Timing()
-    have = pl.LazyFrame({"key": pool.keys().tolist()}, schema={"key": pl.Binary})
-    missing = frame.select("key").join(have, on="key", how="anti").select(pl.len()).collect().item()
+    missing = frame.select("key").join(_done(pool).lazy(), on="key", how="anti").select(pl.len()).collect().item()
     if not missing:
         return timing
     teacher, shards = load(), _missing(frame, pool, params.shard_rows)
+    if isinstance(teacher, ApiTeacher):
+        with timing.of("computing"):
+            timing.rows = ask.fill(shards, missing, pool, teacher, params.shard_rows)
+        meter = teacher.client.meter
+        timing.tokens, timing.api = meter.tokens, {"requests": meter.requests, "retries": meter.retries}
+    else:
+        _compute_all(shards, missing, pool, teacher, timing)
+    return timing
+
+
+def _compute_all(shards: Iterator[pl.DataFrame], missing: int, pool: Pool, teacher: Teacher, timing: Timing) -> None:
+    """One thread tokenises ahead, one writes behind, the device never waits."""
     with (
         ThreadPoolExecutor(1, "tokenize") as ahead,
         ThreadPoolExecutor(1, "write") as behind,
@@ -193,10 +238,11 @@ def fill(frame: pl.LazyFrame, pool: Pool, params: EncodeParams, load: Callable[[
             written = behind.submit(_commit, rows, vectors, pool, timing)
         if written is not None:
             written.result()
-    return timing
 
 
-def _take_over(path: str, frame: pl.LazyFrame, pool: Pool, load: Callable[[], Teacher], params: EncodeParams) -> Taken:
+def _take_over(
+    path: str, frame: pl.LazyFrame, pool: Pool, load: Callable[[], AnyTeacher], params: EncodeParams
+) -> Taken:
     """Bring the wanted vectors of another store into the pool; their shards are checked, a sample encoded again.
 
     Of a store behind a URL only the rows files and the shards that hold a wanted key are fetched.
@@ -226,8 +272,10 @@ def _take_over(path: str, frame: pl.LazyFrame, pool: Pool, load: Callable[[], Te
     return taken
 
 
-def texts_vectors(texts: pl.DataFrame, teacher: Teacher) -> np.ndarray:
+def texts_vectors(texts: pl.DataFrame, teacher: AnyTeacher) -> np.ndarray:
     """Vectors [texts, dim] float32 of a frame with `text` and `role`, in its order; nothing is stored."""
+    if isinstance(teacher, ApiTeacher):
+        return teacher.vectors(texts)
     return teacher.encode_tokens(_tokenize(texts, teacher))
 
 
@@ -239,7 +287,7 @@ def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return result
 
 
-def _compare(path: str, rows: pl.DataFrame, store: Store, frame: pl.LazyFrame, load: Callable[[], Teacher]) -> None:
+def _compare(path: str, rows: pl.DataFrame, store: Store, frame: pl.LazyFrame, load: Callable[[], AnyTeacher]) -> None:
     """Re-encode these rows, the shard's first (keys are random, so any are a fair sample), and compare."""
     if rows.is_empty():
         return

@@ -20,7 +20,7 @@ from pipeline.params import EncodeParams, EvaluateParams, TeacherParams
 from pipeline.quantisation import Calibration, quantisation
 from pipeline.retrieval import MODES, ROLES, Both, Dataset, StudentVectors, TeacherVectors, sides
 from pipeline.store import Store
-from pipeline.teacher import describe
+from pipeline.teachers import describe
 from pipeline.truncation import truncation
 from pipeline.uncertainty import difference
 
@@ -62,7 +62,7 @@ def evaluate(
     """
     collections = _collections(params)
     store = Store.open(embeddings)
-    texts = scan(corpus)
+    texts = store.answered(scan(corpus))
     held = texts.filter(pl.col("split") == "heldout").sort("role", "key").collect()
     if held.is_empty() and not collections:
         raise LeafError(f"{corpus}: holds no held-out texts and evaluate.beir names none: set corpus.heldout above 0")
@@ -179,7 +179,7 @@ def pooled(teacher: TeacherParams, encode: EncodeParams, store: Store) -> Teache
     Raises:
         LeafError: `store` was made by another teacher than `teacher`.
     """
-    meta = describe(teacher, encode.dtype)
+    meta = describe(teacher, encode, store)
     if meta.fingerprint != store.meta.fingerprint:
         raise LeafError(
             f"{store.path}: holds vectors of fingerprint {store.meta.fingerprint[:16]}, but the section `teacher` "
@@ -190,7 +190,7 @@ def pooled(teacher: TeacherParams, encode: EncodeParams, store: Store) -> Teache
         # Beside the pool, so that hard links reach it.
         name = f"{meta.fingerprint[:16]}-{encode.dtype}-{texts['source'][0]}"
         view = Path(encode.pool).with_name("evaluation") / name
-        return ensure(texts, teacher, encode, view).lookup(texts["key"].to_list())
+        return ensure(texts, teacher, encode, view, store).lookup(texts["key"].to_list())
 
     return vectors
 

@@ -62,18 +62,20 @@ class Join:
 
 
 def join(tokens: Tokens, store: Store) -> Join:
-    """Find every text of the corpus in the store by its key.
+    """Find every text of the corpus in the store by its key; without those that the store lists as refused.
 
     Raises:
-        LeafError: texts whose key the store lacks; says how many.
+        LeafError: other texts whose key the store lacks; says how many.
     """
     place = store.locate(tokens.keys)
-    if missing := int((place < 0).sum()):
+    absent = place < 0
+    left_out = len(set(store.refused.tolist()).intersection(tokens.keys[absent].tolist()))
+    if missing := int(absent.sum()) - left_out:
         raise LeafError(
             f"{store.path}: lacks the vectors of {missing} of the corpus's {len(tokens)} texts; "
             "run the encode stage on this corpus first"
         )
-    text = np.argsort(place, kind="stable")
+    text = np.argsort(place, kind="stable")[left_out:]
     sizes = np.array([info.rows for info in store.shards], dtype=np.int64)
     shard = np.searchsorted(np.cumsum(sizes), place[text], side="right").astype(np.int32)
     row = (place[text] - (np.cumsum(sizes) - sizes)[shard]).astype(np.int32)

@@ -18,7 +18,7 @@ from pipeline.params import EncodeParams, TeacherParams
 from pipeline.pool import Pool
 from pipeline.shard import Array, StoreMeta, key_array
 from pipeline.store import Store, count_sources
-from pipeline.teacher import Teacher, describe
+from pipeline.teachers import describe, load
 
 NORM_TOLERANCE = 0.02  # int8 rounds each number to 1/254 of the row's largest
 Choose = Callable[[Store, int], Array]
@@ -45,6 +45,7 @@ def info(store: Store) -> dict[str, Any]:
         "normalized": meta.normalized,
         "bytes": sum(shard.bytes for shard in store.shards),
         "shards": len(store.shards),
+        "refused": len(meta.refused or {}),
         "roles": dict(sorted(roles.items())),
         "sources": sources,
     }
@@ -77,17 +78,17 @@ def sample(store: Store, corpus: Path, teacher: TeacherParams, params: EncodePar
     Raises:
         LeafError: another teacher's store, no text in common, or a cosine below SAME_VECTOR.
     """
-    mine = describe(teacher, store.meta.dtype).fingerprint
-    if mine != store.meta.fingerprint:
+    mine = describe(teacher, params, store)
+    if mine.fingerprint != store.meta.fingerprint:
         raise LeafError(
             f"{store.path}: was made with the fingerprint {store.meta.fingerprint[:16]}, but section `teacher` "
-            f"describes {mine[:16]}: name the same model, prompts, max_length and normalize"
+            f"describes {mine.fingerprint[:16]}: name the same model, prompts, max_length and normalize"
         )
     keys = pl.DataFrame({"key": store.keys().tolist()}, schema={"key": pl.Binary})
     texts = scan(corpus).join(keys.lazy(), on="key", how="semi").sort("key").head(rows).collect()
     if texts.is_empty():
         raise LeafError(f"{corpus}: shares no text with {store.path}: nothing to compare")
-    found = cosines(texts_vectors(texts, Teacher(teacher, params.token_budget)), store.lookup(texts["key"].to_list()))
+    found = cosines(texts_vectors(texts, load(teacher, params, mine)), store.lookup(texts["key"].to_list()))
     worst = int(found.argmin())
     if not found[worst] >= SAME_VECTOR:
         raise LeafError(
@@ -117,7 +118,8 @@ def merge(one: Store, two: Store, out: Path) -> dict[str, Any]:
         keys = key_array(store.shard_rows_frame(i)["key"])
         return np.ones(len(keys), dtype=bool) if store is one else ~_contains(have, keys)
 
-    meta = replace(one.meta, license=_both(one.meta.license, two.meta.license))
+    refused = {**(one.meta.refused or {}), **(two.meta.refused or {})} or None
+    meta = replace(one.meta, license=_both(one.meta.license, two.meta.license), refused=refused)
     return assemble([one, two], choose, meta, out)
 
 
@@ -126,7 +128,10 @@ def compact(store: Store, corpus: Path, out: Path) -> dict[str, Any]:
     wanted = np.sort(key_array(scan(corpus).select("key").collect()["key"]))
     if not _contains(wanted, store.keys()).any():
         raise LeafError(f"{corpus}: shares no text with {store.path}: nothing would be left")
-    return assemble([store], lambda s, i: _contains(wanted, key_array(s.shard_rows_frame(i)["key"])), store.meta, out)
+    refused = {key.hex() for key in store.refused[_contains(wanted, store.refused)].tolist()}
+    kept = {key: reason for key, reason in (store.meta.refused or {}).items() if key in refused} or None
+    meta = replace(store.meta, refused=kept)
+    return assemble([store], lambda s, i: _contains(wanted, key_array(s.shard_rows_frame(i)["key"])), meta, out)
 
 
 def assemble(stores: Sequence[Store], choose: Choose, meta: StoreMeta, out: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ VERSION = 1
 GROUP = "vectors.zarr/zarr.json"
 README = "README.md"
 MAX_SOURCES = 100_000
+MAX_REFUSED = 1_000_000
 MAX_DOCUMENT_BYTES = 64 * 2**20
 MAX_ROWS = 2**40
 REPAIR = (
@@ -23,6 +24,7 @@ REPAIR = (
 )
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[0-9a-f]{16}")
+_KEY = re.compile(r"[0-9a-f]{32}")
 
 
 Sources = dict[str, dict[str, int]]
@@ -93,7 +95,8 @@ def document(
     }
     if readme_sha256 is not None:
         body["files"][README] = readme_sha256
-    body |= {name: value for name, value in (("license", meta.license), ("sources", sources)) if value is not None}
+    optional = {"license": meta.license, "refused": meta.refused, "sources": sources}
+    body |= {name: value for name, value in optional.items() if value is not None}
     digest = hashlib.sha256(_dump(body)).hexdigest()
     return _dump(body | {"digest": digest})
 
@@ -121,7 +124,9 @@ def _require(condition: bool, message: str) -> None:
 
 def _parse(found: dict[str, Any]) -> Manifest:
     plain = ("fingerprint", "teacher", "dim", "dtype", "normalized")
-    meta = StoreMeta(**{name: found[name] for name in plain}, license=found.get("license"))
+    meta = StoreMeta(
+        **{name: found[name] for name in plain}, license=found.get("license"), refused=found.get("refused")
+    )
     check_meta(meta)
     shards = tuple(parse_shard(entry, meta) for entry in found["shards"])
     _require(len({info.name for info in shards}) == len(shards), "a shard is listed twice")
@@ -156,6 +161,12 @@ def check_meta(meta: StoreMeta) -> None:
     _require(meta.dtype in DTYPES, f"dtype: {meta.dtype!r:.40} is none of {', '.join(DTYPES)}")
     _require(isinstance(meta.normalized, bool), "normalized: neither true nor false")
     _require(meta.license is None or isinstance(meta.license, str), "license: not a text")
+    if meta.refused is not None:
+        _require(isinstance(meta.refused, dict) and 0 < len(meta.refused) <= MAX_REFUSED, "refused: not a mapping")
+        for key, reason in meta.refused.items():
+            _require(
+                bool(_KEY.fullmatch(key)) and isinstance(reason, str), f"refused: {key!r:.40} is no key and reason"
+            )
 
 
 def parse_shard(entry: Any, meta: StoreMeta) -> ShardInfo:

@@ -4,31 +4,15 @@ Defaults live in the dataclasses below and nowhere else. Whatever is unknown, of
 refused with the key's full name (`fit.batch_size`) and what would be right.
 """
 
-import math
-import types
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
-
-import yaml
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import urlsplit
 
 from pipeline.errors import LeafError
+from pipeline.parsing import bounded, load_section, parse, positive
 
-T = TypeVar("T")
-Check = tuple[Callable[[Any], bool], str]
-
-
-def bounded(low: float, high: float | None = None) -> dict[str, Check]:
-    """Field metadata: the value must lie in [low, high]."""
-    if high is None:
-        return {"check": (lambda value: value >= low, f"at least {low:g}")}
-    return {"check": (lambda value: low <= value <= high, f"between {low:g} and {high:g}")}
-
-
-def positive() -> dict[str, Check]:
-    """Field metadata: the value must be greater than zero."""
-    return {"check": (lambda value: value > 0, "greater than 0")}
+__all__ = ["bounded", "load_section", "parse", "positive"]
 
 
 @dataclass(frozen=True)
@@ -81,11 +65,72 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class ApiParams:
+    """`teacher.api`: an OpenAI-compatible `/embeddings` endpoint in place of a model on this machine (`docs/api.md`)."""
+
+    base_url: str
+    """What comes before `/embeddings`, `https://api.openai.com/v1`; not part of the fingerprint."""
+    dimensions: int | None = field(default=None, metadata=positive())
+    """Asked of the server, where it can shorten vectors."""
+    max_characters: int | None = field(default=None, metadata=positive())
+    """Prompt and text are cut to this length; None sends them whole."""
+    key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; a server that wants none needs none."""
+    items_per_request: int = field(default=128, metadata=bounded(1, 2048))
+    tokens_per_request: int = field(default=32_768, metadata=positive())
+    """Counted as three bytes a token, which is more than most texts have."""
+    concurrency: int = field(default=4, metadata=bounded(1, 64))
+    """Requests under way at once."""
+    requests_per_minute: int | None = field(default=None, metadata=positive())
+    tokens_per_minute: int | None = field(default=None, metadata=positive())
+    timeout: float = field(default=60.0, metadata=positive())
+    """Seconds until a request's answer must have arrived whole."""
+    retries: int = field(default=8, metadata=bounded(0, 100))
+    """Of one request."""
+    spending_limit: int | None = field(default=None, metadata=positive())
+    """Tokens, as the server counts them, after which a run stops; the next one continues."""
+    encoding: Literal["auto", "base64", "float"] = "auto"
+    """Of vectors on their way; `auto` asks for base64 and takes what it gets."""
+    refused: Literal["stop", "leave_out"] = "stop"
+    """What a text that the server refuses does: end the run, or be left out and listed in the store."""
+    probe_cosine: float = field(default=0.999, metadata=bounded(0, 1))
+    """Lowest cosine of a probe text's vector to the first one; below, the model behind the name has changed."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be, without repeating what may be a secret."""
+        url = urlsplit(self.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise LeafError("teacher.api.base_url: must begin with http:// or https:// and name a host")
+        if url.username or url.password or url.query or url.fragment:
+            raise LeafError(
+                "teacher.api.base_url: must hold no user, password or query: parameters are not the place for secrets; "
+                "put the key into the environment variable that teacher.api.key_env names"
+            )
+        if not _VARIABLE.fullmatch(self.key_env):
+            raise LeafError(
+                "teacher.api.key_env: must be the name of an environment variable (OPENAI_API_KEY), not the key itself"
+            )
+        if self.tokens_per_minute is not None and self.tokens_per_minute < self.tokens_per_request:
+            raise LeafError(
+                f"teacher.api.tokens_per_minute: {self.tokens_per_minute} is less than one request may hold "
+                f"(teacher.api.tokens_per_request, {self.tokens_per_request})"
+            )
+
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_OF_A_MODEL_HERE = {
+    "sha256": "the weights of an API cannot be hashed",
+    "revision": "an API has no revisions; name the version in teacher.model",
+    "max_length": "the tokens of an API cannot be counted here; cut texts with teacher.api.max_characters",
+}
+
+
+@dataclass(frozen=True)
 class TeacherParams:
     """Section `teacher`: the model whose vectors are the targets."""
 
     model: str
-    """Hub id, local directory, or `package:NAME/DIRECTORY` inside an installed package."""
+    """Hub id, local directory, or `package:NAME/DIRECTORY` inside an installed package; with `api`, its name there."""
     sha256: str | None = None
     """Of the weights; checked before they are loaded."""
     revision: str | None = None
@@ -95,6 +140,13 @@ class TeacherParams:
     normalize: bool = True
     license: str | None = None
     """The model's licence (SPDX, `Apache-2.0`), told to whoever gets the store; not part of the fingerprint."""
+    api: ApiParams | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense with an API."""
+        for name, reason in _OF_A_MODEL_HERE.items():
+            if self.api is not None and getattr(self, name) is not None:
+                raise LeafError(f"teacher.{name}: must be left out with teacher.api: {reason}")
 
 
 @dataclass(frozen=True)
@@ -211,89 +263,3 @@ class ExportParams:
     """The teacher's hub id, where `teacher.model` is a directory or a package."""
     student_id: str | None = None
     """The hub id of the student's checkpoint, where `fit.student.model` is a directory or a package."""
-
-
-def load_section(file: Path, section: str, cls: type[T]) -> T:
-    """Parse `section` of the YAML file into `cls`.
-
-    Raises:
-        LeafError: the file cannot be read, or a key is unknown, missing, of the wrong type or impossible.
-    """
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LeafError(f"{file}: no such parameter file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LeafError(f"{file}: cannot be read as YAML: {error}") from None
-    if not isinstance(document, dict) or section not in document:
-        raise LeafError(f"{file}: has no section `{section}`")
-    return parse(cls, section, document[section])
-
-
-def parse(cls: type[T], name: str, raw: object) -> T:
-    """Build the frozen dataclass `cls` from a mapping; `name` prefixes the keys in error messages."""
-    if not isinstance(raw, Mapping):
-        raise LeafError(f"{name}: must be a mapping of keys to values, not {_show(raw)}")
-    hints = get_type_hints(cls)
-    known = {item.name: item for item in fields(cast(Any, cls))}
-    for key in raw:
-        if key not in known:
-            raise LeafError(f"{name}.{key}: unknown key; known keys: {', '.join(known)}")
-    values: dict[str, Any] = {}
-    for key, item in known.items():
-        if key in raw:
-            values[key] = _value(hints[key], f"{name}.{key}", raw[key])
-            _check(item.metadata.get("check"), f"{name}.{key}", values[key])
-        elif item.default is MISSING and item.default_factory is MISSING:
-            raise LeafError(f"{name}.{key}: missing; it has no default")
-    return cls(**values)
-
-
-def _check(check: Check | None, name: str, value: object) -> None:
-    if check is not None and value is not None and not check[0](value):
-        raise LeafError(f"{name}: {_show(value)} is impossible; it must be {check[1]}")
-
-
-def _value(hint: Any, name: str, raw: object) -> Any:
-    if is_dataclass(hint):
-        return parse(cast(type, hint), name, raw)
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (types.UnionType, Union):
-        if raw is None:
-            return None
-        return _value(next(a for a in arguments if a is not type(None)), name, raw)
-    if origin is Literal:
-        if raw in arguments and not isinstance(raw, bool):
-            return raw
-        raise LeafError(f"{name}: {_show(raw)} is impossible; it must be one of {', '.join(map(str, arguments))}")
-    if origin is tuple:
-        if not isinstance(raw, list):
-            raise LeafError(f"{name}: must be a list, not {_show(raw)}")
-        return tuple(_value(arguments[0], f"{name}[{i}]", entry) for i, entry in enumerate(raw))
-    return _scalar(hint, name, raw)
-
-
-def _scalar(hint: type, name: str, raw: object) -> Any:
-    if hint is float and isinstance(raw, int) and not isinstance(raw, bool):
-        return float(raw)
-    if hint is float and isinstance(raw, str):
-        raw = _exponent(raw)
-    if isinstance(raw, hint) and not (hint is not bool and isinstance(raw, bool)):
-        if isinstance(raw, float) and not math.isfinite(raw):
-            raise LeafError(f"{name}: {raw} is impossible; it must be a finite number")
-        return raw
-    wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
-    raise LeafError(f"{name}: must be {wanted}, not {_show(raw)}")
-
-
-def _exponent(raw: str) -> object:
-    """YAML 1.1 reads `1e-4` (no dot) as text; everybody means the number."""
-    try:
-        return float(raw) if raw[:1].isdigit() else raw
-    except ValueError:
-        return raw
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return f"{text if len(text) < 60 else text[:57] + '...'} ({type(value).__name__})"

@@ -7,6 +7,7 @@ renamed into place, so that a writer killed at any moment leaves whole shards an
 import os
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import replace as changed
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,6 +32,7 @@ from pipeline.files import (
 )
 from pipeline.manifest import check_meta, parse_shard
 from pipeline.readme import write_manifest
+from pipeline.refused import Refused
 from pipeline.shard import (
     Array,
     ShardInfo,
@@ -47,6 +49,7 @@ from pipeline.shard import (
 from pipeline.store import Store
 
 _NAME = re.compile(r"[0-9a-f]{16}")
+_NOT_OF_THE_POOL = ("teacher", "license", "refused")
 
 
 class Pool:
@@ -63,6 +66,7 @@ class Pool:
         self.path = root / f"{meta.fingerprint[:16]}-{meta.dtype}"
         self._shards: dict[str, tuple[ShardInfo, Array]] = {}
         self._keys: Array = key_array([])
+        self.refused = Refused(self.path / "refused.jsonl")
         with disk(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(self.path / "lock")
@@ -154,7 +158,7 @@ class Pool:
             LeafError: a wanted key is not in the pool, a shard is damaged, `out` is something else, the disk is full.
         """
         keys = np.sort(key_array(wanted if isinstance(wanted, np.ndarray) else list(wanted)))
-        missing = int((~self.has(keys)).sum())
+        missing = int((~self.has(keys)).sum()) - len(self.left_out(keys))
         if missing:
             raise LeafError(f"{self.path}: {missing} of {len(keys)} wanted keys have no vector: run encode again")
         check_replaceable(out)
@@ -164,12 +168,26 @@ class Pool:
             out.parent.mkdir(parents=True, exist_ok=True)
             sweep(out.parent, prefix)
             with temporary(out.parent, prefix) as directory:
-                self._build(directory, [self._shards[name][0] for name in chosen])
+                self._build(directory, [self._shards[name][0] for name in chosen], self._listed(keys))
                 Store.open(directory)
                 replace(directory, out, prefix)
         return Store.open(out)
 
-    def _build(self, root: Path, shards: list[ShardInfo]) -> None:
+    def left_out(self, wanted: Array) -> list[bytes]:
+        """Those of the wanted keys (sorted) that have no vector because the teacher has refused their texts."""
+        keys = key_array(list(self.refused))
+        left: list[bytes] = keys[_contains(wanted, keys) & ~self.has(keys)].tolist()
+        return left
+
+    def _listed(self, wanted: Array) -> dict[str, str] | None:
+        """What the store lists as refused: what those it was made from listed, and what this pool lacks."""
+        listed = {
+            key: reason for key, reason in (self.meta.refused or {}).items() if not self.has([bytes.fromhex(key)])[0]
+        }
+        listed |= {key.hex(): self.refused[key].reason for key in self.left_out(wanted)}
+        return dict(sorted(listed.items())) or None
+
+    def _build(self, root: Path, shards: list[ShardInfo], refused: dict[str, str] | None) -> None:
         zarr.create_group(str(root / "vectors.zarr"))
         (root / "rows").mkdir()
         for info in shards:
@@ -178,14 +196,14 @@ class Pool:
                 if sha256(source / file) != digest:
                     raise LeafError(f"{source / file}: damaged; {_forget(source)}")
                 link(source / file, root / file)
-        write_manifest(root, self.meta, shards)
+        write_manifest(root, changed(self.meta, refused=refused), shards)
         for path in (root / "rows", root / "vectors.zarr", root):
             sync(path)
 
     def _check_identity(self) -> None:
         """Two fingerprints may share sixteen digits; they must not share a pool."""
         file = self.path / "pool.json"
-        identity = {name: value for name, value in vars(self.meta).items() if name not in ("teacher", "license")}
+        identity = {name: value for name, value in vars(self.meta).items() if name not in _NOT_OF_THE_POOL}
         if not file.exists():
             write_json(self.path / f"{TEMPORARY}pool.json", identity)
             (self.path / f"{TEMPORARY}pool.json").rename(file)

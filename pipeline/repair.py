@@ -20,7 +20,7 @@ from pipeline.readme import text
 from pipeline.remote import RemoteStore
 from pipeline.shard import ShardInfo, read_rows, sha256, sync
 from pipeline.store import Store
-from pipeline.teacher import Teacher, describe
+from pipeline.teachers import AnyTeacher, describe, load
 
 
 def repair(path: Path, sources: Sequence[Store | Path], encoding: "Encoding | None") -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _encode_again(store: Store, lost: list[int], encoding: Encoding | None) -> i
             f"{store.path}: shard {names}: damaged, and no copy has it: name another copy (--from PATH or URL), or the "
             "corpus and the parameters to encode its texts again (--corpus, --params)"
         )
-    mine = describe(encoding.teacher, store.meta.dtype)
+    mine = describe(encoding.teacher, encoding.params, store)
     if mine.fingerprint != store.meta.fingerprint:
         raise LeafError(f"{store.path}: shard {names}: the parameters describe another teacher than the store's")
     with scratch(store.path, store.meta) as pool:
@@ -174,11 +174,11 @@ def _encode_again(store: Store, lost: list[int], encoding: Encoding | None) -> i
 def _fill_lost(store: Store, lost: list[int], pool: Pool, encoding: Encoding) -> None:
     """Encode the rows of the lost shards; where a list of rows is lost too, the texts of the corpus that nobody has."""
     corpus, unknown = scan(encoding.corpus), False
-    loaded: list[Teacher] = []
+    loaded: list[AnyTeacher] = []
 
-    def load() -> Teacher:
+    def get() -> AnyTeacher:
         if not loaded:
-            loaded.append(Teacher(encoding.teacher, encoding.params.token_budget))
+            loaded.append(load(encoding.teacher, encoding.params, store.meta))
         return loaded[0]
 
     for i in lost:
@@ -188,10 +188,10 @@ def _fill_lost(store: Store, lost: list[int], pool: Pool, encoding: Encoding) ->
             unknown = True
             continue
         before = len(pool.keys())
-        fill(keys.lazy().join(corpus, on="key", how="inner", maintain_order="left"), pool, encoding.params, load)
+        fill(keys.lazy().join(corpus, on="key", how="inner", maintain_order="left"), pool, encoding.params, get)
         if len(pool.keys()) - before != len(keys):
             raise LeafError(
                 f"{encoding.corpus}: lacks texts of shard {store.shards[i].name}: name the corpus it is from"
             )
     if unknown:
-        fill(corpus, pool, encoding.params, load)
+        fill(corpus, pool, encoding.params, get)

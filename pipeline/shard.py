@@ -47,6 +47,8 @@ class StoreMeta:
     normalized: bool
     license: str | None = None
     """Of the vectors; the teacher's is `teacher["license"]`. Neither is part of the fingerprint."""
+    refused: dict[str, str] | None = None
+    """Texts that a teacher behind an API would not embed: key in hexadecimal digits -> reason. They have no vector."""
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,18 @@ class Store:
         place = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
         return np.where(ordered[place] == wanted, rows[place], -1)
 
+    @cached_property
+    def refused(self) -> Array:
+        """`[n] V16`, sorted: keys of texts that the teacher would not embed, so that they have no vector."""
+        return np.sort(key_array([bytes.fromhex(key) for key in self.meta.refused or {}]))
+
+    def answered(self, texts: pl.LazyFrame) -> pl.LazyFrame:
+        """The rows of a frame with `key`, in their order, without the texts that the store lists as refused."""
+        if not len(self.refused):
+            return texts
+        refused = pl.LazyFrame({"key": self.refused.tolist()}, schema={"key": pl.Binary})
+        return texts.join(refused, on="key", how="anti", maintain_order="left")
+
     def lookup(self, keys: Sequence[bytes] | Array) -> Array:
         """Vectors `[n, dim] float32` in the order asked. Each chunk that holds a wanted row is read once.
 

@@ -1,0 +1,123 @@
+"""The answers of an API on their way into a shard: an append-only file in the pool, on the disk before anything goes on.
+
+A record is a key, its tokens, its vector and a checksum, all of one length. What a killed writer left torn is dropped
+when the file is opened again, and so is a record that has rotted: its text is asked for again.
+"""
+
+import os
+import threading
+import zlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.files import TEMPORARY, disk
+from pipeline.shard import KEY_DTYPE, key_array, sync
+
+_READ_RECORDS = 4096
+
+
+class Journal:
+    """Answers that are in no shard yet. One process at a time (the pool's lock), any number of its threads."""
+
+    def __init__(self, file: Path, dim: int) -> None:
+        """Open or begin the file, and find what it holds. LeafError where the disk does not allow it."""
+        self.file = file
+        self._record = np.dtype([("key", KEY_DTYPE), ("tokens", "<i4"), ("vector", "<f4", (dim,)), ("checksum", "<u4")])
+        self._places: dict[bytes, int] = {}
+        self._lock = threading.Lock()
+        with disk(file):
+            self._handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._end = self._scan()
+            os.ftruncate(self._handle, self._end)
+
+    def keys(self) -> list[bytes]:
+        """Of all answers that are there."""
+        return list(self._places)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places
+
+    def add(self, keys: Sequence[bytes], tokens: Sequence[int], vectors: np.ndarray) -> None:
+        """Append answers, `vectors` [keys, dim]; they are on the disk when this returns."""
+        records = np.zeros(len(keys), self._record)
+        records["key"], records["tokens"], records["vector"] = key_array(keys), tokens, vectors
+        for record in records:
+            record["checksum"] = _checksum(record.tobytes())
+        with self._lock, disk(self.file):
+            try:
+                _write(self._handle, records.tobytes(), self._end)
+                os.fdatasync(self._handle)
+            except OSError:
+                os.ftruncate(self._handle, self._end)
+                raise
+            for place, key in enumerate(keys):
+                self._places[key] = self._end + place * self._record.itemsize
+            self._end += records.nbytes
+
+    def read(self, keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [keys] int32 and vectors [keys, dim] float32 of keys that are there, in their order."""
+        records = np.empty(len(keys), self._record)
+        with self._lock, disk(self.file):
+            for row, key in enumerate(keys):
+                raw = os.pread(self._handle, self._record.itemsize, self._places[key])
+                records[row] = np.frombuffer(raw, self._record)[0]
+        return records["tokens"].astype(np.int32), np.ascontiguousarray(records["vector"], np.float32)
+
+    def drop(self, keys: Collection[bytes]) -> None:
+        """Forget answers that lie in a shard: the file is written anew without them, or removed once nothing is left."""
+        gone = set(keys)
+        with self._lock, disk(self.file):
+            left = [key for key in self._places if key not in gone]
+            if len(left) == len(self._places):
+                return
+            new = self.file.with_name(f"{TEMPORARY}{self.file.name}")
+            handle = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            size = self._record.itemsize
+            for row, key in enumerate(left):
+                _write(handle, os.pread(self._handle, size, self._places[key]), row * size)
+            os.fsync(handle)
+            os.close(self._handle)
+            self._handle, self._end = handle, len(left) * size
+            self._places = {key: row * size for row, key in enumerate(left)}
+            new.replace(self.file)
+            sync(self.file.parent)
+
+    def close(self) -> None:
+        """Close the file; an empty one is removed."""
+        os.close(self._handle)
+        if not self._places:
+            self.file.unlink(missing_ok=True)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _scan(self) -> int:
+        """Find every whole record; the file's length without what is torn at its end."""
+        size = self._record.itemsize
+        count = os.fstat(self._handle).st_size // size
+        whole = 0
+        for start in range(0, count, _READ_RECORDS):
+            wanted = min(_READ_RECORDS, count - start)
+            raw = os.pread(self._handle, wanted * size, start * size)
+            for row in range(len(raw) // size):
+                record = raw[row * size : (row + 1) * size]
+                if _checksum(record) == int.from_bytes(record[-4:], "little"):
+                    self._places[record[: KEY_DTYPE.itemsize]] = (start + row) * size
+                    whole = start + row + 1
+        return whole * size
+
+
+def _checksum(record: bytes) -> int:
+    return zlib.crc32(record[:-4], 0x1EAF)  # not 0: a record of zeros, which a crash may leave, must not pass
+
+
+def _write(handle: int, content: bytes, place: int) -> None:
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(handle, view, place)
+        view, place = view[written:], place + written

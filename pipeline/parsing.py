@@ -1,0 +1,116 @@
+"""YAML to frozen dataclasses, by their fields: what `pipeline.params` describes, this reads.
+
+Whatever is unknown, of the wrong type or impossible is refused with the key's full name (`fit.batch_size`).
+"""
+
+import math
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import yaml
+
+from pipeline.errors import LeafError
+
+T = TypeVar("T")
+Check = tuple[Callable[[Any], bool], str]
+
+
+def bounded(low: float, high: float | None = None) -> dict[str, Check]:
+    """Field metadata: the value must lie in [low, high]."""
+    if high is None:
+        return {"check": (lambda value: value >= low, f"at least {low:g}")}
+    return {"check": (lambda value: low <= value <= high, f"between {low:g} and {high:g}")}
+
+
+def positive() -> dict[str, Check]:
+    """Field metadata: the value must be greater than zero."""
+    return {"check": (lambda value: value > 0, "greater than 0")}
+
+
+def load_section(file: Path, section: str, cls: type[T]) -> T:
+    """Parse `section` of the YAML file into `cls`.
+
+    Raises:
+        LeafError: the file cannot be read, or a key is unknown, missing, of the wrong type or impossible.
+    """
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LeafError(f"{file}: no such parameter file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LeafError(f"{file}: cannot be read as YAML: {error}") from None
+    if not isinstance(document, dict) or section not in document:
+        raise LeafError(f"{file}: has no section `{section}`")
+    return parse(cls, section, document[section])
+
+
+def parse(cls: type[T], name: str, raw: object) -> T:
+    """Build the frozen dataclass `cls` from a mapping; `name` prefixes the keys in error messages."""
+    if not isinstance(raw, Mapping):
+        raise LeafError(f"{name}: must be a mapping of keys to values, not {_show(raw)}")
+    hints = get_type_hints(cls)
+    known = {item.name: item for item in fields(cast(Any, cls))}
+    for key in raw:
+        if key not in known:
+            raise LeafError(f"{name}.{key}: unknown key; known keys: {', '.join(known)}")
+    values: dict[str, Any] = {}
+    for key, item in known.items():
+        if key in raw:
+            values[key] = _value(hints[key], f"{name}.{key}", raw[key])
+            _check(item.metadata.get("check"), f"{name}.{key}", values[key])
+        elif item.default is MISSING and item.default_factory is MISSING:
+            raise LeafError(f"{name}.{key}: missing; it has no default")
+    return cls(**values)
+
+
+def _check(check: Check | None, name: str, value: object) -> None:
+    if check is not None and value is not None and not check[0](value):
+        raise LeafError(f"{name}: {_show(value)} is impossible; it must be {check[1]}")
+
+
+def _value(hint: Any, name: str, raw: object) -> Any:
+    if is_dataclass(hint):
+        return parse(cast(type, hint), name, raw)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (types.UnionType, Union):
+        if raw is None:
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), name, raw)
+    if origin is Literal:
+        if raw in arguments and not isinstance(raw, bool):
+            return raw
+        raise LeafError(f"{name}: {_show(raw)} is impossible; it must be one of {', '.join(map(str, arguments))}")
+    if origin is tuple:
+        if not isinstance(raw, list):
+            raise LeafError(f"{name}: must be a list, not {_show(raw)}")
+        return tuple(_value(arguments[0], f"{name}[{i}]", entry) for i, entry in enumerate(raw))
+    return _scalar(hint, name, raw)
+
+
+def _scalar(hint: type, name: str, raw: object) -> Any:
+    if hint is float and isinstance(raw, int) and not isinstance(raw, bool):
+        return float(raw)
+    if hint is float and isinstance(raw, str):
+        raw = _exponent(raw)
+    if isinstance(raw, hint) and not (hint is not bool and isinstance(raw, bool)):
+        if isinstance(raw, float) and not math.isfinite(raw):
+            raise LeafError(f"{name}: {raw} is impossible; it must be a finite number")
+        return raw
+    wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
+    raise LeafError(f"{name}: must be {wanted}, not {_show(raw)}")
+
+
+def _exponent(raw: str) -> object:
+    """YAML 1.1 reads `1e-4` (no dot) as text; everybody means the number."""
+    try:
+        return float(raw) if raw[:1].isdigit() else raw
+    except ValueError:
+        return raw
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return f"{text if len(text) < 60 else text[:57] + '...'} ({type(value).__name__})"

@@ -1,0 +1,27 @@
+"""The two kinds of teacher: a model on this machine, and one behind an API. What both are asked is asked here."""
+
+from pipeline import probe
+from pipeline import teacher as local
+from pipeline.ask import ApiTeacher
+from pipeline.params import EncodeParams, TeacherParams
+from pipeline.shard import StoreMeta
+from pipeline.store import Store
+from pipeline.teacher import Teacher
+
+AnyTeacher = Teacher | ApiTeacher
+
+
+def describe(teacher: TeacherParams, params: EncodeParams, store: Store | None = None) -> StoreMeta:
+    """Identity and fingerprint; with `store`, to be compared with that store's fingerprint.
+
+    Raises:
+        LeafError: no such model, or other weights than expected; an API that was never asked before does not answer.
+    """
+    if teacher.api is None:
+        return local.describe(teacher, params.dtype)
+    return probe.describe(teacher, params, store)
+
+
+def load(teacher: TeacherParams, params: EncodeParams, meta: StoreMeta) -> AnyTeacher:
+    """The teacher, ready to encode; one behind an API is asked its probe, which must be that of `meta`."""
+    return Teacher(teacher, params.token_budget) if teacher.api is None else ApiTeacher(teacher, meta)

@@ -30,6 +30,7 @@ MOST_REASON = 300  # characters of what a server says
 TOO_MUCH_OR_BAD = (400, 413, 422)
 TRANSIENT = (408, 409, 425, 429)
 NO_KEY = "none"
+KEPT = "is kept: run again, and only the rest is asked for"
 
 
 class Refusal(Exception):  # noqa: N818
@@ -100,8 +101,8 @@ class Client:
                 backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * (0.5 + random.random() / 2)
                 self.meter.sleep(max(backoff, again.wait or 0.0))
         raise LeafError(
-            f"teacher.api: no right answer after {self.api.retries + 1} attempts, at last: {again}; every vector that was "
-            "paid is kept: run again, and only the rest is asked for"
+            f"teacher.api: no right answer after {self.api.retries + 1} attempts, at last: {again}; every vector "
+            f"that was paid {KEPT}"
         )
 
     def probe(self, texts: Sequence[str]) -> np.ndarray:
@@ -173,13 +174,12 @@ class Client:
         if status in (401, 403):
             known = "is not set" if self._key is None else "holds a key that the server does not take"
             return LeafError(
-                f"teacher.api: the server answers {status}: the environment variable {self.api.key_env} {known}, or the "
-                f"key may not use `{self.teacher.model}`"
+                f"teacher.api: the server answers {status}: the environment variable {self.api.key_env} {known}, or "
+                f"the key may not use `{self.teacher.model}`"
             )
         if status == 429 and error.code == "insufficient_quota":
             return LeafError(
-                f"teacher.api: the account has no money left ({reason}); every vector that was paid is kept: run again "
-                "once it has, and only the rest is asked for"
+                f"teacher.api: the account has no money left ({reason}); every vector that was paid {KEPT}"
             )
         if status in TRANSIENT or status >= 500:
             return Again(f"status {status}: {reason}", _retry_after(error.response.headers))
@@ -195,8 +195,7 @@ class Client:
             return
         if again.wait > LONGEST_ASKED:
             raise LeafError(
-                f"teacher.api: the server asks to wait {again.wait:.0f} s ({again}); every vector that was paid is kept: "
-                "run again then, and only the rest is asked for"
+                f"teacher.api: the server asks to wait {again.wait:.0f} s ({again}); every vector that was paid {KEPT}"
             )
         self.meter.hold(again.wait)
 

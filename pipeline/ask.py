@@ -1,8 +1,8 @@
 """A teacher behind an API: texts go out in batches, side by side, and come back as committed shards.
 
-An answer is journaled before anything else happens to it, so that a run that is killed, rate-limited or out of money has
-lost no vector: the next one asks only for what is neither in a shard nor in the journal. Shards are cut from the answered
-texts in the corpus's order, so that they are those of a run never stopped.
+An answer is journaled before anything else happens to it, so that a run that is killed, rate-limited or out of money
+has lost no vector: the next one asks only for what is neither in a shard nor in the journal. Shards are cut from the
+answered texts in the corpus's order, so that they are those of a run never stopped.
 """
 
 from collections import deque
@@ -62,13 +62,13 @@ class ApiTeacher:
 
     def vectors(self, rows: pl.DataFrame) -> np.ndarray:
         """Vectors [rows, dim] float32 of a few texts, in order; nothing is stored. LeafError where one is refused."""
-        texts, found = self.prompted(rows), [np.empty((0, self.meta.dim), np.float32)]
+        texts, found = self.prompted(rows), np.empty((len(rows), self.meta.dim), np.float32)
         try:
             for places in self.cut(texts, range(len(texts))):
-                found.append(self.client.embed([texts[place] for place in places]).vectors)
+                found[places] = self.client.embed([texts[place] for place in places]).vectors
         except Refusal as refusal:
             raise LeafError(f"teacher.api: the server refuses a text of the sample: {refusal}") from None
-        return np.concatenate(found)
+        return found
 
     def cut(self, texts: Sequence[str], places: Iterable[int]) -> Iterator[list[int]]:
         """The places, in order, in groups that one request may hold."""

@@ -6,6 +6,7 @@ installed.
 
 import json
 import shutil
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from pipeline.teacher import load_sentence_transformer, resolve_model
 
 PROBE = "How a text becomes a vector."
 PROBE_DIGITS = 7
+INSTEAD = """Asymmetric mode needs none: the documents keep the vectors that the API gave
+(`data/embeddings`), and the student (`models/student`, `models/onnx`) embeds the queries. `leaf search` does that."""
 
 
 def build(student: Path, teacher: TeacherParams) -> Any:
@@ -78,6 +81,16 @@ def save_named(model: Any, student: Path, teacher: TeacherParams, *, name: str |
     loader = files("pipeline").joinpath("templates/asymmetric.py").read_text(encoding="utf-8")
     (temporary / "asymmetric.py").write_text(loader, encoding="utf-8")
     _finish(temporary, out, card)
+
+
+def leave_out(teacher: TeacherParams, outs: Sequence[Path]) -> str:
+    """Put a README.md that says why there is no asymmetric model at `outs`, which DVC expects; return its reason."""
+    reason = f"the teacher `{teacher.model}` is an API: no model can contain it"
+    for out in outs:
+        temporary = _fresh(out)
+        temporary.mkdir(parents=True)
+        _finish(temporary, out, f"# No asymmetric model\n\nLeft out: {reason}. {INSTEAD}\n")
+    return reason
 
 
 def _fresh(out: Path) -> Path:

@@ -20,7 +20,6 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
     start, end = metrics["validation_at_start"], metrics["validation"] or metrics["validation_at_start"]
     prompts = meta.teacher.get("prompts") or {}
     shown = {role: prompt for role, prompt in sorted(prompts.items()) if prompt}
-    document = f", prompt={prompts['document']!r}" if prompts.get("document") else ""
     config: Any = student.backbone.config
     return Template(files("pipeline").joinpath("templates/student.md").read_text(encoding="utf-8")).substitute(
         teacher=name_of(str(meta.teacher.get("model", "unknown"))),
@@ -32,7 +31,7 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
         max_length=student.max_length,
         dim=student.dim,
         normalized="of length one" if student.normalize else "not normalised",
-        document_prompt=document,
+        documents=_documents(meta.teacher, prompts.get("document") or ""),
         prompts=f" ({json.dumps(shown, ensure_ascii=False)})" if shown else "",
         corpus=corpus_table(corpus),
         validation_rows=metrics["validation_rows"],
@@ -60,6 +59,20 @@ def corpus_table(corpus: Path) -> str:
 def name_of(model: str) -> str:
     """A local path's last part: where a model lay on somebody's machine is nobody's business."""
     return Path(model).name if Path(model).is_absolute() or model.startswith((".", "~")) else model
+
+
+def _documents(teacher: dict[str, Any], prompt: str) -> str:
+    """Code that embeds documents with the teacher."""
+    name = name_of(str(teacher.get("model", "unknown")))
+    if teacher.get("kind") == "api":
+        texts = json.dumps([f"{prompt}A text.", f"{prompt}Another text."], ensure_ascii=False)
+        return (
+            "from openai import OpenAI  # and numpy as np\n\n"
+            f'answer = OpenAI(base_url="https://...").embeddings.create(model="{name}", input={texts})\n'
+            "documents = np.array([one.embedding for one in answer.data], np.float32)"
+        )
+    given = f", prompt={prompt!r}" if prompt else ""
+    return f'teacher = SentenceTransformer("{name}")\ndocuments = teacher.encode(["A text.", "Another text."]{given})'
 
 
 def _without_vectors(teacher: dict[str, Any]) -> dict[str, Any]:

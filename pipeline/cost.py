@@ -7,7 +7,7 @@ whatever else the machine does falls on both.
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,6 +39,7 @@ def cost(
 ) -> dict[str, Any]:
     """Measure teacher and student on the same texts, with one thread and with all; empty if `cost.texts` is 0.
 
+    A teacher behind an API is left out, and `left_out` says so: its speed is that of its server and the way there.
     Latency is that of a query alone, tokenisation included. `ratio` is student to teacher, paired by turn.
     """
     settings = params.cost
@@ -46,21 +47,28 @@ def cost(
     if not settings.texts or not documents or not queries:
         return {}
     context = multiprocessing.get_context("spawn")
-    workers = [_start(context, subject) for subject in subjects]
+    named = {name: subject for name, subject in zip(MODELS, subjects, strict=True) if not _is_api(subject)}
+    workers = {name: _start(context, subject) for name, subject in named.items()}
     try:
         found: dict[str, Any] = {"texts": len(documents), "queries": len(queries), "rounds": settings.rounds}
-        found["models"] = {name: _ask(pipe, "load") for name, (_, pipe) in zip(MODELS, workers, strict=True)}
-        pipes = [pipe for _, pipe in workers]
+        if left := [f"the {name} is an API" for name in MODELS if name not in named]:
+            found["left_out"] = f"{left[0]}: its speed and size are not those of this machine"
+        pipes = {name: pipe for name, (_, pipe) in workers.items()}
+        found["models"] = {name: _ask(pipe, "load") for name, pipe in pipes.items()}
         threads = sorted({1, len(os.sched_getaffinity(0))})
         found["threads"] = {str(n): _turns(pipes, n, documents, queries, params) for n in threads}
-        for name, pipe in zip(MODELS, pipes, strict=True):
+        for name, pipe in pipes.items():
             found["models"][name]["resident_mib"] = _ask(pipe, "resident")
         return found
     finally:
-        for process, pipe in workers:
+        for process, pipe in workers.values():
             pipe.close()
             process.join(5)
             process.kill()
+
+
+def _is_api(subject: Subject) -> bool:
+    return isinstance(subject.model, TeacherParams) and subject.model.api is not None
 
 
 def _start(context: Any, subject: Subject) -> tuple[Any, Connection]:
@@ -83,26 +91,31 @@ def _ask(pipe: Connection, what: str, *arguments: Any) -> Any:
 
 
 def _turns(
-    pipes: Sequence[Connection], threads: int, documents: Sequence[str], queries: Sequence[str], params: EvaluateParams
+    pipes: Mapping[str, Connection],
+    threads: int,
+    documents: Sequence[str],
+    queries: Sequence[str],
+    params: EvaluateParams,
 ) -> dict[str, Any]:
-    """Figures of both models with `threads` threads; in each round each model has one turn."""
+    """Figures of the models with `threads` threads; in each round each model has one turn."""
     rounds = params.cost.rounds
-    seconds = np.empty((rounds, len(MODELS)))
-    latencies: list[list[float]] = [[], []]
+    seconds = np.empty((rounds, len(pipes)))
+    latencies: list[list[float]] = [[] for _ in pipes]
     parts = np.array_split(np.arange(len(queries)), rounds)
     for turn, part in enumerate(parts):
-        for m, pipe in enumerate(pipes):
+        for m, pipe in enumerate(pipes.values()):
             seconds[turn, m] = _ask(pipe, "throughput", threads, list(documents))
             latencies[m] += _ask(pipe, "latency", threads, [queries[i] for i in part])
     rates = len(documents) / seconds
     draws = metrics.bootstrap(rates, params.bootstrap, params.seed)
     found: dict[str, Any] = {}
-    for m, name in enumerate(MODELS):
+    for m, name in enumerate(pipes):
         found[name] = {"texts_per_s": _figure(rates[:, m].mean(), draws[:, m], rounds)}
         for q in LATENCY:
             found[name][f"latency_p{q}_ms"] = _percentile(np.array(latencies[m]), q, params)
-    ratio = rates[:, 1].mean() / rates[:, 0].mean()
-    found["ratio"] = _figure(ratio, draws[:, 1] / draws[:, 0], rounds)
+    if len(pipes) == len(MODELS):
+        ratio = rates[:, 1].mean() / rates[:, 0].mean()
+        found["ratio"] = _figure(ratio, draws[:, 1] / draws[:, 0], rounds)
     return found
 
 

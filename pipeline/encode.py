@@ -26,7 +26,7 @@ from pipeline.pool import Pool
 from pipeline.shard import StoreMeta, key_array
 from pipeline.store import Store
 from pipeline.teacher import Teacher
-from pipeline.teachers import AnyTeacher, ApiTeacher, describe, load
+from pipeline.teachers import AnyTeacher, ApiTeacher, describe, load, once
 
 COLUMNS = ["key", "role", "id", "source", "text"]
 TOKENIZE_ROWS = 2048  # texts tokenised at once, so that their strings never exist twice as a whole
@@ -76,7 +76,7 @@ def encode(corpus: Path, teacher: TeacherParams, params: EncodeParams, out: Path
         raise LeafError(f"{corpus}: the corpus holds no text; look at the sources under corpus.sources")
     meta = replace(describe(teacher, params), license=params.license)
     with _pool(teacher, params, meta) as pool:
-        get = _once(lambda: load(teacher, params, meta))
+        get = once(lambda: load(teacher, params, meta))
         taken = [_take_over(path, frame, pool, get, params) for path in params.reuse]
         timing = fill(frame, pool, params, get)
         refused = [pool.refused[key] for key in sorted(pool.left_out(np.sort(key_array(wanted))))]
@@ -129,17 +129,6 @@ def _pool(teacher: TeacherParams, params: EncodeParams, meta: StoreMeta) -> Pool
     if teacher.api is not None and teacher.api.refused == "stop":
         pool.refused.clear()  # they are asked for again, and end the run again
     return pool
-
-
-def _once(load: Callable[[], AnyTeacher]) -> Callable[[], AnyTeacher]:
-    loaded: list[AnyTeacher] = []
-
-    def get() -> AnyTeacher:
-        if not loaded:
-            loaded.append(load())
-        return loaded[0]
-
-    return get
 
 
 def _missing(frame: pl.LazyFrame, pool: Pool, shard_rows: int) -> Iterator[pl.DataFrame]:
@@ -243,7 +232,7 @@ def _compute_all(shards: Iterator[pl.DataFrame], missing: int, pool: Pool, teach
 def _take_over(
     path: str, frame: pl.LazyFrame, pool: Pool, load: Callable[[], AnyTeacher], params: EncodeParams
 ) -> Taken:
-    """Bring the wanted vectors of another store into the pool; their shards are checked, a sample encoded again.
+    """Bring the wanted vectors of another store into the pool; shards are checked, a sample is encoded again.
 
     Of a store behind a URL only the rows files and the shards that hold a wanted key are fetched.
     """

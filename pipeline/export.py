@@ -17,7 +17,7 @@ from pipeline.onnx_export import export_onnx
 from pipeline.params import ExportParams, StudentParams, TeacherParams
 from pipeline.store import Store
 from pipeline.student import Student
-from pipeline.teacher import resolve_model
+from pipeline.teacher import load_sentence_transformer, resolve_model
 
 LOWEST_COSINE = 0.9999  # of a float32 graph to PyTorch; below that the export is wrong
 LOWEST_STORED = 0.999  # of the teacher inside to the store's vectors, which bfloat16 and float16 have rounded
@@ -59,17 +59,23 @@ def export(
         params,
         sections.teacher,
         sections.student,
-        [_directory(one.model, one.revision) for one in (sections.teacher, sections.student)],
+        [_directory(one) for one in (sections.teacher, sections.student)],
         _read(evaluation) if evaluation else {},
     )
-    held = _compared(corpus, params)
-    model = asymmetric.build(student, sections.teacher)
-    _write_asymmetric(model, student, sections, origin, out)
-    figures: dict[str, Any] = {"asymmetric": _check_documents(model, Store.open(embeddings), held, params)}
+    store = Store.open(embeddings)
+    held = _compared(store.answered(scan(corpus)), corpus, params)
+    figures: dict[str, Any] = {}
+    if sections.teacher.api is None:
+        model = asymmetric.build(student, sections.teacher)
+        _write_asymmetric(model, student, sections, origin, out)
+        figures["asymmetric"] = _check_documents(model, store, held, params)
+    else:
+        model = load_sentence_transformer(student, str(student))
+        figures["asymmetric"] = {"left_out": asymmetric.leave_out(sections.teacher, [out.asymmetric, out.named])}
     loaded = Student.load(student)
     export_onnx(loaded, out.onnx)
     graphs = {precision: OnnxEncoder(out.onnx, precision) for precision in MODELS}
-    figures["onnx"] = parity.compare(model, graphs, Store.open(embeddings), held, params)
+    figures["onnx"] = parity.compare(model, graphs, store, held, params)
     for precision, file in MODELS.items():
         figures["onnx"][precision]["bytes"] = (out.onnx / file).stat().st_size
     lowest = figures["onnx"]["float32"]["cosine"]["lowest"]
@@ -88,9 +94,11 @@ def export(
     return rounded
 
 
-def _directory(model: str, revision: str | None) -> Path | None:
+def _directory(model: TeacherParams | StudentParams) -> Path | None:
+    if isinstance(model, TeacherParams) and model.api is not None:
+        return None
     try:
-        return resolve_model(model, revision)
+        return resolve_model(model.model, model.revision)
     except LeafError:
         return None  # of a checkpoint nothing but the card would be read here
 
@@ -102,9 +110,8 @@ def _read(file: Path) -> Any:
         raise LeafError(f"{file}: cannot be read ({error}); run the evaluate stage first") from None
 
 
-def _compared(corpus: Path, params: ExportParams) -> pl.DataFrame:
+def _compared(texts: pl.LazyFrame, corpus: Path, params: ExportParams) -> pl.DataFrame:
     """The held-out texts, or the first ones where none is held out; by role, and by key, which is a random order."""
-    texts = scan(corpus)
     held = texts.filter(pl.col("split") == "heldout").sort("role", "key").collect()
     if held.is_empty():
         held = texts.head(2 * params.rows).collect().sort("role", "key")

@@ -40,7 +40,10 @@ def origin(
     evaluation: dict[str, Any],
 ) -> Origin:
     """`directories` of teacher and checkpoint (None where it is not at hand): their cards tell the licence."""
-    ids = [params.teacher_id or hub_id(teacher.model), params.student_id or hub_id(student.model)]
+    ids = [
+        params.teacher_id or (hub_id(teacher.model) if teacher.api is None else None),
+        params.student_id or hub_id(student.model),
+    ]
     licenses = {license_of(directory) if directory else None for directory in directories}
     inherited = licenses.pop() if len(licenses) == 1 else "other" if None not in licenses else None
     known = tuple(dict.fromkeys(name for name in ids if name))

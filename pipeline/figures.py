@@ -180,7 +180,8 @@ def cost(spent: Mapping[str, Any]) -> Callable[[Any], None]:
             (panels[0], "texts_per_s", "texts a second (more is better)"),
             (panels[1], "latency_p50_ms", "latency of one query, p50 to p95, ms"),
         ):
-            for at, (name, colour) in enumerate(MODELS.items()):
+            for at, name in enumerate(spent["models"]):
+                colour = MODELS[name]
                 entries = [spent["threads"][n][name] for n in threads]
                 values = np.array([entry[key]["value"] for entry in entries])
                 places = np.arange(len(threads)) + (at - 0.5) * 0.36
@@ -208,7 +209,8 @@ def _sizes(axes: Any, models: Mapping[str, Any]) -> None:
         "MB on disk": lambda one: one["bytes"] / 1e6,
         "MiB in memory": lambda one: one["resident_mib"],
     }
-    for at, (name, colour) in enumerate(MODELS.items()):
+    for at, name in enumerate(models):
+        colour = MODELS[name]
         places = np.arange(len(kinds)) + (at - 0.5) * 0.36
         axes.barh(places, [measure(models[name]) for measure in kinds.values()], 0.33, color=colour)
     axes.set_yticks(range(len(kinds)), list(kinds))

@@ -147,6 +147,7 @@ class Run:
             "validation_at_start": progress.start,
             "validation_rows": len(self.validation[0]),
             "training_rows": len(self.loader.items),
+            "refused_rows": self.loader.left_out,
             "loss": self.params.loss,
             "steps": progress.step,
             "presentations": progress.presentations,

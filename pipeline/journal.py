@@ -1,4 +1,4 @@
-"""The answers of an API on their way into a shard: an append-only file in the pool, on the disk before anything goes on.
+"""The answers of an API on their way into a shard: an append-only file in the pool, on the disk before all else.
 
 A record is a key, its tokens, its vector and a checksum, all of one length. What a killed writer left torn is dropped
 when the file is opened again, and so is a record that has rotted: its text is asked for again.
@@ -66,7 +66,7 @@ class Journal:
         return records["tokens"].astype(np.int32), np.ascontiguousarray(records["vector"], np.float32)
 
     def drop(self, keys: Collection[bytes]) -> None:
-        """Forget answers that lie in a shard: the file is written anew without them, or removed once nothing is left."""
+        """Forget answers that lie in a shard: the file is written anew without them."""
         gone = set(keys)
         with self._lock, disk(self.file):
             left = [key for key in self._places if key not in gone]

@@ -105,6 +105,7 @@ class Loader:
     def __init__(self, store: Store, tokens: Tokens, batch_size: int, buffer_rows: int, seed: int) -> None:
         """Joins corpus and store; LeafError if the store lacks a text or nothing is left to train on."""
         everything = join(tokens, store)
+        self.left_out = len(tokens) - len(everything)  # refused by the teacher
         self.store, self.tokens = store, tokens
         self.batch_size, self.buffer_rows, self.seed = batch_size, buffer_rows, seed
         train = tokens.train[everything.text]

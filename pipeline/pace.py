@@ -115,6 +115,6 @@ class Meter:
         limit = self.api.spending_limit
         if limit is not None and self.tokens + self._underway + tokens > limit:
             raise LeafError(
-                f"teacher.api.spending_limit: the next request would go beyond {limit:,} tokens ({self.tokens:,} spent in "
-                "this run); every vector that was paid is kept: run again, and only the rest is asked for"
+                f"teacher.api.spending_limit: the next request would go beyond {limit:,} tokens ({self.tokens:,} spent "
+                "in this run); every vector that was paid is kept: run again, and only the rest is asked for"
             )

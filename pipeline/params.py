@@ -66,7 +66,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class ApiParams:
-    """`teacher.api`: an OpenAI-compatible `/embeddings` endpoint in place of a model on this machine (`docs/api.md`)."""
+    """`teacher.api`: an OpenAI-compatible `/embeddings` endpoint instead of a model on this machine: `docs/api.md`."""
 
     base_url: str
     """What comes before `/embeddings`, `https://api.openai.com/v1`; not part of the fingerprint."""

@@ -119,8 +119,8 @@ def _recorded(teacher: TeacherParams, root: Path) -> np.ndarray | None:
         return _decoded(read_json(file)["vectors"])
     except (LeafError, KeyError, TypeError, ValueError):
         raise LeafError(
-            f"{file}: damaged: it holds the probe that this pool's vectors belong to. Delete it and name a store that was "
-            "published from this pool under `encode.reuse`, which has the same"
+            f"{file}: damaged: it holds the probe that this pool's vectors belong to. Delete it and name a store that "
+            "was published from this pool under `encode.reuse`, which has the same"
         ) from None
 
 

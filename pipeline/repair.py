@@ -20,7 +20,7 @@ from pipeline.readme import text
 from pipeline.remote import RemoteStore
 from pipeline.shard import ShardInfo, read_rows, sha256, sync
 from pipeline.store import Store
-from pipeline.teachers import AnyTeacher, describe, load
+from pipeline.teachers import describe, load, once
 
 
 def repair(path: Path, sources: Sequence[Store | Path], encoding: "Encoding | None") -> dict[str, Any]:
@@ -174,13 +174,7 @@ def _encode_again(store: Store, lost: list[int], encoding: Encoding | None) -> i
 def _fill_lost(store: Store, lost: list[int], pool: Pool, encoding: Encoding) -> None:
     """Encode the rows of the lost shards; where a list of rows is lost too, the texts of the corpus that nobody has."""
     corpus, unknown = scan(encoding.corpus), False
-    loaded: list[AnyTeacher] = []
-
-    def get() -> AnyTeacher:
-        if not loaded:
-            loaded.append(load(encoding.teacher, encoding.params, store.meta))
-        return loaded[0]
-
+    get = once(lambda: load(encoding.teacher, encoding.params, store.meta))
     for i in lost:
         try:
             keys = read_rows(store.path, store.shards[i]).select("key")

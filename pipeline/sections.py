@@ -174,11 +174,12 @@ def _cost(spent: Mapping[str, Any]) -> Section:
         return Section("cost", "Cost")
     rows = []
     for threads, turn in spent["threads"].items():
-        for model in figures.MODELS:
+        for model in spent["models"]:
             measured = [number(turn[model][key]["value"], turn[model][key]["interval"], 1) for key in SPEED]
             rows.append((f"{model}, {threads} thread{'s' * (threads != '1')}", *measured))
-        ratio = number(turn["ratio"]["value"], turn["ratio"]["interval"], 2)
-        rows.append((f"student to teacher, {threads} thread{'s' * (threads != '1')}", ratio, "", ""))
+        if "ratio" in turn:
+            ratio = number(turn["ratio"]["value"], turn["ratio"]["interval"], 2)
+            rows.append((f"student to teacher, {threads} thread{'s' * (threads != '1')}", ratio, "", ""))
     keys = ("model", *SPEED.values())
     sizes = [
         (
@@ -199,6 +200,8 @@ def _cost(spent: Mapping[str, Any]) -> Section:
         f"{spent['rounds']} turns of {spent['texts']:,} documents each, the models alternating, and "
         f"{spent['queries']:,} queries asked one at a time, tokenisation included."
     )
+    if "left_out" in spent:
+        text += f" Left out: {spent['left_out']}."
     return Section(
         "cost",
         "Cost",

@@ -1,5 +1,7 @@
 """The two kinds of teacher: a model on this machine, and one behind an API. What both are asked is asked here."""
 
+from collections.abc import Callable
+
 from pipeline import probe
 from pipeline import teacher as local
 from pipeline.ask import ApiTeacher
@@ -25,3 +27,15 @@ def describe(teacher: TeacherParams, params: EncodeParams, store: Store | None =
 def load(teacher: TeacherParams, params: EncodeParams, meta: StoreMeta) -> AnyTeacher:
     """The teacher, ready to encode; one behind an API is asked its probe, which must be that of `meta`."""
     return Teacher(teacher, params.token_budget) if teacher.api is None else ApiTeacher(teacher, meta)
+
+
+def once(load: Callable[[], AnyTeacher]) -> Callable[[], AnyTeacher]:
+    """`load`, called when its teacher is first wanted, and never again."""
+    loaded: list[AnyTeacher] = []
+
+    def get() -> AnyTeacher:
+        if not loaded:
+            loaded.append(load())
+        return loaded[0]
+
+    return get

@@ -1,6 +1,7 @@
 """Stage one: encode the corpus with the teacher into the embedding store."""
 
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -27,6 +28,9 @@ def main(params: Path, corpus: Path, out: Path, metrics: Path) -> None:
         f"encoded {figures['rows_encoded']:,} texts, reused {figures['rows_reused']:,}, "
         f"{figures['tokens_per_s']:,} tokens/s\n{out}\n{metrics}"
     )
+    if refused := cast(list[dict[str, str]], figures.get("refused", [])):
+        click.echo(f"left out {len(refused):,} texts that the server refused, all listed in {metrics}:", err=True)
+        click.echo("\n".join(f"  {one['id']}: {one['reason']}" for one in refused[:20]), err=True)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ def main(
         subjects = Subject(teacher, encode.token_budget), Subject(model, encode.token_budget)
         spent = cost(subjects, *_texts(corpus, settings), settings)
         write_json(costs or COST, spent)
+        if "left_out" in spent:
+            click.echo(f"cost: left out: {spent['left_out']}")
         written.append(costs or COST)
     click.echo("\n".join([*table(result.figures), *map(str, written)]))
 

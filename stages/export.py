@@ -34,6 +34,8 @@ def main(
     places = Outputs(out / "asymmetric", out / "asymmetric-named", out / "onnx", out / "cards")
     figures = export(corpus, embeddings, model, evaluation=evaluation, sections=sections, out=places)
     write_json(metrics, figures)
+    if reason := figures["asymmetric"].get("left_out"):
+        click.echo(f"asymmetric models left out: {reason}")
     for precision, one in figures["onnx"].items():
         loss = "" if one["loss"] is None else f", nDCG@10 loss {one['loss']:.2%} of {one['queries']:,} queries"
         size, lowest = one["bytes"] / 1e6, one["cosine"]["lowest"]

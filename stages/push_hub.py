@@ -39,6 +39,8 @@ def _stage(source: Path, card: Path, folder: Path) -> Path:
     """The files to upload; the card with the measured results takes the place of the one that fit wrote."""
     if not source.is_dir():
         raise LeafError(f"{source}: no such model; run the export stage first")
+    if [file.name for file in source.iterdir()] == ["README.md"]:
+        raise LeafError(f"{source}: holds no model; its README.md says why")
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".*", "__pycache__"))
     if card.is_file():
         shutil.copy(card, folder / "README.md")

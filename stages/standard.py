@@ -7,6 +7,7 @@ import click
 import numpy as np
 
 from pipeline import standard
+from pipeline.errors import LeafError
 from pipeline.params import EncodeParams, TeacherParams, load_section
 from pipeline.student import StudentEncoder
 from pipeline.teacher import Teacher
@@ -28,9 +29,10 @@ def main(
     """Measure with the mteb library and write its own JSON. Sections read: teacher, encode."""
     if not names and not beir:
         raise click.UsageError("name a --task or a --beir directory")
-    teacher = Teacher(
-        load_section(params, "teacher", TeacherParams), load_section(params, "encode", EncodeParams).token_budget
-    )
+    section = load_section(params, "teacher", TeacherParams)
+    if section.api is not None:
+        raise LeafError("teacher.api: these tasks would pay for vectors that nobody keeps; name them in evaluate.beir")
+    teacher = Teacher(section, load_section(params, "encode", EncodeParams).token_budget)
     student = StudentEncoder.load(model)
 
     def by_teacher(texts: Sequence[str], role: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -115,7 +116,7 @@ class Asking:
             raise
         workers.shutdown()
 
-    def _show(self, bar: "tqdm[object]", rows: int) -> None:
+    def _show(self, bar: "tqdm[Any]", rows: int) -> None:
         meter, seconds = self.teacher.client.meter, bar.format_dict["elapsed"]
         rate = meter.tokens / seconds if seconds else 0
         bar.set_postfix_str(f"{rate:,.0f} tokens/s, {meter.retries} retries", refresh=False)
@@ -228,4 +229,5 @@ def said(pool: Pool) -> str:
 def shares(tokens: int, texts: Sequence[str]) -> list[int]:
     """Tokens of each text: the server counts those of a request, which are split by characters and add up to it."""
     ends = np.cumsum([len(text) for text in texts])
-    return np.diff(np.round(ends / max(int(ends[-1]), 1) * tokens).astype(np.int64), prepend=0).tolist()
+    found: list[int] = np.diff(np.round(ends / max(int(ends[-1]), 1) * tokens).astype(np.int64), prepend=0).tolist()
+    return found

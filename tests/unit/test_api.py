@@ -1,0 +1,217 @@
+"""A request to an embeddings API is repeated until its answer is right, and what is wrong for good is one sentence."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import api
+from pipeline.api import Client, Refusal
+from pipeline.errors import LeafError
+from pipeline.pace import Meter, Stopped
+from pipeline.params import ApiParams, TeacherParams, parse
+from tests.embeddings_server import KEY, Server, running, tokens_of, vector
+
+TEXTS = ["open the file", "close it", "a list of numbers"]
+
+pytest.importorskip("openai", reason="needs the official client: pip install -e '.[api]'")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "FIRST_WAIT", 0.01)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with running(key=KEY) as made:
+        yield made
+
+
+def client(server: Server, normalize: bool = True, **settings: Any) -> Client:
+    options = {"timeout": 5.0, "retries": 2} | settings
+    return Client(TeacherParams("a-model", normalize=normalize, api=ApiParams(server.url, **options)))
+
+
+def expected(texts: list[str]) -> np.ndarray:
+    found = np.stack([vector(text) for text in texts])
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("encoding", ["auto", "base64", "float"])
+def test_vectors_come_in_the_order_of_the_texts_in_either_encoding(server: Server, encoding: Any) -> None:
+    answer = client(server, encoding=encoding).embed(TEXTS)
+    assert np.allclose(answer.vectors, expected(TEXTS), atol=1e-6)
+    assert answer.tokens == sum(map(tokens_of, TEXTS))
+    assert server.requests[0]["encoding_format"] == ("float" if encoding == "float" else "base64")
+    assert server.requests[0]["model"] == "a-model"
+
+
+def test_a_server_that_answers_floats_to_base64_is_understood(server: Server) -> None:
+    server.float_only = True
+    assert np.allclose(client(server).embed(TEXTS).vectors, expected(TEXTS), atol=1e-6)
+
+
+def test_a_server_that_refuses_base64_is_asked_for_floats(server: Server) -> None:
+    server.no_base64 = True
+    assert np.allclose(client(server).probe(TEXTS), expected(TEXTS), atol=1e-6)
+    with pytest.raises(LeafError, match="refuses even the probe texts: status 400: encoding_format base64"):
+        client(server, encoding="base64").probe(TEXTS)
+
+
+def test_dimensions_are_asked_of_the_server_and_lengths_kept_where_wanted(server: Server) -> None:
+    answer = client(server, normalize=False, dimensions=8).embed(TEXTS)
+    assert server.requests[0]["dimensions"] == 8
+    assert np.array_equal(answer.vectors, np.stack([vector(text, dim=8) for text in TEXTS]))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["status:500", "status:503", "status:429", "reset", "cut", "count", "order", "index", "nan", "zero", "dimension"],
+)
+def test_what_goes_wrong_once_leaves_no_trace_in_the_vectors(server: Server, wrong: str) -> None:
+    asking = client(server)
+    asking.embed(TEXTS[:1])
+    server.plan = [wrong]
+    assert np.allclose(asking.embed(TEXTS).vectors, expected(TEXTS), atol=1e-6)
+    assert asking.meter.retries == (0 if wrong == "order" else 1)
+
+
+def test_an_answer_that_drips_is_given_up_after_the_timeout(server: Server) -> None:
+    server.plan = ["drip"]
+    asking = client(server, timeout=0.5)  # its 150 bytes take 7 s, each well within any timeout of a read
+    assert np.allclose(asking.embed(TEXTS).vectors, expected(TEXTS), atol=1e-6)
+    assert asking.meter.retries == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("status:500", "after 3 attempts, at last: status 500"),
+        ("reset", "after 3 attempts, at last: .*"),
+        ("count", "an answer with 2 vectors to 3 texts"),
+        ("index", "indices are not those of the texts"),
+        ("nan", "NaN or infinity"),
+        ("dimension", "of dimension 15, 16 instead of 16"),
+        ("quota", "no money left"),
+        ("status:404", r"answers 404 .*base_url .* teacher\.model \(`a-model`\)"),
+        ("status:429,4000", "asks to wait 4000 s"),
+    ],
+)
+def test_what_stays_wrong_is_one_sentence_without_the_key(server: Server, wrong: str, message: str) -> None:
+    server.plan = [wrong] * 3
+    with pytest.raises(LeafError, match=message) as raised:
+        client(server).embed(TEXTS)
+    assert KEY not in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("key", "message"), [("sk-WRONG-KEY", "holds a key that"), (None, "MY_KEY is not set")])
+def test_a_key_that_is_not_taken_stops_at_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch, key: str | None, message: str
+) -> None:
+    if key:
+        monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(
+        LeafError, match=rf"answers 401: the environment variable {message if key is None else 'MY_KEY'}"
+    ) as raised:
+        client(server, key_env="MY_KEY").embed(TEXTS)
+    assert len(server.requests) == 1 and "WRONG" not in str(raised.value) and message in str(raised.value)
+
+
+def test_the_time_the_server_asks_for_is_waited(server: Server) -> None:
+    server.plan = ["status:429,1"]
+    asking = client(server)
+    asking.embed(TEXTS)
+    assert server.times[1] - server.times[0] >= 1.0
+
+
+def test_a_text_the_server_will_not_have_is_told_from_a_failure(server: Server) -> None:
+    with pytest.raises(Refusal, match=r"status 400: content policy says no") as raised:
+        client(server).embed(["REFUSED text", *TEXTS])
+    assert len(server.requests) == 1 and KEY not in str(raised.value)
+
+
+def test_tokens_of_wrong_answers_count_as_spent(server: Server) -> None:
+    asking = client(server)
+    server.plan = ["nan"]
+    asking.embed(TEXTS)
+    assert asking.meter.tokens == 2 * sum(map(tokens_of, TEXTS))
+
+
+def test_the_spending_limit_is_not_crossed(server: Server) -> None:
+    asking = client(server, spending_limit=30)
+    with pytest.raises(LeafError, match=r"teacher\.api\.spending_limit: .* beyond 30 tokens .*run again"):
+        for _ in range(10):
+            asking.embed(TEXTS)
+    assert 15 < asking.meter.tokens <= 30
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def meter(**settings: Any) -> tuple[Meter, Clock]:
+    clock = Clock()
+    return Meter(ApiParams("http://host/v1", **settings), threading.Event(), clock), clock
+
+
+def test_no_minute_holds_more_requests_than_allowed() -> None:
+    limits, clock = meter(requests_per_minute=2)
+    limits.reserve(10)
+    clock.now += 20
+    limits.reserve(10)
+    assert limits.wait(1) == 40
+    clock.now += 40
+    limits.reserve(10)
+    assert limits.wait(1) == 20
+
+
+def test_no_minute_holds_more_tokens_than_allowed_and_counts_replace_estimates() -> None:
+    limits, clock = meter(tokens_per_minute=100, tokens_per_request=100)
+    sent = limits.reserve(240)  # taken for 80 tokens
+    assert limits.wait(60) == 60
+    limits.settle(sent, 240, 30)
+    assert limits.wait(60) <= 0
+    clock.now += 15
+    limits.reserve(480)  # taken for 60, at the rate that the server has counted
+    assert limits.wait(40) == 45
+
+
+def test_a_hold_keeps_every_thread_back_and_the_end_of_a_run_wakes_them() -> None:
+    limits, _ = meter()
+    limits.hold(5)
+    assert limits.wait(1) == 5
+    limits.stop.set()
+    with pytest.raises(Stopped):
+        limits.reserve(1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sha256": "0" * 64}, "teacher.sha256: must be left out with teacher.api"),
+        ({"revision": "main"}, "teacher.revision: must be left out"),
+        ({"max_length": 128}, r"teacher.max_length: .*teacher\.api\.max_characters"),
+        ({"api": {"base_url": "localhost:8000"}}, "teacher.api.base_url: must begin with http"),
+        ({"api": {"base_url": "http://me:hunter2@host/v1"}}, "teacher.api.base_url: must hold no user"),
+        ({"api": {"base_url": "http://host/v1?key=hunter2"}}, "teacher.api.base_url: must hold no user"),
+        ({"api": {"base_url": "http://host/v1", "key_env": "sk-hunter2"}}, "teacher.api.key_env: must be the name"),
+        ({"api": {"base_url": "http://h/v1", "tokens_per_minute": 10}}, "teacher.api.tokens_per_minute: 10 is less"),
+        ({"api": {"base_url": "http://h/v1", "concurrency": 0}}, "teacher.api.concurrency: 0"),
+        ({"api": {"base_url": "http://h/v1", "speed": 1}}, "teacher.api.speed: unknown key"),
+        ({"api": {}}, "teacher.api.base_url: missing"),
+    ],
+)
+def test_impossible_parameters_are_named_and_secrets_in_them_are_not_repeated(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(LeafError, match=message) as raised:
+        parse(TeacherParams, "teacher", {"model": "m", "api": {"base_url": "http://host/v1"}} | changes)
+    assert "hunter2" not in str(raised.value)

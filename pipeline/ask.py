@@ -17,7 +17,7 @@ import polars as pl
 from tqdm import tqdm
 
 from pipeline import probe
-from pipeline.api import Client, Refusal
+from pipeline.api import KEPT, Client, Refusal
 from pipeline.errors import LeafError
 from pipeline.journal import Journal
 from pipeline.pace import BYTES_PER_TOKEN, Stopped
@@ -165,11 +165,21 @@ class Asking:
                 self._ask(rows[:half], texts[:half])
                 self._ask(rows[half:], texts[half:])
                 return
+            self._check_probe()
             self.pool.refused.add(rows["key"][0], rows["id"][0], str(refusal))
             if self.teacher.api.refused == "stop":
                 self.teacher.client.stop.set()
             return
         self.journal.add(rows["key"].to_list(), shares(answer.tokens, texts), answer.vectors)
+
+    def _check_probe(self) -> None:
+        """A server may say 400 to everything (no money left, say): then it is not the text."""
+        try:
+            self.teacher.client.embed(probe.TEXTS[:1])
+        except Refusal as refusal:
+            raise LeafError(
+                f"teacher.api: the server now refuses even a probe text: {refusal}; every vector that was paid {KEPT}"
+            ) from None
 
     def _take(self, rows: pl.DataFrame) -> None:
         if self.teacher.client.stop.is_set():

@@ -66,12 +66,12 @@ class Pool:
         self.path = root / f"{meta.fingerprint[:16]}-{meta.dtype}"
         self._shards: dict[str, tuple[ShardInfo, Array]] = {}
         self._keys: Array = key_array([])
-        self.refused = Refused(self.path / "refused.jsonl")
         with disk(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(self.path / "lock")
             try:
                 sweep(self.path, TEMPORARY)
+                self.refused = Refused(self.path / "refused.jsonl")
                 self._check_identity()
                 self._load()
             except BaseException:

@@ -43,6 +43,7 @@ class Server(ThreadingHTTPServer):
         self.key = key
         self.plan: list[str] = []
         self.drift, self.dim, self.delay = 0.0, DIM, 0.0
+        self.refuse_all = False
         self.float_only = self.no_base64 = self.no_usage = False
         self.answered: Counter[str] = Counter()
         self.requests: list[dict[str, Any]] = []
@@ -115,9 +116,11 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "quota":
             return self.fail(429, "no money", code="insufficient_quota")
         texts = asked["input"]
+        if kind == "refuse-all":
+            server.refuse_all = True
         if server.no_base64 and asked["encoding_format"] == "base64":
             return self.fail(400, "encoding_format base64 is not known here")
-        if any("REFUSED" in text for text in texts):
+        if server.refuse_all or any("REFUSED" in text for text in texts):
             return self.fail(400, f"content policy says no, key {given}")
         self.send_vectors(asked, kind)
 

@@ -192,6 +192,21 @@ def test_texts_the_server_refuses_end_the_run_by_name_or_are_left_out_and_listed
     assert len(server.requests) == asked and contents(tmp_path / "out" / "store") == before
 
 
+def test_a_server_that_refuses_everything_leaves_no_text_out(
+    server: Server, params: Write, stage: Stage, tmp_path: Path
+) -> None:
+    params(refused="leave_out", spending_limit=1000)
+    assert encode(stage).returncode == 1
+    params(refused="leave_out")
+    server.plan = [""] * 3 + ["refuse-all"]
+    done = encode(stage)
+    assert done.returncode == 1 and "refuses even a probe text" in done.stderr
+    assert list(tmp_path.glob("pool/*/refused.jsonl")) == []
+    server.refuse_all = False
+    assert encode(stage).returncode == 0
+    assert set(server.texts.values()) == {1}
+
+
 def test_another_model_behind_the_name_stops_the_run(
     server: Server, params: Write, stage: Stage, tmp_path: Path
 ) -> None:

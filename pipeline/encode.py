@@ -26,7 +26,7 @@ from pipeline.pool import Pool
 from pipeline.shard import StoreMeta, key_array
 from pipeline.store import Store
 from pipeline.teacher import Teacher
-from pipeline.teachers import AnyTeacher, ApiTeacher, describe, load, once
+from pipeline.teachers import AnyTeacher, describe, load, once
 
 COLUMNS = ["key", "role", "id", "source", "text"]
 TOKENIZE_ROWS = 2048  # texts tokenised at once, so that their strings never exist twice as a whole
@@ -192,7 +192,7 @@ def fill(frame: pl.LazyFrame, pool: Pool, params: EncodeParams, load: Callable[[
     if not missing:
         return timing
     teacher, shards = load(), _missing(frame, pool, params.shard_rows)
-    if isinstance(teacher, ApiTeacher):
+    if isinstance(teacher, ask.ApiTeacher):
         with timing.of("computing"):
             timing.rows = ask.fill(shards, missing, pool, teacher, params.shard_rows)
         meter = teacher.client.meter
@@ -263,7 +263,7 @@ def _take_over(
 
 def texts_vectors(texts: pl.DataFrame, teacher: AnyTeacher) -> np.ndarray:
     """Vectors [texts, dim] float32 of a frame with `text` and `role`, in its order; nothing is stored."""
-    if isinstance(teacher, ApiTeacher):
+    if isinstance(teacher, ask.ApiTeacher):
         return teacher.vectors(texts)
     return teacher.encode_tokens(_tokenize(texts, teacher))
 

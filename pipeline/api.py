@@ -30,6 +30,7 @@ MOST_REASON = 300  # characters of what a server says
 TOO_MUCH_OR_BAD = (400, 413, 422)
 TRANSIENT = (408, 409, 425, 429)
 NO_KEY = "none"
+SHORTEST_SECRET = 6  # characters; "x", for a server that wants no key, is none
 KEPT = "is kept: run again, and only the rest is asked for"
 
 
@@ -119,7 +120,7 @@ class Client:
         """What a server or library says, on one line, cut, and without anything that is or looks like a key."""
         line = " ".join("".join(one if one.isprintable() else " " for one in str(text)).split())
         for secret in filter(None, {self._key, self._key and base64.b64encode(self._key.encode()).decode()}):
-            line = line.replace(secret, "***")
+            line = line.replace(secret, "***") if len(secret) >= SHORTEST_SECRET else line
         line = re.sub(r"\b(sk|key|pk)-[\w*.-]+", "***", line)
         return re.sub(r"(?i)\bbearer\s+\S+", "Bearer ***", line)[:MOST_REASON]
 

@@ -31,6 +31,7 @@ class Journal:
             self._handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._end = self._scan()
             os.ftruncate(self._handle, self._end)
+            sync(file.parent)  # of what use is a file on the disk whose name is not
 
     def keys(self) -> list[bytes]:
         """Of all answers that are there."""

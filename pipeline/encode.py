@@ -23,7 +23,7 @@ from pipeline.errors import LeafError
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.pool import Pool
 from pipeline.shard import contains, key_array
-from pipeline.store import Store
+from pipeline.store import Array, Store
 from pipeline.teacher import Teacher, describe
 
 COLUMNS = ["key", "role", "id", "source", "text"]
@@ -68,12 +68,12 @@ def encode(corpus: Path, teacher: TeacherParams, params: EncodeParams, out: Path
             already under way; no space left. Finished shards stay in the pool in every case.
     """
     frame = scan(corpus).select(COLUMNS)
-    wanted = key_array(frame.select("key").collect().get_column("key"))
+    wanted = np.sort(key_array(frame.select("key").collect().get_column("key")))
     if not len(wanted):
         raise LeafError(f"{corpus}: the corpus holds no text; look at the sources under corpus.sources")
     with Pool(Path(params.pool), replace(describe(teacher, params.dtype), license=params.license)) as pool:
         load = _once(lambda: Teacher(teacher, params.token_budget))
-        taken = [_take_over(path, frame, pool, load, params) for path in params.reuse]
+        taken = [_take_over(path, frame, wanted, pool, load=load, params=params) for path in params.reuse]
         timing = fill(frame, pool, params, load)
         pool.publish(out, wanted)
     return {
@@ -199,8 +199,10 @@ def fill(frame: pl.LazyFrame, pool: Pool, params: EncodeParams, load: Callable[[
     return timing
 
 
-def _take_over(path: str, frame: pl.LazyFrame, pool: Pool, load: Callable[[], Teacher], params: EncodeParams) -> Taken:
-    """Bring the wanted vectors of another store into the pool; their shards are checked, a sample encoded again.
+def _take_over(
+    path: str, frame: pl.LazyFrame, wanted: Array, pool: Pool, *, load: Callable[[], Teacher], params: EncodeParams
+) -> Taken:
+    """Bring the wanted (sorted) keys' vectors of another store into the pool; a sample is encoded again.
 
     Of a store behind a URL only the rows files and the shards that hold a wanted key are fetched.
     """
@@ -211,12 +213,11 @@ def _take_over(path: str, frame: pl.LazyFrame, pool: Pool, load: Callable[[], Te
             f"this run makes {pool.meta.dtype} of {pool.meta.fingerprint[:16]}; the teacher, its prompts, max_length, "
             "normalize and encode.dtype must be the same"
         )
-    needed = np.sort(key_array(frame.select("key").collect()["key"]))
-    needed = needed[~pool.has(needed)]
     taken = Taken()
     for index in range(len(store.shards)):
         rows = store.shard_rows_frame(index).with_row_index("row")
-        shared = rows.filter(contains(needed, key_array(rows["key"])))
+        keys = key_array(rows["key"])
+        shared = rows.filter(contains(wanted, keys) & ~pool.has(keys))
         if shared.is_empty():
             continue
         store.verify_shard(index)

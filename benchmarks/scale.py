@@ -18,8 +18,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dvc.cli import main as dvc
+from tokenizers import Tokenizer
+
 from benchmarks.common import MINILM, child, machine, peak_mb
 from benchmarks.made import TEACHER, FreeTeacher, source, write_texts
+from pipeline.corpus import build, scan
+from pipeline.encode import fill
+from pipeline.loader import Loader, Position
+from pipeline.manage import merge
+from pipeline.params import EncodeParams, FitParams, StudentParams
+from pipeline.pool import Pool
+from pipeline.store import Store
+from pipeline.teacher import resolve_model
+from pipeline.tokens import corpus_digest, tokenize
 
 SIZES = (10_000, 100_000, 1_000_000)
 GROWTH = 100  # a hundredth comes new
@@ -28,63 +40,41 @@ DEFECT = 1.15  # an exponent above this is named
 
 def _encode(folder: Path, corpus: str, out: str) -> None:
     """The encode stage without its teacher."""
-    _fill(folder, corpus)
-    _publish(folder, corpus, out)
+    texts = scan(folder / corpus)
+    with Pool(folder / "pool", TEACHER) as pool:
+        fill(texts, pool, EncodeParams(), FreeTeacher)  # type: ignore[arg-type]
+        pool.publish(folder / out, texts.select("key").collect()["key"])
 
 
 def _fill(folder: Path, corpus: str) -> None:
-    from pipeline.corpus import scan
-    from pipeline.encode import fill
-    from pipeline.params import EncodeParams
-    from pipeline.pool import Pool
-
     with Pool(folder / "pool", TEACHER) as pool:
         fill(scan(folder / corpus), pool, EncodeParams(), FreeTeacher)  # type: ignore[arg-type]
 
 
 def _publish(folder: Path, corpus: str, out: str) -> None:
-    from pipeline.corpus import scan
-    from pipeline.pool import Pool
-
     with Pool(folder / "pool", TEACHER) as pool:
         pool.publish(folder / out, scan(folder / corpus).select("key").collect()["key"])
 
 
 def _corpus(folder: Path, names: list[str], out: str) -> None:
-    from pipeline.corpus import build
-
     build(source(*(folder / f"{name}.parquet" for name in names)), folder / out)
 
 
 def _verify(folder: Path) -> None:
-    from pipeline.store import Store
-
     Store.open(folder / "store").verify()
 
 
 def _merge(folder: Path) -> None:
-    from pipeline.manage import merge
-    from pipeline.store import Store
-
     merge(Store.open(folder / "store"), Store.open(folder / "grown"), folder / "merged")
 
 
 def _tokens(folder: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    from pipeline.teacher import resolve_model
-    from pipeline.tokens import corpus_digest, tokenize
-
     tokenizer = Tokenizer.from_file(str(resolve_model(MINILM) / "tokenizer.json"))
     tokenizer.no_padding()
     return tokenize(folder / "corpus", corpus_digest(folder / "corpus"), tokenizer, folder / "tokens")
 
 
 def _loader(folder: Path) -> None:
-    from pipeline.loader import Loader, Position
-    from pipeline.params import FitParams, StudentParams
-    from pipeline.store import Store
-
     defaults = FitParams(StudentParams(MINILM))
     loader = Loader(Store.open(folder / "store"), _tokens(folder), defaults.batch_size, defaults.buffer_rows, 0)
     examples = loader.examples(Position())
@@ -93,10 +83,8 @@ def _loader(folder: Path) -> None:
 
 
 def _dvc(folder: Path, *command: str) -> None:
-    from dvc.cli import main
-
     os.chdir(folder / "repository")
-    if code := main([*command, "--quiet"]):
+    if code := dvc([*command, "--quiet"]):
         raise SystemExit(f"dvc {' '.join(command)}: exit code {code}")
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pipeline.corpus import scan
 from pipeline.errors import LeafError
 from pipeline.params import EncodeParams, TeacherParams
-from pipeline.pool import Pool
+from pipeline.pool import Pool, merged
 from pipeline.shard import contains, key_array
 from pipeline.store import Array, Store
 from pipeline.teacher import Teacher, describe
@@ -68,7 +68,7 @@ def encode(corpus: Path, teacher: TeacherParams, params: EncodeParams, out: Path
             already under way; no space left. Finished shards stay in the pool in every case.
     """
     frame = scan(corpus).select(COLUMNS)
-    wanted = np.sort(key_array(frame.select("key").collect().get_column("key")))
+    wanted = merged([key_array(frame.select("key").collect().get_column("key"))])
     if not len(wanted):
         raise LeafError(f"{corpus}: the corpus holds no text; look at the sources under corpus.sources")
     with Pool(Path(params.pool), replace(describe(teacher, params.dtype), license=params.license)) as pool:

@@ -96,7 +96,7 @@ class Pool:
     def keys(self) -> Array:
         """`[n] V16` of all finished shards, sorted; `.tolist()` gives bytes."""
         if len(self._runs) != 1:
-            self._runs = [_merged(self._runs) if self._runs else key_array([])]
+            self._runs = [merged(self._runs) if self._runs else key_array([])]
         return self._runs[0]
 
     def has(self, keys: Sequence[bytes] | Array | pl.Series) -> Array:
@@ -161,12 +161,12 @@ class Pool:
         Raises:
             LeafError: a wanted key is not in the pool, a shard is damaged, `out` is something else, the disk is full.
         """
-        keys = np.sort(key_array(wanted if isinstance(wanted, np.ndarray | pl.Series) else list(wanted)))
+        keys = merged([key_array(wanted if isinstance(wanted, np.ndarray | pl.Series) else list(wanted))])
         missing = int((~self.has(keys)).sum())
         if missing:
             raise LeafError(f"{self.path}: {missing} of {len(keys)} wanted keys have no vector: run encode again")
         check_replaceable(out)
-        chosen = [name for name in sorted(self._shards) if contains(keys, self._shards[name][1]).any()]
+        chosen = [name for name in sorted(self._shards) if _any(keys, self._shards[name][1])]
         prefix = f"{TEMPORARY}{out.name}-"
         with disk(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -217,14 +217,14 @@ class Pool:
                 raise LeafError(f"{directory}: {error}; {_forget(directory)}") from None
             self._shards[info.name] = (info, keys)
         if self._shards:
-            self._runs = [np.sort(np.concatenate([keys for _, keys in self._shards.values()]))]
+            self._runs = [merged([keys for _, keys in self._shards.values()])]
 
     def _add(self, info: ShardInfo, keys: Array) -> None:
         self._shards[info.name] = (info, keys)
-        run = np.sort(keys)
+        run = merged([keys])
         # Runs grow like the digits of a binary counter: a key is merged log(shards) times, not once a shard.
         while self._runs and len(self._runs[-1]) <= len(run):
-            run = _merged([self._runs.pop(), run])
+            run = merged([self._runs.pop(), run])
         self._runs.append(run)
 
     def _check_new(self, rows: pl.DataFrame, keys: Array) -> None:
@@ -240,6 +240,11 @@ def _forget(directory: Path) -> str:
     return f"delete {directory} and run encode again: only its texts are encoded anew"
 
 
-def _merged(runs: list[Array]) -> Array:
-    """Sorted runs as one; the stable sort takes runs as they come and merges them."""
+def merged(runs: Sequence[Array]) -> Array:
+    """All keys of these arrays in order. The stable sort takes sorted runs, as most keys come, in one pass."""
     return np.sort(np.concatenate(runs), kind="stable")
+
+
+def _any(ordered: Array, keys: Array) -> bool:
+    """Whether any of `keys` is among `ordered`; as a rule the first few say so."""
+    return bool(contains(ordered, keys[:64]).any() or contains(ordered, keys).any())

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus import build
-from pipeline.params import CorpusParams, SourceParams, StudentParams
+from pipeline.params import CorpusParams, SourceParams
 from pipeline.store import StoreMeta
 
 DIM = 768
@@ -27,8 +27,11 @@ def vocabulary() -> list[str]:
     return list(dict.fromkeys(made))
 
 
-def write_texts(file: Path, rows: int, first: int = 0) -> None:
-    """Texts number `first` to `first + rows`, of 4 to 24 words each; every twentieth repeats the one before."""
+def write_texts(file: Path, rows: int, first: int = 0, long: float = 0.0) -> None:
+    """Texts number `first` to `first + rows`, of 4 to 24 words each; every twentieth repeats the one before.
+
+    `long` is the share of texts of 25 to 80 words, which is up to 256 tokens and more.
+    """
     words = np.array(vocabulary())
     schema = pa.schema([("id", pa.string()), ("text", pa.string())])
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
@@ -36,6 +39,8 @@ def write_texts(file: Path, rows: int, first: int = 0) -> None:
             random = np.random.default_rng([SEED, start])
             numbers = range(start, min(start + BATCH, first + rows))
             lengths = random.integers(4, 25, len(numbers))
+            if long:
+                lengths = np.where(random.random(len(numbers)) < long, random.integers(25, 81, len(numbers)), lengths)
             chosen = words[random.integers(0, len(words), int(lengths.sum()))].tolist()
             ends = np.cumsum(lengths).tolist()
             made = [" ".join(chosen[end - length : end]) for end, length in zip(ends, lengths.tolist(), strict=True)]
@@ -51,9 +56,9 @@ def source(*files: Path) -> CorpusParams:
     return CorpusParams(sources=tuple(made), heldout=0.02)
 
 
-def corpus(directory: Path, rows: int) -> Path:
+def corpus(directory: Path, rows: int, long: float = 0.0) -> Path:
     """A corpus of about 95 % of `rows` texts, as the stage builds it, in `directory/corpus`."""
-    write_texts(directory / "texts.parquet", rows)
+    write_texts(directory / "texts.parquet", rows, long=long)
     build(source(directory / "texts.parquet"), directory / "corpus")
     return directory / "corpus"
 
@@ -110,17 +115,12 @@ def tiny_teacher(directory: Path) -> Path:
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
     torch.manual_seed(SEED)
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
-    model = BertModel(BertConfig(vocab_size=len(known), max_position_embeddings=64, **shape))
+    model = BertModel(BertConfig(vocab_size=len(known), max_position_embeddings=256, **shape))
     plain = directory.with_name(f"{directory.name}-plain")
     model.save_pretrained(plain)
     marks = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=62, **marks).save_pretrained(plain)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=254, **marks).save_pretrained(plain)
     head = Dense(32, DIM, activation_function=torch.nn.Identity())
-    modules = [Transformer(str(plain), max_seq_length=48), Pooling(32, pooling_mode="mean"), head, Normalize()]
+    modules = [Transformer(str(plain), max_seq_length=254), Pooling(32, pooling_mode="mean"), head, Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save(str(directory))
     return directory
-
-
-def tiny_student(directory: Path) -> StudentParams:
-    """A student that starts from the tiny model: it reads texts made here as the tiny teacher does."""
-    return StudentParams(str(directory), max_length=48)

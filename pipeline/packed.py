@@ -25,8 +25,8 @@ from pipeline.machine import bf16_is_fast
 FAMILIES = ("bert", "mpnet")
 Pooling = Literal["mean", "cls"]
 STEP = 64
-"""Tokens of a batch are rounded up to this many: oneDNN keeps a kernel for every shape it has seen, at about a megabyte
-each, and builds one anew for every shape that it has not."""
+"""Tokens of a batch are rounded up to this many: oneDNN keeps a kernel for each of the last thousand shapes, some
+hundreds of megabytes in all, and builds one anew for every shape that it does not know."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,23 @@ def pack(token_ids: Sequence[Sequence[int] | np.ndarray]) -> Batch:
     order[by_length] = np.arange(len(by_length))
     runs = tuple((int(c), int(v)) for v, c in zip(values, counts, strict=True))
     return Batch(torch.from_numpy(flat), torch.from_numpy(positions), runs, torch.from_numpy(order))
+
+
+def split(batch: Batch, budget: int) -> list[tuple[Batch, Tensor]]:
+    """Parts of at most `budget` tokens (or one text), each with the rows of the caller that it holds, in its order."""
+    rows = torch.argsort(batch.order)
+    if len(batch.ids) <= budget:
+        return [(batch, torch.arange(len(rows)))]
+    lengths = np.repeat([length for _, length in batch.runs], [count for count, _ in batch.runs])
+    ids = np.split(batch.ids[: lengths.sum()].numpy(), np.cumsum(lengths)[:-1])
+    cuts, tokens = [0], 0
+    for place, length in enumerate(lengths):
+        if tokens and tokens + length > budget:
+            cuts.append(place)
+            tokens = 0
+        tokens += length
+    both = pairwise([*cuts, len(ids)])
+    return [(pack(ids[start:stop]), rows[start:stop]) for start, stop in both]  # in order already: `pack` is stable
 
 
 def by_budget(lengths: np.ndarray, budget: int) -> list[np.ndarray]:

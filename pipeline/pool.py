@@ -7,6 +7,7 @@ renamed into place, so that a writer killed at any moment leaves whole shards an
 import os
 import re
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace as changed
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +40,7 @@ from pipeline.shard import (
     StoreMeta,
     check_files,
     check_sizes,
+    contains,
     encoded,
     key_array,
     read_rows,
@@ -65,7 +67,7 @@ class Pool:
         self.meta = meta
         self.path = root / f"{meta.fingerprint[:16]}-{meta.dtype}"
         self._shards: dict[str, tuple[ShardInfo, Array]] = {}
-        self._keys: Array = key_array([])
+        self._runs: list[Array] = []
         with disk(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(self.path / "lock")
@@ -97,11 +99,17 @@ class Pool:
 
     def keys(self) -> Array:
         """`[n] V16` of all finished shards, sorted; `.tolist()` gives bytes."""
-        return self._keys
+        if len(self._runs) != 1:
+            self._runs = [merged(self._runs) if self._runs else key_array([])]
+        return self._runs[0]
 
-    def has(self, keys: Sequence[bytes] | Array) -> Array:
+    def has(self, keys: Sequence[bytes] | Array | pl.Series) -> Array:
         """`[n] bool`: which of these keys have a vector in the pool."""
-        return _contains(self._keys, key_array(keys))
+        wanted = key_array(keys)
+        found = np.zeros(len(wanted), dtype=bool)
+        for run in self._runs:
+            found |= contains(run, wanted)
+        return found
 
     def write(self, rows: pl.DataFrame, vectors: Array) -> ShardInfo:
         """Add one shard: `rows` with `key, role, id, source, tokens`; `vectors` `[n, dim]` in the same order.
@@ -149,7 +157,7 @@ class Pool:
         directory.rename(self.path / info.name)
         sync(self.path)
 
-    def publish(self, out: Path, wanted: Collection[bytes] | Array) -> Store:
+    def publish(self, out: Path, wanted: Collection[bytes] | Array | pl.Series) -> Store:
         """Make `out` the store of every shard that holds at least one wanted key, by hard links or copies.
 
         It is built beside `out` and renamed into place: `out` is the old store, absent, or the new one, never half.
@@ -157,12 +165,12 @@ class Pool:
         Raises:
             LeafError: a wanted key is not in the pool, a shard is damaged, `out` is something else, the disk is full.
         """
-        keys = np.sort(key_array(wanted if isinstance(wanted, np.ndarray) else list(wanted)))
+        keys = merged([key_array(wanted if isinstance(wanted, np.ndarray | pl.Series) else list(wanted))])
         missing = int((~self.has(keys)).sum()) - len(self.left_out(keys))
         if missing:
             raise LeafError(f"{self.path}: {missing} of {len(keys)} wanted keys have no vector: run encode again")
         check_replaceable(out)
-        chosen = [name for name in sorted(self._shards) if _contains(keys, self._shards[name][1]).any()]
+        chosen = [name for name in sorted(self._shards) if _any(keys, self._shards[name][1])]
         prefix = f"{TEMPORARY}{out.name}-"
         with disk(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +184,7 @@ class Pool:
     def left_out(self, wanted: Array) -> list[bytes]:
         """Those of the wanted keys (sorted) that have no vector because the teacher has refused their texts."""
         keys = key_array(list(self.refused))
-        left: list[bytes] = keys[_contains(wanted, keys) & ~self.has(keys)].tolist()
+        left: list[bytes] = keys[contains(wanted, keys) & ~self.has(keys)].tolist()
         return left
 
     def _listed(self, wanted: Array) -> dict[str, str] | None:
@@ -190,15 +198,18 @@ class Pool:
     def _build(self, root: Path, shards: list[ShardInfo], refused: dict[str, str] | None) -> None:
         zarr.create_group(str(root / "vectors.zarr"))
         (root / "rows").mkdir()
-        for info in shards:
-            source = self.path / info.name
-            for file, digest in info.files.items():
-                if sha256(source / file) != digest:
-                    raise LeafError(f"{source / file}: damaged; {_forget(source)}")
-                link(source / file, root / file)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing leaves the interpreter to the others
+            list(threads.map(lambda info: self._link(info, root), shards))
         write_manifest(root, changed(self.meta, refused=refused), shards)
         for path in (root / "rows", root / "vectors.zarr", root):
             sync(path)
+
+    def _link(self, info: ShardInfo, root: Path) -> None:
+        source = self.path / info.name
+        for file, digest in info.files.items():
+            if sha256(source / file) != digest:
+                raise LeafError(f"{source / file}: damaged; {_forget(source)}")
+            link(source / file, root / file)
 
     def _check_identity(self) -> None:
         """Two fingerprints may share sixteen digits; they must not share a pool."""
@@ -224,12 +235,15 @@ class Pool:
                 raise LeafError(f"{directory}: {error}; {_forget(directory)}") from None
             self._shards[info.name] = (info, keys)
         if self._shards:
-            self._keys = np.sort(np.concatenate([keys for _, keys in self._shards.values()]))
+            self._runs = [merged([keys for _, keys in self._shards.values()])]
 
     def _add(self, info: ShardInfo, keys: Array) -> None:
         self._shards[info.name] = (info, keys)
-        # Two sorted runs: the stable sort merges them in one pass.
-        self._keys = np.sort(np.concatenate([self._keys, np.sort(keys)]), kind="stable")
+        run = merged([keys])
+        # Runs grow like the digits of a binary counter: a key is merged log(shards) times, not once a shard.
+        while self._runs and len(self._runs[-1]) <= len(run):
+            run = merged([self._runs.pop(), run])
+        self._runs.append(run)
 
     def _check_new(self, rows: pl.DataFrame, keys: Array) -> None:
         known = self.has(keys)
@@ -244,9 +258,11 @@ def _forget(directory: Path) -> str:
     return f"delete {directory} and run encode again: only its texts are encoded anew"
 
 
-def _contains(ordered: Array, keys: Array) -> Array:
-    if not len(ordered):
-        return np.zeros(len(keys), dtype=bool)
-    place = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
-    found: Array = ordered[place] == keys
-    return found
+def merged(runs: Sequence[Array]) -> Array:
+    """All keys of these arrays in order. The stable sort takes sorted runs, as most keys come, in one pass."""
+    return np.sort(np.concatenate(runs), kind="stable")
+
+
+def _any(ordered: Array, keys: Array) -> bool:
+    """Whether any of `keys` is among `ordered`; as a rule the first few say so."""
+    return bool(contains(ordered, keys[:64]).any() or contains(ordered, keys).any())

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import Crc32cCodec
@@ -69,11 +70,29 @@ def key_array(keys: Sequence[bytes] | Array | pl.Series) -> Array:
     """
     if isinstance(keys, np.ndarray) and keys.dtype == KEY_DTYPE:
         return keys
+    if isinstance(keys, pl.Series) and len(keys) and _all_keys(keys):
+        # Without an object of Python's for every key: those take four times the memory of the keys themselves.
+        values = keys.rechunk().to_arrow().cast(pa.binary(KEY_BYTES))
+        first = values.offset * KEY_BYTES
+        return np.frombuffer(values.buffers()[1], np.uint8)[first : first + len(keys) * KEY_BYTES].view(KEY_DTYPE)
     listed: list[bytes] = list(keys)
     for row, entry in enumerate(listed):
         if not isinstance(entry, bytes) or len(entry) != KEY_BYTES:
             raise LeafError(f"row {row}: a key must be {KEY_BYTES} bytes, not {entry!r:.60}")
     return np.frombuffer(b"".join(listed), dtype=KEY_DTYPE)
+
+
+def _all_keys(keys: pl.Series) -> bool:
+    return keys.dtype == pl.Binary and bool((keys.bin.size() == KEY_BYTES).fill_null(False).all())
+
+
+def contains(ordered: Array, keys: Array) -> Array:
+    """`[n] bool`: which of `keys` are among the sorted `ordered`; both as `key_array` gives them."""
+    if not len(ordered):
+        return np.zeros(len(keys), dtype=bool)
+    place = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
+    found: Array = ordered[place] == keys
+    return found
 
 
 def shard_name(keys: Array) -> str:

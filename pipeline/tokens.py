@@ -69,12 +69,9 @@ def tokenize(corpus: Path, digest: str, tokenizer: Tokenizer, caches: Path) -> T
         temporary.mkdir(parents=True)
         _write(corpus, tokenizer, ids_dtype, temporary)
         temporary.rename(path)
-    return Tokens(
-        ids=np.memmap(path / "ids.bin", ids_dtype, "r"),
-        offsets=np.memmap(path / "offsets.bin", np.int64, "r"),
-        keys=np.memmap(path / "keys.bin", KEY_DTYPE, "r"),
-        train=np.memmap(path / "train.bin", np.bool_, "r"),
-    )
+    kinds = {"ids": ids_dtype, "offsets": np.dtype(np.int64), "keys": KEY_DTYPE, "train": np.dtype(np.bool_)}
+    # As plain arrays: each slice of a memmap costs eight times as much, and the loader takes many.
+    return Tokens(**{name: np.asarray(np.memmap(path / f"{name}.bin", kind, "r")) for name, kind in kinds.items()})
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pipeline.errors import LeafError
-from pipeline.loader import Loader, Position
+from pipeline.loader import Loader, Position, pack_sorted
+from pipeline.packed import pack
 from pipeline.pool import Pool
 from pipeline.prefetch import prefetch
 from pipeline.store import Store, StoreMeta
@@ -172,3 +173,20 @@ def test_an_error_while_reading_ahead_reaches_the_reader() -> None:
     assert next(ahead) == 1
     with pytest.raises(LeafError, match="damaged"):
         next(ahead)
+
+
+def test_batches_are_packed_together_as_they_are_one_by_one() -> None:
+    random = np.random.default_rng(0)
+    lengths = random.integers(2, 40, 200)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = random.integers(0, 1000, offsets[-1]).astype(np.uint16)
+    tokens = Tokens(ids, offsets, np.zeros(200, "V16"), np.ones(200, dtype=np.bool_))
+    batches = np.split(random.permutation(200), [32, 64, 65, 150])
+    batches = [batch[np.argsort(lengths[batch], kind="stable")] for batch in batches]
+    together = pack_sorted(tokens, np.concatenate(batches), np.array([len(batch) for batch in batches]))
+    for found, batch in zip(together, batches, strict=True):
+        alone = pack([tokens[text] for text in batch])
+        assert found.runs == alone.runs
+        assert found.ids.tolist() == alone.ids.tolist()
+        assert found.positions.tolist() == alone.positions.tolist()
+        assert found.order.tolist() == alone.order.tolist()

@@ -126,6 +126,16 @@ def test_exports_hold_the_same_vectors_for_people_without_this_project(tmp_path:
         exchange.export(store, tmp_path / "npy", "npy")
 
 
+def test_the_datasets_library_reads_the_hub_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="the extra `hub` is not installed")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    store = made(tmp_path, 0, (60, 40))
+    exchange.export(store, tmp_path / "hf", "hf")
+    found = datasets.load_dataset(str(tmp_path / "hf"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert found.num_rows == 100
+    assert np.array_equal(np.array(found["vector"][:], dtype=np.float32), store.lookup(found["key"][:]))
+
+
 def flip(file: Path) -> None:
     """Change one bit in a file of its own, so that links to it elsewhere stay whole."""
     raw = bytearray(file.read_bytes())

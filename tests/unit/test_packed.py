@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from pipeline.attention import attention, masked_attention
 from pipeline.errors import LeafError
-from pipeline.packed import Encoder, mean_pooled, pack
+from pipeline.packed import Encoder, mean_pooled, pack, split
 from tests.conftest import make_model
 
 
@@ -64,6 +64,21 @@ def test_gradients_equal_those_of_the_padded_forward(backbone: torch.nn.Module) 
     assert grads[0].keys() == grads[1].keys()
     for name, expected in grads[0].items():
         assert torch.allclose(grads[1][name], expected, atol=1e-3, rtol=1e-3), name
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=TEXTS, budget=st.integers(1, 200))
+def test_parts_hold_every_text_once_within_the_budget(texts: list[list[int]], budget: int) -> None:
+    seen: dict[int, list[int]] = {}
+    for batch, rows in split(pack(texts), budget):
+        start = 0
+        lengths = [length for count, length in batch.runs for _ in range(count)]
+        for place, row in enumerate(rows[torch.argsort(batch.order)].tolist()):
+            assert row not in seen
+            seen[row] = batch.ids[start : start + lengths[place]].tolist()
+            start += lengths[place]
+        assert start <= budget or len(rows) == 1
+    assert [seen[row] for row in range(len(texts))] == texts
 
 
 def plain_attention(qkv: torch.Tensor, runs: RUNS, biases: list[torch.Tensor]) -> torch.Tensor:

@@ -120,6 +120,32 @@ def test_a_pool_remembers_its_keys(tmp_path: Path) -> None:
         assert [info.rows for info in pool.shards] == [10]
 
 
+def test_a_pool_knows_its_keys_after_every_shard_whatever_their_sizes(tmp_path: Path) -> None:
+    known: list[bytes] = []
+    with Pool(tmp_path, META) as pool:
+        for first, size in ((0, 3), (10, 3), (20, 1), (30, 9), (40, 2), (50, 1)):
+            assert not pool.has(rows(first, size)["key"]).any()
+            pool.write(rows(first, size), vectors(first, size))
+            known += rows(first, size)["key"].to_list()
+            assert pool.has(known).all()
+        assert pool.keys().tolist() == sorted(known)
+        assert pool.has(known).all()
+
+
+def test_a_column_of_keys_is_taken_as_it_is(tmp_path: Path) -> None:
+    column = rows(0, 40)["key"]
+    for part in (
+        column,
+        column[3:20],
+        column.filter(pl.Series([True, False] * 20)),
+        pl.concat([column[:2], column[9:]]),
+    ):
+        assert key_array(part).tolist() == part.to_list()
+    for wrong in ([b"short"], [None], [None, b"x" * 16]):
+        with pytest.raises(LeafError, match="a key must be 16 bytes"):
+            key_array(pl.Series(wrong, dtype=pl.Binary))
+
+
 def test_a_pool_serves_one_fingerprint_and_dtype(tmp_path: Path) -> None:
     publish(tmp_path)
     with (

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import LeafError
+from pipeline.files import replace_directory
 from pipeline.params import TeacherParams
-from pipeline.student import replace_directory
 from pipeline.teacher import load_sentence_transformer, resolve_model
 
 PROBE = "How a text becomes a vector."

@@ -1,4 +1,4 @@
-"""What the pool asks of rows and vectors before it stores them."""
+"""What the pool asks of rows and vectors before it stores them, and what makes two vectors one text's."""
 
 from typing import Any
 
@@ -7,6 +7,8 @@ import polars as pl
 
 from pipeline.errors import LeafError
 from pipeline.shard import CHUNK_ROWS, ROW_SCHEMA, Array, StoreMeta
+
+SAME_VECTOR = 0.999  # cosine; batch size and hardware change the last bits, another teacher changes the first
 
 
 def checked_rows(rows: pl.DataFrame) -> pl.DataFrame:
@@ -55,3 +57,11 @@ def finite_and_zero(vectors: Array) -> tuple[Array, Array]:
         bits: Array = vectors[start : start + CHUNK_ROWS].view(unsigned) & unsigned(magnitude)
         largest[start : start + CHUNK_ROWS] = bits.max(axis=1)
     return largest < infinite, largest == 0
+
+
+def cosines(ours: Array, theirs: Array) -> Array:
+    """Cosine [n] of each pair of rows."""
+    theirs = theirs.astype(np.float32)
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    result: Array = (ours * theirs).sum(1) / np.maximum(norms, np.finfo(np.float32).tiny)
+    return result

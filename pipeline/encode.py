@@ -19,6 +19,7 @@ import polars as pl
 from tqdm import tqdm
 
 from pipeline import ask, probe
+from pipeline.checks import SAME_VECTOR, cosines
 from pipeline.corpus import scan
 from pipeline.errors import LeafError
 from pipeline.params import EncodeParams, TeacherParams
@@ -31,7 +32,6 @@ from pipeline.teachers import AnyTeacher, describe, load, once
 COLUMNS = ["key", "role", "id", "source", "text"]
 TOKENIZE_ROWS = 2048  # texts tokenised at once, so that their strings never exist twice as a whole
 KEYS_ROWS = 65_536  # keys looked up at once
-SAME_VECTOR = 0.999  # cosine; batch size and hardware change the last bits, another teacher changes the first
 
 
 @dataclass
@@ -268,14 +268,6 @@ def texts_vectors(texts: pl.DataFrame, teacher: AnyTeacher) -> np.ndarray:
     if isinstance(teacher, ask.ApiTeacher):
         return teacher.vectors(texts)
     return teacher.encode_tokens(_tokenize(texts, teacher))
-
-
-def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Cosine [n] of each pair of rows."""
-    theirs = theirs.astype(np.float32)
-    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    result: np.ndarray = (ours * theirs).sum(1) / np.maximum(norms, np.finfo(np.float32).tiny)
-    return result
 
 
 def _compare(path: str, rows: pl.DataFrame, store: Store, frame: pl.LazyFrame, load: Callable[[], AnyTeacher]) -> None:

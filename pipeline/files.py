@@ -131,3 +131,13 @@ def _exchange(one: Path, two: Path) -> bool:
     if call is None:
         return False
     return bool(call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(two), ctypes.c_uint(_EXCHANGE)) == 0)
+
+
+def replace_directory(new: Path, path: Path) -> None:
+    """Put the finished directory `new` where `path` is; the old one goes only after the new one has its name."""
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)

@@ -30,7 +30,7 @@ from pipeline.teacher import resolve_model, weights_sha256
 from pipeline.tokens import corpus_digest, tokenize
 
 AHEAD = 32  # batches ready before they are wanted
-MOST_TOKENS = {"cpu": 4096, "cuda": 65_536}
+MOST_TOKENS = {"cpu": 2048, "cuda": 65_536}
 """Tokens of one backward pass: a batch of more is taken in parts whose gradients add up, so that memory is bounded."""
 CURVE_POINTS = 200  # points of the training curve
 NOT_OF_THE_RESULT = ("checkpoint_every",)  # parameters that may change between a run and its continuation

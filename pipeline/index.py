@@ -14,9 +14,9 @@ import polars as pl
 
 from pipeline.corpus import scan
 from pipeline.errors import LeafError
+from pipeline.files import replace_directory
 from pipeline.search import Nearest, Vectors, read
 from pipeline.store import Store
-from pipeline.student import replace_directory
 
 Kind = Literal["faiss", "usearch", "parquet"]
 FILES = {"faiss": "vectors.faiss", "usearch": "vectors.usearch"}

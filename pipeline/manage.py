@@ -10,15 +10,14 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
+from pipeline.checks import SAME_VECTOR, cosines
 from pipeline.corpus import scan
-from pipeline.encode import SAME_VECTOR, cosines, texts_vectors
 from pipeline.errors import LeafError
 from pipeline.files import TEMPORARY, check_replaceable, disk, sweep, temporary
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.pool import Pool
 from pipeline.shard import Array, StoreMeta, contains, key_array
 from pipeline.store import Store, count_sources
-from pipeline.teachers import describe, load
 
 NORM_TOLERANCE = 0.02  # int8 rounds each number to 1/254 of the row's largest
 Choose = Callable[[Store, int], Array]
@@ -78,6 +77,9 @@ def sample(store: Store, corpus: Path, teacher: TeacherParams, params: EncodePar
     Raises:
         LeafError: another teacher's store, no text in common, or a cosine below SAME_VECTOR.
     """
+    from pipeline.encode import texts_vectors  # here, so that what needs no model does not wait for torch
+    from pipeline.teachers import describe, load
+
     mine = describe(teacher, params, store)
     if mine.fingerprint != store.meta.fingerprint:
         raise LeafError(

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import LeafError
+from pipeline.files import replace_directory
 from pipeline.onnx_encoder import MODELS, TOKENIZER
-from pipeline.student import Student, replace_directory
+from pipeline.student import Student
 
 OPSET = 18
 EXAMPLE_SHAPE = (2, 8)  # texts, tokens: what is traced; both are free in the graph

@@ -100,10 +100,8 @@ def check_family(backbone: nn.Module) -> str:
     family = str(config.model_type)
     plain = getattr(config, "position_embedding_type", "absolute") == "absolute" and config.hidden_act == "gelu"
     if family not in FAMILIES or not plain:
-        raise LeafError(
-            f"backbone of type `{family}` cannot be run: supported are {' and '.join(FAMILIES)} models with absolute "
-            "or MPNet's relative positions and the exact GELU"
-        )
+        wanted = f"{' and '.join(FAMILIES)} models with absolute or MPNet's relative positions and the exact GELU"
+        raise LeafError(f"backbone of type `{family}` cannot be run: supported are {wanted}")
     return family
 
 

@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from pipeline import manifest
 from pipeline.corpus import scan
-from pipeline.encode import fill
 from pipeline.errors import LeafError
 from pipeline.files import TEMPORARY, disk, remove
 from pipeline.manage import scratch
@@ -20,7 +19,6 @@ from pipeline.readme import text
 from pipeline.remote import RemoteStore
 from pipeline.shard import ShardInfo, read_rows, sha256, sync
 from pipeline.store import Store
-from pipeline.teachers import describe, load, once
 
 
 def repair(path: Path, sources: Sequence[Store | Path], encoding: "Encoding | None") -> dict[str, Any]:
@@ -157,6 +155,8 @@ def _encode_again(store: Store, lost: list[int], encoding: Encoding | None) -> i
             f"{store.path}: shard {names}: damaged, and no copy has it: name another copy (--from PATH or URL), or the "
             "corpus and the parameters to encode its texts again (--corpus, --params)"
         )
+    from pipeline.teachers import describe  # here, so that what needs no model does not wait for torch
+
     mine = describe(encoding.teacher, encoding.params, store)
     if mine.fingerprint != store.meta.fingerprint:
         raise LeafError(f"{store.path}: shard {names}: the parameters describe another teacher than the store's")
@@ -173,6 +173,9 @@ def _encode_again(store: Store, lost: list[int], encoding: Encoding | None) -> i
 
 def _fill_lost(store: Store, lost: list[int], pool: Pool, encoding: Encoding) -> None:
     """Encode the rows of the lost shards; where a list of rows is lost too, the texts of the corpus that nobody has."""
+    from pipeline.encode import fill
+    from pipeline.teachers import load, once
+
     corpus, unknown = scan(encoding.corpus), False
     get = once(lambda: load(encoding.teacher, encoding.params, store.meta))
     for i in lost:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import LeafError
+from pipeline.files import replace_directory
 from pipeline.packed import Batch, Encoder, by_budget, check_family, mean_pooled, pack
 from pipeline.params import StudentParams
 from pipeline.teacher import check_sha256, resolve_model
@@ -110,16 +111,6 @@ class Student(nn.Module):
         if kinds[:3] != ["Transformer", "Pooling", "Dense"] or kinds[3:] not in ([], ["Normalize"]):
             raise LeafError(f"{path}: is not a student: its modules are {', '.join(kinds)}")
         return cls(modules[0], modules[2].linear, normalize=kinds[3:] == ["Normalize"]).eval()
-
-
-def replace_directory(new: Path, path: Path) -> None:
-    """Put the finished directory `new` where `path` is; the old one goes only after the new one has its name."""
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def build(params: StudentParams, dim: int, normalize: bool, dropout: float = 0.0, seed: int = 0) -> Student:

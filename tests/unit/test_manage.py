@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -134,6 +136,11 @@ def test_the_datasets_library_reads_the_hub_export(tmp_path: Path, monkeypatch: 
     found = datasets.load_dataset(str(tmp_path / "hf"), split="train", cache_dir=str(tmp_path / "cache"))
     assert found.num_rows == 100
     assert np.array_equal(np.array(found["vector"][:], dtype=np.float32), store.lookup(found["key"][:]))
+
+
+def test_looking_into_a_store_does_not_wait_for_torch() -> None:
+    code = "import sys, stages.leaf; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def flip(file: Path) -> None:

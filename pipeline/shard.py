@@ -288,6 +288,8 @@ def read_rows(root: Path, info: ShardInfo) -> pl.DataFrame:
         frame = pl.read_parquet(path, hive_partitioning=False, glob=False)
     except (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise LeafError(f"{path}: shard {info.name}: cannot be read as Parquet: {error!s:.200}") from None
+    if empty := [name for name in ROW_SCHEMA if frame[name].null_count()]:
+        raise LeafError(f"{path}: shard {info.name}: rows without {', '.join(empty)}: refused")
     if shard_name(key_array(frame["key"])) != info.name:
         raise LeafError(f"{path}: shard {info.name}: its keys belong to another shard")
     return frame

@@ -321,6 +321,7 @@ def test_wrong_content_with_right_checksums_is_refused(store: Path) -> None:
         "its keys belong to another shard": frame.reverse(),
         "not .* rows of key, role": frame.head(3),
         "rows of key, role, id, source, tokens": frame.drop("id"),
+        "rows without source": frame.with_columns(source=pl.lit(None, pl.String)),
     }
     for message, changed in cases.items():
         changed.write_parquet(store / file)

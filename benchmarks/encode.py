@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from benchmarks.common import MINILM, MPNET, QUICK, Row, Work, alternate, report, skipped, texts
 from benchmarks.openvino_encoder import OpenVino, candidates
+from pipeline import metrics
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.teacher import Teacher, resolve_model
 
@@ -62,7 +63,7 @@ def measure(name: str, model: str, count: int, share: float | None, rounds: int)
         **_openvino(name, teacher, sample),
     }
     reference = loaded[f"{LIBRARY} float32"].encode(sample, show_progress_bar=False)
-    found = {side: _cosines(runs[side](), reference) for side in runs if "float32" not in side}
+    found = {side: metrics.cosines(runs[side](), reference) for side in runs if "float32" not in side}
     for side, cosines in found.items():
         print(f"{name}, {side}: cosine to float32 at least {cosines.min():.6f}, mean {cosines.mean():.7f}")
 
@@ -150,13 +151,6 @@ def _openvino(name: str, teacher: Teacher, sample: list[str]) -> dict[str, Calla
     assert best is not None
     engine = best[1]
     return {"OpenVINO bfloat16": lambda: engine.encode(sample)}
-
-
-def _cosines(ours: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    ours, reference = ours.astype(np.float64), reference.astype(np.float64)
-    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(reference, axis=1)
-    cosines: np.ndarray = (ours * reference).sum(1) / norms
-    return cosines
 
 
 def load(model: str, dtype: torch.dtype) -> SentenceTransformer:

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.errors import LeafError
+from pipeline.shard import sync
 
 NAME = "state.safetensors"
 
@@ -79,20 +79,12 @@ def save(checkpoint: Checkpoint, directory: Path) -> None:
     tensors = {name: value.contiguous() for name, value in checkpoint.tensors.items()}
     try:
         save_file(tensors, temporary, metadata={"progress": json.dumps(checkpoint.progress)})
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(directory / NAME)
-        _sync(directory)
+        sync(directory)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise LeafError(f"{directory}: the checkpoint cannot be written: {error}; the one before is kept") from None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def load(directory: Path) -> Checkpoint | None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.api import Client
+from pipeline.checks import cosines
 from pipeline.errors import LeafError
 from pipeline.files import TEMPORARY, disk, read_json, write_json
 from pipeline.params import EncodeParams, TeacherParams
@@ -75,7 +76,7 @@ def confirm(client: Client, meta: StoreMeta) -> None:
     client.dim = None  # another dimension is an answer to this question
     again = client.probe(TEXTS)
     same = again.shape == first.shape
-    lowest = float(_cosines(first, again).min()) if same else 0.0
+    lowest = float(cosines(first, again).min()) if same else 0.0
     if not lowest >= client.api.probe_cosine:
         found = (
             f"a probe text's vector has a cosine of {lowest:.4f}" if same else f"it gives {again.shape[1]} dimensions"
@@ -157,11 +158,4 @@ def _decoded(vectors: Sequence[str], dim: int | None = None) -> np.ndarray:
     found = np.stack(rows)
     if found.shape[1] != (dim or found.shape[1]) or not 1 <= found.shape[1] <= MAX_DIM or not np.isfinite(found).all():
         raise ValueError("impossible vectors")
-    return found
-
-
-def _cosines(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    one, two = one.astype(np.float64), two.astype(np.float64)
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
-    found: np.ndarray = (one * two).sum(1) / np.maximum(lengths, np.finfo(np.float64).tiny)
     return found

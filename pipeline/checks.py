@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from pipeline.chunks import CHUNK_ROWS
 from pipeline.errors import LeafError
-from pipeline.shard import CHUNK_ROWS, ROW_SCHEMA, Array, StoreMeta
+from pipeline.shard import ROW_SCHEMA, Array, StoreMeta
 
 SAME_VECTOR = 0.999  # cosine; batch size and hardware change the last bits, another teacher changes the first
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.chunks import CHUNK_ROWS
 from pipeline.errors import LeafError
 from pipeline.packed import STEP, Batch, pack
-from pipeline.shard import CHUNK_ROWS
 from pipeline.store import Store
 from pipeline.tokens import Tokens
 
@@ -120,9 +120,10 @@ def pack_sorted(tokens: Tokens, texts: np.ndarray, sizes: np.ndarray) -> Iterato
     starts = np.flatnonzero(new)
     runs = list(zip(np.diff(starts, append=len(texts)).tolist(), lengths[starts].tolist(), strict=True))
     cuts = np.searchsorted(starts, [*firsts, len(texts)]).tolist()
+    orders = {size: torch.arange(size) for size in set(sizes.tolist())}
     for batch, (size, end, length) in enumerate(zip(sizes.tolist(), ends.tolist(), padded.tolist(), strict=True)):
         place = slice(end - length, end)
-        yield Batch(ids[place], positions[place], tuple(runs[cuts[batch] : cuts[batch + 1]]), torch.arange(size))
+        yield Batch(ids[place], positions[place], tuple(runs[cuts[batch] : cuts[batch + 1]]), orders[size])
 
 
 class Loader:

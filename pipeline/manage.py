@@ -17,7 +17,7 @@ from pipeline.files import TEMPORARY, check_replaceable, disk, sweep, temporary
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.pool import Pool
 from pipeline.shard import Array, StoreMeta, contains, key_array
-from pipeline.store import Store, count_sources
+from pipeline.store import Store
 
 NORM_TOLERANCE = 0.02  # int8 rounds each number to 1/254 of the row's largest
 Choose = Callable[[Store, int], Array]
@@ -27,7 +27,7 @@ def info(store: Store) -> dict[str, Any]:
     """What the store says about itself; reads `store.json` only (rows files too where an old one counts no sources)."""
     sources = store.manifest.sources
     if sources is None:
-        sources = count_sources(store.shard_rows_frame(i) for i in range(len(store.shards)))
+        sources = store.count_sources()
     roles: dict[str, int] = {}
     for counts in sources.values():
         for role, rows in counts.items():

@@ -6,6 +6,7 @@ renamed into place, so that a writer killed at any moment leaves whole shards an
 
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace as changed
@@ -44,11 +45,12 @@ from pipeline.shard import (
     encoded,
     key_array,
     read_rows,
+    rows_path,
     sha256,
     sync,
     write_shard,
 )
-from pipeline.store import Store
+from pipeline.store import Store, by_source, sum_sources
 
 _NAME = re.compile(r"[0-9a-f]{16}")
 _NOT_OF_THE_POOL = ("teacher", "license", "refused")
@@ -199,17 +201,23 @@ class Pool:
         zarr.create_group(str(root / "vectors.zarr"))
         (root / "rows").mkdir()
         with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing leaves the interpreter to the others
-            list(threads.map(lambda info: self._link(info, root), shards))
-        write_manifest(root, changed(self.meta, refused=refused), shards)
+            sources = sum_sources(threads.map(lambda info: self._link(info, root), shards))
+        write_manifest(root, changed(self.meta, refused=refused), shards, sources)
         for path in (root / "rows", root / "vectors.zarr", root):
             sync(path)
 
-    def _link(self, info: ShardInfo, root: Path) -> None:
+    def _link(self, info: ShardInfo, root: Path) -> Counter[tuple[str, str]]:
+        """Link a shard's files once every byte has been hashed; its rows by source and role."""
         source = self.path / info.name
+        try:
+            rows = read_rows(source, info)  # hashes them
+        except LeafError as error:
+            raise LeafError(f"{error}; {_forget(source)}") from None
         for file, digest in info.files.items():
-            if sha256(source / file) != digest:
+            if file != rows_path(info.name) and sha256(source / file) != digest:
                 raise LeafError(f"{source / file}: damaged; {_forget(source)}")
             link(source / file, root / file)
+        return by_source(rows)
 
     def _check_identity(self) -> None:
         """Two fingerprints may share sixteen digits; they must not share a pool."""
@@ -222,20 +230,21 @@ class Pool:
             raise LeafError(f"{file}: this pool holds vectors of another teacher; choose another `encode.pool`")
 
     def _load(self) -> None:
-        for directory in sorted(self.path.iterdir()):
-            if not directory.is_dir() or not _NAME.fullmatch(directory.name):
-                continue
-            try:
-                info = parse_shard(read_json(directory / "shard.json"), self.meta)
-                if info.name != directory.name:
-                    raise LeafError(f"{directory}: holds shard {info.name}")
-                check_sizes(directory, info, self.meta)
-                keys = key_array(read_rows(directory, info)["key"])
-            except LeafError as error:
-                raise LeafError(f"{directory}: {error}; {_forget(directory)}") from None
-            self._shards[info.name] = (info, keys)
+        found = [path for path in sorted(self.path.iterdir()) if path.is_dir() and _NAME.fullmatch(path.name)]
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            self._shards = {info.name: (info, keys) for info, keys in threads.map(self._read, found)}
         if self._shards:
             self._runs = [merged([keys for _, keys in self._shards.values()])]
+
+    def _read(self, directory: Path) -> tuple[ShardInfo, Array]:
+        try:
+            info = parse_shard(read_json(directory / "shard.json"), self.meta)
+            if info.name != directory.name:
+                raise LeafError(f"{directory}: holds shard {info.name}")
+            check_sizes(directory, info, self.meta)
+            return info, key_array(read_rows(directory, info)["key"])
+        except LeafError as error:
+            raise LeafError(f"{directory}: {error}; {_forget(directory)}") from None
 
     def _add(self, info: ShardInfo, keys: Array) -> None:
         self._shards[info.name] = (info, keys)

@@ -9,15 +9,13 @@ from pathlib import Path
 from string import Template
 
 from pipeline.manifest import GROUP, README, Sources, document
-from pipeline.shard import ShardInfo, StoreMeta, read_rows, sha256, sync
-from pipeline.store import count_sources
+from pipeline.shard import ShardInfo, StoreMeta, sha256, sync
 
 UNKNOWN = "not stated; ask whoever gave you the store"
 
 
-def write_manifest(root: Path, meta: StoreMeta, shards: Sequence[ShardInfo]) -> None:
+def write_manifest(root: Path, meta: StoreMeta, shards: Sequence[ShardInfo], sources: Sources) -> None:
     """Write README.md and `store.json` into a store whose shards and Zarr group are in place, and flush them."""
-    sources = count_sources(read_rows(root, info) for info in shards)
     (root / README).write_text(text(meta, shards, sources), encoding="utf-8", newline="\n")
     sealed = document(meta, shards, sha256(root / GROUP), sha256(root / README), sources)
     (root / "store.json").write_bytes(sealed)

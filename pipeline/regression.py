@@ -74,18 +74,18 @@ class Update:
             group["lr"] = rate
         rows = torch.unique(ids) if self.by_rows else None
         if self.clip_norm is not None:
-            self._clip(self.clip_norm, rows)
+            # The fused step divides as it reads: scaling the gradients beforehand would pass over them once more.
+            self.adamw.grad_scale = self._excess(self.clip_norm, rows)  # type: ignore[attr-defined]
         self.adamw.step()
         for parameter in self.dense:
             parameter.grad = None
         if rows is not None and self.table.grad is not None:
             self.table.grad.index_fill_(0, rows, 0)
 
-    def _clip(self, most: float, rows: Tensor | None) -> None:
+    def _excess(self, most: float, rows: Tensor | None) -> Tensor | None:
+        """By what the gradients must be divided, so that their norm is at most `most`; None if it is."""
         grads = [p.grad for p in self.dense if p.grad is not None]
         touched = [self.table.grad[rows]] if rows is not None and self.table.grad is not None else []
         norms = torch._foreach_norm([*grads, *touched])
-        scale = (most / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(grads, scale)
-        if rows is not None and self.table.grad is not None:
-            self.table.grad.index_copy_(0, rows, touched[0] * scale)
+        excess = ((torch.linalg.vector_norm(torch.stack(norms)) + 1e-6) / most).clamp(min=1.0)
+        return None if excess.device.type == "cpu" and excess == 1 else excess  # a GPU would wait for the answer

@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 from pipeline import manifest
 from pipeline.bucket import Bucket, Cache
+from pipeline.chunks import CHUNK_ROWS, chunk_bytes
 from pipeline.errors import LeafError
 from pipeline.files import TEMPORARY
 from pipeline.manifest import MAX_DOCUMENT_BYTES, Manifest
-from pipeline.shard import CHUNK_ROWS, Array, file_sizes, open_array, rows_path, sha256
+from pipeline.shard import Array, file_sizes, open_array, rows_path, sha256
 from pipeline.store import Store
 
 AHEAD = 4  # shards on their way at once
@@ -133,7 +134,7 @@ class RemoteStore(Store):
     def _layout(self) -> tuple[np.dtype[Any], int]:
         """Type of the stored numbers, and bytes of a chunk with its crc32c."""
         dtype = np.dtype(self.meta.dtype).newbyteorder("<")
-        return dtype, CHUNK_ROWS * self.meta.dim * dtype.itemsize + 4
+        return dtype, chunk_bytes((self.meta.dim,), dtype)
 
     def _remember(self, i: int) -> None:
         """Digests of the chunks of a file that has just been checked. The writer lays chunks one after another."""
@@ -143,8 +144,7 @@ class RemoteStore(Store):
         with (self.path / self._large(i)).open("rb") as file:
             count = -(-self.shards[i].rows // CHUNK_ROWS)
             self._chunks[i] = [hashlib.blake2b(file.read(size), digest_size=16).digest() for _ in range(count)]
-            index = np.frombuffer(file.read(16 * count), "<u8").reshape(count, 2)
-        if (index[:, 0] != np.arange(count) * size).any() or (index[:, 1] != size).any():
+        if self._arrays(i)[0].offsets != tuple(range(0, count * size, size)):
             del self._chunks[i]  # another order: such a shard is always fetched whole
 
     def _read_chunks(self, i: int, low: int, high: int) -> Array:
@@ -166,7 +166,7 @@ class RemoteStore(Store):
 
     def _scales(self, i: int) -> Array:
         info = self.shards[i]
-        return np.asarray(open_array(self.path, info, self.meta, f"{info.name}_scale")[:])
+        return open_array(self.path, info, self.meta, f"{info.name}_scale").read(0, info.rows)
 
 
 def open_remote(url: str) -> RemoteStore:

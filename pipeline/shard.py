@@ -21,19 +21,17 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from pipeline.chunks import CHUNK_ROWS, Chunks, chunk_bytes, index_bytes
 from pipeline.errors import LeafError
 from pipeline.keys import KEY_BYTES
 
 Array = npt.NDArray[Any]
 
-CHUNK_ROWS = 1024  # rows that share one checksum; the unit of reading
 MAX_DIM = 65_536
 MAX_ROW_BYTES = 8192  # of a row's key, role, id, source and tokens, unpacked; more is a bomb
 DTYPES = ("float16", "float32", "int8")
 ROW_SCHEMA = pl.Schema({"key": pl.Binary, "role": pl.String, "id": pl.String, "source": pl.String, "tokens": pl.Int32})
 KEY_DTYPE = np.dtype(f"V{KEY_BYTES}")
-_CHECKSUM_BYTES = 4
-_INDEX_ENTRY_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -115,12 +113,14 @@ def file_sizes(name: str, rows: int, meta: StoreMeta) -> dict[str, int | None]:
     """Every file of the shard with its exact size where the format fixes it."""
     sizes: dict[str, int | None] = {rows_path(name): None}
     for array, (dtype, row) in arrays(name, meta).items():
-        chunks = -(-rows // CHUNK_ROWS)
-        chunk_bytes = CHUNK_ROWS * int(np.prod(row, dtype=np.int64)) * np.dtype(dtype).itemsize + _CHECKSUM_BYTES
         sizes[f"vectors.zarr/{array}/zarr.json"] = None
-        part = "/".join("0" * (1 + len(row)))
-        sizes[f"vectors.zarr/{array}/c/{part}"] = chunks * (chunk_bytes + _INDEX_ENTRY_BYTES) + _CHECKSUM_BYTES
+        data = -(-rows // CHUNK_ROWS) * chunk_bytes(row, np.dtype(dtype))
+        sizes[_data_path(array, row)] = data + index_bytes(rows)
     return sizes
+
+
+def _data_path(array: str, row: tuple[int, ...]) -> str:
+    return f"vectors.zarr/{array}/c/{'/'.join('0' * (1 + len(row)))}"
 
 
 def sha256(path: Path) -> str:
@@ -251,7 +251,7 @@ def regular_size(path: Path, what: str) -> int:
     return status.st_size
 
 
-def open_array(root: Path, info: ShardInfo, meta: StoreMeta, name: str) -> Any:
+def open_array(root: Path, info: ShardInfo, meta: StoreMeta, name: str) -> Chunks:
     """The Zarr array `name` of the shard, after its metadata have been found to be exactly what the format says."""
     dtype, row = arrays(info.name, meta)[name]
     path = root / "vectors.zarr" / name
@@ -267,7 +267,7 @@ def open_array(root: Path, info: ShardInfo, meta: StoreMeta, name: str) -> Any:
         raise LeafError(
             f"{document}: shard {info.name}: does not describe {info.rows} rows of {meta.dim} {dtype}: changed"
         )
-    return zarr.open_array(str(path), mode="r", zarr_format=3)
+    return Chunks.open(root / _data_path(name, row), info.rows, row, dtype)
 
 
 def read_rows(root: Path, info: ShardInfo) -> pl.DataFrame:

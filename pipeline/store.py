@@ -9,17 +9,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import numpy as np
 import polars as pl
 
 from pipeline import manifest
 from pipeline.checks import finite_and_zero
+from pipeline.chunks import CHUNK_ROWS, Chunks
 from pipeline.errors import LeafError
 from pipeline.manifest import GROUP, README, REPAIR, Manifest, Sources
 from pipeline.shard import (
-    CHUNK_ROWS,
     Array,
     ShardInfo,
     StoreMeta,
@@ -35,8 +35,7 @@ from pipeline.shard import (
 
 __all__ = ["Array", "ShardInfo", "Store", "StoreMeta", "key_array"]
 
-OPENED = 1024  # shards whose arrays are kept open
-READ_BYTES = 32 * 2**20  # held by one call to Zarr; larger reads are slower and hold two copies
+PASS_BYTES = 32 * 2**20  # of vectors at a time, where a whole shard is passed over
 
 
 class Store:
@@ -48,7 +47,7 @@ class Store:
         self.meta = found.meta
         self.shards = found.shards
         self.rows = sum(info.rows for info in found.shards)
-        self._opened: dict[int, list[Any]] = {}
+        self._opened: dict[int, list[Chunks]] = {}
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -70,9 +69,9 @@ class Store:
 
     @property
     def _step(self) -> int:
-        """Rows read by one call to Zarr: whole chunks of about READ_BYTES, one at least."""
+        """Rows of whole chunks of about PASS_BYTES, one at least."""
         chunk = CHUNK_ROWS * self.meta.dim * np.dtype(self.meta.dtype).itemsize
-        return CHUNK_ROWS * max(1, READ_BYTES // chunk)
+        return CHUNK_ROWS * max(1, PASS_BYTES // chunk)
 
     def _check_files(self) -> None:
         regular_size(self.path / GROUP, "group of vectors")
@@ -86,10 +85,12 @@ class Store:
             regular_size(self.path / file, "belongs to the store")
             if sha256(self.path / file) != digest:
                 raise LeafError(f"{self.path / file}: SHA-256 differs; {REPAIR}")
-        if self.manifest.sources is not None:
-            counted = count_sources(self.shard_rows_frame(i) for i in range(len(self.shards)))
-            if counted != self.manifest.sources:
-                raise LeafError(f"{self.path}: store.json counts other rows by source than there are; {REPAIR}")
+        if self.manifest.sources is not None and self.count_sources() != self.manifest.sources:
+            raise LeafError(f"{self.path}: store.json counts other rows by source than there are; {REPAIR}")
+
+    def count_sources(self) -> Sources:
+        """Rows by source and role, from the shards themselves."""
+        return sum_sources(by_source(self.shard_rows_frame(i)) for i in range(len(self.shards)))
 
     def verify(self) -> None:
         """Read everything: SHA-256 of every file, row counts, unique keys, vectors against rows, NaN, stray files.
@@ -144,39 +145,23 @@ class Store:
         """Vectors `[stop - start, dim]` of shard `i`: float16 or float32 as stored, int8 as float32.
 
         Fastest where `start` is a multiple of CHUNK_ROWS: whole chunks are read and their crc32c checked.
-        Raises LeafError where a chunk is missing or its checksum differs.
+        Raises LeafError where a chunk's checksum differs.
         """
         info = self.shards[i]
-        first, last, _ = slice(start, stop).indices(info.rows)
-        result = np.empty(
-            (max(last - first, 0), self.meta.dim), np.float16 if self.meta.dtype == "float16" else np.float32
-        )
-        codes, *scales = self._arrays(i)
-        low = first
-        while low < last:
-            high = min(low - low % CHUNK_ROWS + self._step, last)
-            out = result[low - first : high - first]
-            out[:] = self._piece(info, codes, low, high)
-            if scales:
-                out *= self._piece(info, scales[0], low, high)[:, None]
-            # A missing chunk reads as NaN; one of int8 codes, which know no NaN, as zero rows that no writer makes.
-            if np.isnan(out[:, 0]).any() or (scales and finite_and_zero(out)[1].any()):
-                raise LeafError(f"{self.path}: shard {info.name}: chunks missing in rows {low} to {high}; {REPAIR}")
-            low = high
-        return result
+        low, high, _ = slice(start, stop).indices(info.rows)
+        codes, *scales = (self._piece(info, array, low, high) for array in self._arrays(i))
+        return codes * scales[0][:, None] if scales else codes
 
     def stored(self, i: int) -> list[Array]:
         """All vectors of shard `i` in the very bits that lie there: one array, or int8 codes and their scales."""
         info = self.shards[i]
         return [self._piece(info, array, 0, info.rows) for array in self._arrays(i)]
 
-    def _arrays(self, i: int) -> list[Any]:
-        """The shard's Zarr arrays, checked and opened once: that takes half as long as to read a chunk."""
+    def _arrays(self, i: int) -> list[Chunks]:
+        """The shard's Zarr arrays, checked once: that takes as long as to read a chunk."""
         if i not in self._opened:
-            if len(self._opened) >= OPENED:
-                self._opened.clear()
+            info = self.shards[i]
             with repairable():
-                info = self.shards[i]
                 names = arrays(info.name, self.meta)
                 self._opened[i] = [open_array(self.path, info, self.meta, name) for name in names]
         return self._opened[i]
@@ -185,11 +170,11 @@ class Store:
         """The directory in which the files of shard `i` lie."""
         return self.path
 
-    def _piece(self, info: ShardInfo, array: Any, low: int, high: int) -> Array:
+    def _piece(self, info: ShardInfo, array: Chunks, low: int, high: int) -> Array:
         try:
-            return np.asarray(array[low:high])
-        except Exception as error:  # a hostile shard index makes Zarr raise anything
-            raise LeafError(f"{self.path}: shard {info.name}: rows {low} to {high}: {error!s:.120}; {REPAIR}") from None
+            return array.read(low, high)
+        except LeafError as error:
+            raise LeafError(f"{self.path}: shard {info.name}: rows {low} to {high}: {error}; {REPAIR}") from None
 
     def chunks(self, i: int, rows: int | None = None) -> Iterator[tuple[int, Array]]:
         """`(start, vectors)` over shard `i`, `rows` at a time (a multiple of CHUNK_ROWS reads each chunk once)."""
@@ -279,12 +264,16 @@ class repairable:  # noqa: N801
             raise LeafError(f"{error}; {REPAIR}") from None
 
 
-def count_sources(frames: Iterable[pl.DataFrame]) -> Sources:
-    """Rows by source and role, sorted."""
+def by_source(rows: pl.DataFrame) -> Counter[tuple[str, str]]:
+    """Rows of a shard by source and role."""
+    return Counter({(source, role): n for source, role, n in rows.group_by("source", "role").len().iter_rows()})
+
+
+def sum_sources(shards: Iterable[Counter[tuple[str, str]]]) -> Sources:
+    """Rows of a store by source and role, sorted, from what `by_source` gave for each shard."""
     counts: Counter[tuple[str, str]] = Counter()
-    for frame in frames:
-        for source, role, rows in frame.group_by("source", "role").len().iter_rows():
-            counts[source, role] += rows
+    for counted in shards:
+        counts.update(counted)
     found: Sources = {}
     for source, role in sorted(counts):
         found.setdefault(source, {})[role] = counts[source, role]

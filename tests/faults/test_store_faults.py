@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import manifest, shard
+from pipeline.chunks import crc32c
 from pipeline.errors import LeafError
 from pipeline.pool import Pool
 from pipeline.store import Store
@@ -179,13 +180,36 @@ def test_a_truncated_file_is_named_before_any_data_is_read(store: Path, pattern:
     assert str(file.parent if file.suffix != ".json" else file) in str(caught.value) or file.stem in str(caught.value)
 
 
-def test_a_missing_chunk_never_reads_as_data(store: Path) -> None:
-    for dtype in ("float16", "int8"):
-        target = store.parent / dtype
-        opened = publish(target, (10,), dtype)
-        (opened.path / f"vectors.zarr/{opened.shards[0].name}/c/0/0").unlink()
-        with pytest.raises(LeafError, match="chunks missing in rows 0 to 10"):
-            opened.read(0)
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_missing_chunk_never_reads_as_data(tmp_path: Path, dtype: str) -> None:
+    opened = publish(tmp_path, (2048,), dtype)
+    file = opened.path / f"vectors.zarr/{opened.shards[0].name}/c/0/0"
+    raw = file.read_bytes()
+    index = np.frombuffer(raw[-36:-4], "<u8").reshape(2, 2)
+    for entry, message in (
+        ((2**64 - 1, 2**64 - 1), "the chunk of rows from 1024 on is missing"),
+        ((len(raw), index[1, 1]), "the chunk of rows from 1024 on lies outside the file"),
+        ((index[1, 0], index[1, 1] - 1), "the chunk of rows from 1024 on lies outside the file"),
+        ((0, index[1, 1]), None),  # of other rows, but whole: only the SHA-256 tells
+    ):
+        forged = np.array([index[0], entry], "<u8").tobytes()
+        file.write_bytes(raw[:-36] + forged + crc32c(forged))
+        if message is None:
+            assert len(Store.open(opened.path).read(0)) == 2048
+            with pytest.raises(LeafError, match="SHA-256 differs"):
+                Store.open(opened.path).verify()
+        else:
+            with pytest.raises(LeafError, match=f"{message}.*; restore the store"):
+                Store.open(opened.path).read(0, 0, 10)
+    file.write_bytes(raw[:-36] + bytes(36))
+    with pytest.raises(LeafError, match="the checksum of its index of chunks differs"):
+        Store.open(opened.path).read(0)
+    last = Store.open(opened.path)
+    file.write_bytes(raw)
+    last.read(0)
+    file.unlink()
+    with pytest.raises(LeafError, match=r"rows 0 to 2048: .*No such file"):
+        last.read(0)
 
 
 def test_files_of_two_shards_swapped_are_found(tmp_path: Path) -> None:

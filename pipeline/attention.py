@@ -36,34 +36,33 @@ def attention(qkv: Tensor, runs: Runs, heads: int, biases: Sequence[Tensor] = ()
         dropout: share of the probabilities that is left out.
     """
     if qkv.is_cuda:
-        return masked_attention(qkv, runs, heads, biases[-1] if biases else None, dropout)
+        return fused_attention(qkv, tuple(runs), heads, biases[-1] if biases else None, dropout)
     mixed: Tensor = _Attention.apply(qkv, runs, heads, dropout, *biases)  # type: ignore[no-untyped-call]
     return mixed
 
 
-def masked_attention(qkv: Tensor, runs: Runs, heads: int, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """The same in one call over texts padded to the longest, whose `bias` is [1, heads, longest, longest].
+def fused_attention(qkv: Tensor, group: Group, heads: int, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """The same by PyTorch's fused kernel in one call, over texts padded to the longest, whose `bias` it takes.
 
-    A GPU waits for launches, not for padding: one masked call replaces a call for every length.
+    A GPU waits for launches, not for padding: one call replaces a call for every length.
     """
-    counts, lengths = torch.tensor(runs).T
-    longest, width = int(lengths[-1]), qkv.shape[1] // 3
-    there = torch.arange(longest) < torch.repeat_interleave(lengths, counts)[:, None]  # [texts, longest]
-    slots = there.flatten().nonzero().squeeze(1).to(qkv.device, non_blocking=True)
-    dense = qkv.new_zeros(there.numel(), qkv.shape[1]).index_copy(0, slots, qkv[: len(slots)])
-    q, k, v = dense.view(len(there), longest, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-    mask = torch.zeros(there.shape, dtype=qkv.dtype).masked_fill(~there, float("-inf")).to(qkv.device)[:, None, None]
-    mask = mask.expand(-1, heads, longest, -1) if bias is None else mask + bias
+    count, length, tokens = _size(group)
+    q, k, v = _padded(qkv[:tokens], group).view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    mask = bias
+    if len(group) > 1:
+        behind = _places(group, qkv.device)[1].to(qkv.dtype)[:, None, None]
+        mask = behind.expand(-1, heads, length, -1) if bias is None else behind + bias
     mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    found = mixed.transpose(1, 2).reshape(-1, width).index_select(0, slots)
-    return torch.cat([found, qkv.new_zeros(len(qkv) - len(slots), width)])
+    found = _unpadded(mixed.transpose(1, 2).reshape(count * length, -1), group)
+    return found if len(qkv) == tokens else torch.cat([found, found.new_zeros(len(qkv) - tokens, found.shape[1])])
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, runs: Runs, heads: int, dropout: float, *biases: Tensor) -> Tensor:
         out = qkv.new_zeros(len(qkv), qkv.shape[1] // 3)
-        groups = merged(runs, heads) if ctx.needs_input_grad[0] else [(run,) for run in runs]
+        # A mask and a bias for every text, of which nothing is kept, cost more than calls of their own.
+        groups = merged(runs, heads) if ctx.needs_input_grad[0] or not biases else [(run,) for run in runs]
         longest = _last_of_each(groups, biases)
         saved: list[tuple[Tensor | None, ...]] = []
         start = 0
@@ -80,9 +79,7 @@ class _Attention(torch.autograd.Function):
                 out[start:stop] = _unpadded(mixed, group)
                 saved.append((three, probabilities, kept))
             else:
-                q, k, v = block.view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-                mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-                out[start:stop] = mixed.transpose(1, 2).reshape(stop - start, -1)
+                out[start:stop] = fused_attention(block, group, heads, bias)
                 saved.append((block, None, None))
             start = stop
         ctx.save_for_backward(*longest, *chain.from_iterable(saved))
@@ -142,11 +139,12 @@ def _size(group: Group) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=64)
-def _places(group: Group) -> tuple[Tensor, Tensor]:
+def _places(group: Group, device: torch.device) -> tuple[Tensor, Tensor]:
     """Where each token stands among texts padded to the longest, [tokens]; and there, -inf behind a text's end."""
     counts, lengths = torch.tensor(group).T
     there = torch.arange(group[-1][1]) < torch.repeat_interleave(lengths, counts)[:, None]  # [texts, longest]
-    return there.flatten().nonzero().squeeze(1), torch.zeros(there.shape).masked_fill_(~there, float("-inf"))
+    places, mask = there.flatten().nonzero().squeeze(1), torch.zeros(there.shape).masked_fill_(~there, float("-inf"))
+    return places.to(device, non_blocking=True), mask.to(device, non_blocking=True)
 
 
 def _padded(block: Tensor, group: Group) -> Tensor:
@@ -154,12 +152,12 @@ def _padded(block: Tensor, group: Group) -> Tensor:
     if len(group) == 1:
         return block
     count, length, _ = _size(group)
-    return block.new_zeros(count * length, block.shape[1]).index_copy_(0, _places(group)[0], block)
+    return block.new_zeros(count * length, block.shape[1]).index_copy(0, _places(group, block.device)[0], block)
 
 
 def _unpadded(dense: Tensor, group: Group) -> Tensor:
     """The reverse of `_padded`."""
-    return dense if len(group) == 1 else dense.index_select(0, _places(group)[0])
+    return dense if len(group) == 1 else dense.index_select(0, _places(group, dense.device)[0])
 
 
 def _kept(probabilities: Tensor, dropout: float) -> Tensor | None:
@@ -190,7 +188,7 @@ def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None, group: Group) -> T
     if bias is not None:
         by_text += bias
     if len(group) > 1:
-        by_text += _places(group)[1].to(scores.dtype)[:, None, None]
+        by_text += _places(group, scores.device)[1].to(scores.dtype)[:, None, None]
     return torch.softmax(scores, 2)
 
 

@@ -203,18 +203,23 @@ def mean_pooled(backbone: nn.Module, batch: Batch, dtype: torch.dtype = torch.fl
 
 
 class _Operation(Protocol):
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor: ...
 
 
 class _FusedLinear:
-    """oneDNN matrix product with bias and, optionally, GELU in the same pass; the weight is laid out once."""
+    """oneDNN matrix product with bias and GELU or a residual in the same pass; the weight is laid out once."""
 
     def __init__(self, weight: Tensor, bias: Tensor, gelu: bool, rows: int) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
         self.bias, self.activation = bias, "gelu" if gelu else "none"
 
-    def __call__(self, x: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], "none")
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        linear = torch.ops.mkldnn._linear_pointwise
+        product: Tensor = (
+            linear(x, self.weight, self.bias, self.activation, [], "none")
+            if residual is None
+            else linear.binary(x, residual, self.weight, self.bias, "add")
+        )
         return product
 
 
@@ -222,8 +227,10 @@ class _PlainLinear:
     def __init__(self, weight: Tensor, bias: Tensor, gelu: bool) -> None:
         self.weight, self.bias, self.gelu = weight, bias, gelu
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         product = functional.linear(x, self.weight, self.bias)
+        if residual is not None:
+            product += residual
         return functional.gelu(product) if self.gelu else product
 
 
@@ -291,10 +298,8 @@ class Encoder:
         biases, width = self._biases(batch), (hidden.shape[1],)
         for block in self._blocks:
             mixed = attention(block.qkv(hidden), batch.runs, self.config.num_attention_heads, biases)
-            hidden = functional.layer_norm(
-                block.output(mixed).add_(hidden), width, *block.attention_norm, eps=self._epsilon
-            )
-            hidden = functional.layer_norm(
-                block.down(block.up(hidden)).add_(hidden), width, *block.norm, eps=self._epsilon
-            )
+            summed = block.output(mixed, hidden)
+            hidden = functional.layer_norm(summed, width, *block.attention_norm, eps=self._epsilon)
+            summed = block.down(block.up(hidden), hidden)
+            hidden = functional.layer_norm(summed, width, *block.norm, eps=self._epsilon)
         return _pool(hidden, batch, self.pooling)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel
 
-from pipeline.attention import attention, masked_attention
+from pipeline.attention import attention, fused_attention
 from pipeline.errors import LeafError
 from pipeline.packed import Encoder, mean_pooled, pack, split
 from tests.conftest import make_model
@@ -106,7 +106,7 @@ def test_attention_and_its_gradients_equal_pytorchs_own(biased: bool) -> None:
     for mixed in (
         plain_attention(qkv, runs, biases),
         attention(qkv, runs, 4, biases),
-        masked_attention(qkv, runs, 4, biases[-1] if biases else None),
+        fused_attention(qkv, runs, 4, biases[-1] if biases else None),
     ):
         wanted = [qkv, whole] if biased else [qkv]
         results.append([mixed.detach(), *torch.autograd.grad((mixed * outward).sum(), wanted, retain_graph=True)])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.onnx_export import Graph
 from pipeline.packed import by_budget
 from pipeline.teacher import Teacher
 
@@ -23,19 +24,13 @@ class Settings(NamedTuple):
     attention: str
 
 
-class _Graph(nn.Module):
-    """`input_ids`, `attention_mask` [texts, tokens] int64 -> normalised mean-pooled vectors [texts, dim] float32."""
-
-    def __init__(self, backbone: Any) -> None:
+class _Normalised(nn.Module):
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        mask = attention_mask.to(torch.float32)
-        # Made here: the library's own function branches on shapes, which tracing would fix.
-        hidden_by = (1 - mask)[:, None, None, :] * torch.finfo(torch.float32).min
-        states = self.backbone(input_ids=input_ids, attention_mask=hidden_by).last_hidden_state
-        return functional.normalize((states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True), dim=1)
+    def finish(self, features: Tensor) -> Tensor:
+        return functional.normalize(features, dim=1)
 
 
 class OpenVino:
@@ -50,7 +45,7 @@ class OpenVino:
         example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            model = openvino.convert_model(_Graph(backbone), example_input=example)
+            model = openvino.convert_model(Graph(_Normalised(backbone)), example_input=example)
         for entry in model.inputs:
             entry.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
         model.validate_nodes_and_infer_types()

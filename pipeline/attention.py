@@ -4,8 +4,8 @@ PyTorch's two ways on a CPU both cost fitting dear: its fused kernel has a slow 
 formula keeps several [texts, heads, length, length] tensors a layer until the backward pass. Here the probabilities
 of short texts are kept, once; those of long ones come from the fused kernel and are computed again when needed.
 
-For a backward pass texts of different lengths share a call where padding costs less than another dozen of small
-operations: batches of 32 have a length for almost every long text.
+Texts of neighbouring lengths share a call where padding costs less than another dozen of small operations: batches of
+32 have a length for almost every long text.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,6 @@
 """State of a run on disk, so that a killed one continues: one safetensors file, replaced atomically. No pickle."""
 
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +22,6 @@ class Checkpoint:
 
     tensors: dict[str, Tensor]
     progress: dict[str, Any]
-
-
-@contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`; LeafError if another process holds it. The system frees it when a process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LeafError(f"{what}: another run is under way (it holds {path}); wait for it or end it") from None
-        yield
 
 
 def capture(model: nn.Module, optimiser: torch.optim.Optimizer, progress: dict[str, Any]) -> Checkpoint:

@@ -4,8 +4,6 @@ Memory is bounded by the size of a batch and of a partition (about a 256th of th
 size; near-duplicate removal alone needs more (`pipeline.near`).
 """
 
-import fcntl
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,6 +18,7 @@ from tqdm import tqdm
 
 from pipeline import sources
 from pipeline.errors import LeafError
+from pipeline.files import locked
 from pipeline.keys import keys
 from pipeline.near import NearDuplicates
 from pipeline.params import CorpusParams, SourceParams
@@ -231,12 +230,7 @@ def building(out: Path) -> Iterator[Path]:
     directory = out.parent / f".{out.name}.building"
     out.parent.mkdir(parents=True, exist_ok=True)
     directory.mkdir(exist_ok=True)
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LeafError(f"{out}: another run is building this corpus; wait for it, or end it") from None
+    with locked(directory, f"{out}: building the corpus"):
         for leftover in directory.iterdir():
             shutil.rmtree(leftover)
         try:
@@ -246,5 +240,3 @@ def building(out: Path) -> Iterator[Path]:
             (directory / "result").rename(out)
         finally:
             shutil.rmtree(directory)
-    finally:
-        os.close(handle)

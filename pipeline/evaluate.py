@@ -29,7 +29,6 @@ __all__ = ["MODES", "Both", "Evaluation", "evaluate", "neighbours", "pairs", "po
 Array = np.ndarray
 NEIGHBOURS = 10
 BLOCK_ROWS = 4096  # texts the student is given at once; the progress bar moves as often
-DIGITS = 6  # of the figures; what follows differs between machines
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def evaluate(
             figures[kind] = {name: measure(file, outside, params) for name, file in files.items()}
     cosines = {role: metrics.cosines(both.student, both.teacher) for role, both in by_role.items()}
     return Evaluation(
-        _rounded(figures), cosines, examples.project(held, vectors, params), examples.moved(datasets, params)
+        metrics.rounded(figures), cosines, examples.project(held, vectors, params), examples.moved(datasets, params)
     )
 
 
@@ -278,11 +277,3 @@ def _sample(both: Both, params: EvaluateParams) -> Both:
         return both
     rows = np.random.default_rng(params.seed).choice(len(both), params.neighbours_rows, replace=False)
     return both[np.sort(rows)]
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _rounded(one) for name, one in value.items()}
-    if isinstance(value, tuple):
-        return [_rounded(one) for one in value]
-    return round(value, DIGITS) if isinstance(value, float) else value

@@ -21,7 +21,6 @@ from pipeline.teacher import load_sentence_transformer, resolve_model
 
 LOWEST_COSINE = 0.9999  # of a float32 graph to PyTorch; below that the export is wrong
 LOWEST_STORED = 0.999  # of the teacher inside to the store's vectors, which bfloat16 and float16 have rounded
-DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def export(
     (out.cards / "student.md").write_text(
         export_cards.student_card(card, origin, sections.teacher.model), encoding="utf-8"
     )
-    rounded: dict[str, Any] = _rounded(figures)
+    rounded: dict[str, Any] = metrics.rounded(figures)
     return rounded
 
 
@@ -157,11 +156,3 @@ def _onnx_card(figures: dict[str, Any], origin: Origin, student: Student) -> str
         lost = [f"{one['loss']:.2%}"] if one.get("loss") is not None else ["not measured"]
         rows.append([f"`{file}`", precision, f"{one['bytes'] / 1e6:.0f}", f"{one['cosine']['lowest']:.4f}", *lost])
     return export_cards.onnx_card(origin, student.dim, student.max_length, rows)
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _rounded(one) for name, one in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_rounded(one) for one in value]
-    return round(float(value), DIGITS) if isinstance(value, float) else value

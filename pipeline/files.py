@@ -20,18 +20,28 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _EXCHANGE = -100, 2  # of renameat2(2)
 
 
-def locked(file: Path) -> int:
-    """Take the lock in `file` or raise a LeafError that names the process that has it; returns the handle to close."""
-    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock on a file, which is made if absent, or on a directory. The kernel frees a dead process's lock.
+
+    Raises:
+        LeafError: another process holds it; says what is under way and, of a file, in which process.
+    """
+    whole = path.is_dir()
+    handle = os.open(path, os.O_CLOEXEC | (os.O_RDONLY if whole else os.O_RDWR | os.O_CREAT), 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = "" if whole else os.pread(handle, 32, 0).decode(errors="replace").strip()
+            process = f" (process {holder})" if holder else ""
+            raise LeafError(f"{what}: another run is under way{process}; wait for it or end it") from None
+        if not whole:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
         os.close(handle)
-        raise LeafError(f"{file.parent}: a run is under way (process {holder}); wait for it or end it") from None
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-    return handle
 
 
 def sweep(directory: Path, prefix: str) -> None:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from pipeline import checkpoint, ridge
 from pipeline.card import write_card
 from pipeline.errors import LeafError
+from pipeline.files import locked
 from pipeline.loader import Example, Loader, Position
 from pipeline.machine import bf16_is_fast, keep_pages
 from pipeline.packed import by_budget, pack, split
@@ -86,9 +87,10 @@ def fit(corpus: Path, embeddings: Path, params: FitParams, out: Path, work: Path
     }
     directory = work / _run_name(params, digests)
     place = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+    work.mkdir(parents=True, exist_ok=True)
     with (
-        checkpoint.locked(work / f"{place}.lock", str(out)),
-        checkpoint.locked(work / f"{directory.name}.lock", "fit with these parameters"),
+        locked(work / f"{place}.lock", str(out)),
+        locked(work / f"{directory.name}.lock", "fit with these parameters"),
     ):
         store.verify()
         run = Run(corpus, store, params, digests["corpus"], work)

@@ -4,6 +4,7 @@ Similarity is the cosine everywhere, in float32, whatever lengths the vectors ha
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytrec_eval
@@ -14,6 +15,7 @@ Array = np.ndarray
 QUANTILES = (5, 25, 50, 75, 95)
 DEPTH = 100  # documents ranked for a query; recall@100 needs as many
 MEASURES = ("ndcg@10", "recall@100", "mrr@10")
+DIGITS = 6  # of figures in a file; what follows differs between machines
 COVERAGE = 0.95  # of a bootstrap interval
 QUERY_ROWS, DOCUMENT_ROWS = 1024, 16_384  # one block of similarities: 64 MiB
 RESAMPLED = 4_000_000  # query counts drawn at once by the bootstrap, 32 MB
@@ -130,3 +132,12 @@ def interval(samples: Array) -> tuple[float, float] | None:
         return None
     low, high = np.quantile(samples, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return float(low), float(high)
+
+
+def rounded(value: Any) -> Any:
+    """Figures as they go into a file: every float, however deep, to DIGITS, and arrays and tuples as lists."""
+    if isinstance(value, dict):
+        return {name: rounded(one) for name, one in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [rounded(one) for one in value]
+    return round(float(value), DIGITS) if isinstance(value, float) else value

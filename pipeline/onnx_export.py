@@ -20,19 +20,21 @@ OPSET = 18
 EXAMPLE_SHAPE = (2, 8)  # texts, tokens: what is traced; both are free in the graph
 
 
-class _Graph(nn.Module):
+class Graph(nn.Module):
     """`input_ids`, `attention_mask` [texts, tokens] int64 -> vectors [texts, dim] float32."""
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        """`model` has a `backbone` and what is done with its mean hidden states, `finish`: a Student has."""
         super().__init__()
-        self.student = student
+        self.model: Any = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Additive 4-D mask, made here: the libraries' own mask functions branch on shapes, which tracing would fix."""
         mask = attention_mask.to(torch.float32)
         hidden_by = (1 - mask)[:, None, None, :] * torch.finfo(torch.float32).min
-        states = self.student.backbone(input_ids=input_ids, attention_mask=hidden_by).last_hidden_state
-        return self.student.finish((states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True))
+        states = self.model.backbone(input_ids=input_ids, attention_mask=hidden_by).last_hidden_state
+        vectors: Tensor = self.model.finish((states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True))
+        return vectors
 
 
 def export_onnx(student: Student, out: Path, card: str | None = None) -> None:
@@ -59,8 +61,8 @@ def export_onnx(student: Student, out: Path, card: str | None = None) -> None:
 
 def _trace(student: Student, file: Path) -> None:
     """By TorchScript: the exporter through `torch.export` takes four times as long and two more packages."""
-    graph = _Graph(copy.deepcopy(student)).float().cpu().eval()
-    backbone: Any = graph.student.backbone
+    graph = Graph(copy.deepcopy(student)).float().cpu().eval()
+    backbone: Any = graph.model.backbone
     backbone.set_attn_implementation("eager")
     inputs = tuple(torch.ones(EXAMPLE_SHAPE, dtype=torch.int64) for _ in range(2))
     free = {0: "texts", 1: "tokens"}

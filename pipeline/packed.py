@@ -1,8 +1,8 @@
 """Transformer forward passes without padding.
 
 The texts of a batch are laid end to end, sorted by length. Everything that works on single tokens (projections,
-feed-forward, normalisation) runs once over all of them; attention runs once per group of equal length, where the
-texts form an ordinary dense `[count, length]` block and need no mask. No operation is spent on padding.
+feed-forward, normalisation) runs once over all of them, and no operation is spent on padding. Attention runs in
+groups of equal or neighbouring lengths (`pipeline.attention`).
 
 Two forms of the same computation: `mean_pooled` uses a transformers model's own parameters, so that gradients reach
 them (stage two); `Encoder` holds copies laid out for inference (stage one). Families: BERT and MPNet.

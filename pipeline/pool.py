@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace as changed
 from pathlib import Path
 from types import TracebackType
@@ -70,9 +71,10 @@ class Pool:
         self.path = root / f"{meta.fingerprint[:16]}-{meta.dtype}"
         self._shards: dict[str, tuple[ShardInfo, Array]] = {}
         self._runs: list[Array] = []
+        self._lock = ExitStack()
         with disk(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = locked(self.path / "lock")
+            self._lock.enter_context(locked(self.path / "lock", str(self.path)))
             try:
                 sweep(self.path, TEMPORARY)
                 self.refused = Refused(self.path / "refused.jsonl")
@@ -90,9 +92,7 @@ class Pool:
 
     def close(self) -> None:
         """Release the lock; a second call does nothing."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.close()
 
     @property
     def shards(self) -> tuple[ShardInfo, ...]:

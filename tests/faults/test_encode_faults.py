@@ -87,7 +87,7 @@ def test_a_second_run_is_told_that_one_is_under_way(
         second = start(tmp_path)
         _, errors = second.communicate(timeout=120)
     assert second.returncode == 1
-    assert f"a run is under way (process {os.getpid()})" in errors
+    assert f"another run is under way (process {os.getpid()})" in errors
     assert "Traceback" not in errors
 
 

@@ -107,7 +107,7 @@ def test_a_second_writer_is_refused_with_the_process_that_holds_the_lock(tmp_pat
             [sys.executable, "-c", command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert second.returncode != 0
-        assert f"a run is under way (process {os.getpid()})" in second.stderr
+        assert f"another run is under way (process {os.getpid()})" in second.stderr
         pool.write(rows(0, 3), vectors(0, 3))
     assert subprocess.run([sys.executable, "-c", command, str(tmp_path)], cwd=ROOT, check=False).returncode == 0
 

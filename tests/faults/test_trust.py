@@ -181,7 +181,7 @@ while done < 6:
             pool.publish(root / "store", pool.keys())
         done += 1
     except Exception as error:
-        if "a run is under way" not in str(error):
+        if "another run is under way" not in str(error):
             raise
 """
 READER = """

@@ -32,7 +32,7 @@ BUDGET = EncodeParams().token_budget
 LIBRARY = "sentence-transformers"
 TARGETS = {f"{LIBRARY} float32": 4.0, f"{LIBRARY} bfloat16": 1.6, "OpenVINO bfloat16": 1.05}
 PRODUCTS = ((8192, 768, 3072), (8192, 3072, 768), (4096, 4096, 4096))  # rows, inner, columns
-SIZES = {"all-MiniLM-L6-v2": (2400, None), "all-mpnet-base-v2": (400, 0.65)}  # texts; target share of the products
+SIZES = {"all-MiniLM-L6-v2": (1800, None), "all-mpnet-base-v2": (400, 0.65)}  # texts; target share of the products
 
 
 @click.command()

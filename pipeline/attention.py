@@ -139,6 +139,7 @@ def _size(group: Group) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # else what an encoder made first could not serve a backward pass later
 def _places(group: Group, device: torch.device) -> tuple[Tensor, Tensor]:
     """Where each token stands among texts padded to the longest, [tokens]; and there, -inf behind a text's end."""
     counts, lengths = torch.tensor(group).T

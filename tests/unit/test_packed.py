@@ -115,6 +115,17 @@ def test_attention_and_its_gradients_equal_pytorchs_own(biased: bool) -> None:
             assert torch.allclose(ours, expected, atol=1e-5)
 
 
+def test_what_was_prepared_for_encoding_serves_a_backward_pass() -> None:
+    runs = ((2, 3), (1, 5))
+    qkv = torch.randn(11, 48, requires_grad=True)
+    with torch.inference_mode():
+        before = fused_attention(qkv.detach(), runs, 4, None)
+    after = fused_attention(qkv, runs, 4, None)
+    after.sum().backward()
+    assert torch.equal(before, after.detach())
+    assert qkv.grad is not None and qkv.grad.any()
+
+
 def test_dropout_of_attention_keeps_the_mean_and_its_gradient_is_that_of_what_was_kept() -> None:
     torch.manual_seed(0)
     qkv = torch.randn(6, 48, dtype=torch.float64, requires_grad=True)

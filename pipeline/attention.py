@@ -22,7 +22,7 @@ Group = tuple[tuple[int, int], ...]
 KEPT = 1 << 23
 """Most probabilities of one group of texts that are kept for the backward pass, so that memory stays bounded."""
 GROUP_COST = 50_000
-"""What a group costs whatever its size, in scores of one head: 2.5 ms a layer, at 49 ns for a score of 12 heads."""
+"""What a group costs whatever its size, in scores of one head. A rough figure: a group more or less is hard to see."""
 
 
 def attention(qkv: Tensor, runs: Runs, heads: int, biases: Sequence[Tensor] = (), dropout: float = 0.0) -> Tensor:

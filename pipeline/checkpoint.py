@@ -24,9 +24,15 @@ class Checkpoint:
     progress: dict[str, Any]
 
 
-def capture(model: nn.Module, optimiser: torch.optim.Optimizer, progress: dict[str, Any]) -> Checkpoint:
-    """The state of a run between two steps. The tensors are the live ones: save before the next step."""
+def capture(
+    model: nn.Module, optimiser: torch.optim.Optimizer, progress: dict[str, Any], begun: dict[str, Tensor]
+) -> Checkpoint:
+    """The state of a run between two steps. The tensors are the live ones: save before the next step.
+
+    `begun` are the weights before the first step, if they are still wanted.
+    """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"begun.{name}": value for name, value in begun.items()}
     for number, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
     tensors["random.cpu"] = torch.get_rng_state()
@@ -47,6 +53,11 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Opt
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
+
+
+def begun(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights before the first step that `capture` was given."""
+    return _under(checkpoint.tensors, "begun.")
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

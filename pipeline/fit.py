@@ -1,5 +1,6 @@
 """Stage two: fit the student to the stored vectors by regression. The teacher is not loaded."""
 
+import copy
 import hashlib
 import json
 import shutil
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from pipeline import checkpoint, ridge
+from pipeline import checkpoint, head
 from pipeline.card import write_card
 from pipeline.errors import LeafError
 from pipeline.files import locked
@@ -26,7 +27,7 @@ from pipeline.params import FitParams
 from pipeline.prefetch import prefetch
 from pipeline.regression import LOSSES, Update, learning_rate, total_steps
 from pipeline.store import Store
-from pipeline.student import TOKEN_BUDGET, build
+from pipeline.student import TOKEN_BUDGET, Student, build
 from pipeline.teacher import resolve_model, weights_sha256
 from pipeline.tokens import corpus_digest, tokenize
 
@@ -126,6 +127,7 @@ class Run:
         # Losses are added up on the device: reading each would make a GPU wait for the host at every step.
         self.window = torch.zeros((), dtype=torch.float64, device=self.device)
         self.loss = LOSSES[params.loss]
+        self.begun: dict[str, Tensor] = {}  # the weights before the first step, where they have a share in those saved
 
     def train(self, directory: Path, out: Path) -> Result:
         """Run all steps that are still to do, then save the student."""
@@ -133,14 +135,18 @@ class Run:
         if state is None:
             self._start()
             if 0 in self.params.snapshots:
-                self._save(_snapshot(out, 0))
+                self._save(self._averaged(), _snapshot(out, 0))
             self._checkpoint(directory)
         else:
             checkpoint.restore(state, self.student, self.update.adamw)
+            self.begun = checkpoint.begun(state)
             self.progress = Progress.parse(state.progress)
             self.window.fill_(self.progress.window_loss)
         self._steps(directory, out)
-        self._save(out)
+        student = self._averaged()
+        if self.begun:
+            self.progress.end = self._validate(student)
+        self._save(student, out)
         return Result(self.metrics(), self.progress.curve)
 
     def metrics(self) -> dict[str, Any]:
@@ -162,8 +168,9 @@ class Run:
         }
 
     def _start(self) -> None:
-        """The head from the ridge solution, on pooled features without dropout."""
-        rows, targets = self.loader.sample(self.params.student.ridge_rows)
+        """The head in closed form, on pooled features without dropout."""
+        settings = self.params.student
+        rows, targets = self.loader.sample(settings.head_rows)
         lengths = self.loader.tokens.lengths(self.loader.items.text[rows])
         self.student.eval()
 
@@ -173,8 +180,13 @@ class Run:
                     features = self.student.features(self.loader.pack(rows[chosen]).to(self.device), self.precision)
                 yield features, torch.from_numpy(targets[chosen])
 
-        ridge.solve(pairs(), self.student.head, self.params.student.ridge)
-        self.progress.start = self._validate()
+        if settings.head == "rotation":
+            head.rotation(pairs(), self.student.head)
+        else:
+            head.ridge(pairs(), self.student.head, settings.ridge)
+        if self.params.start_share:
+            self.begun = {name: value.clone() for name, value in self.student.state_dict().items()}
+        self.progress.start = self._validate(self.student)
         torch.manual_seed(self.params.seed)
 
     def _steps(self, directory: Path, out: Path) -> None:
@@ -197,7 +209,7 @@ class Run:
             if progress.step % params.validate_every == 0 or progress.step == self.total:
                 self._record_validation()
             if progress.step in params.snapshots:
-                self._save(_snapshot(out, progress.step))
+                self._save(self._averaged(), _snapshot(out, progress.step))
             progress.total += time.perf_counter() - began
             if progress.step % params.checkpoint_every == 0 or progress.step == self.total:
                 self._checkpoint(directory)
@@ -240,22 +252,22 @@ class Run:
         return f"loss {loss:.4f}, {rate:.0f} texts/s"
 
     def _record_validation(self) -> None:
-        self.progress.end = self._validate()
+        self.progress.end = self._validate(self.student)
         if self.progress.end:
             self.progress.curve.append((self.progress.step, "validation", round(self.progress.end["loss"], 6)))
 
     @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
-        """Loss and mean cosine on held-out texts; empty if there are none."""
+    def _validate(self, student: Student) -> dict[str, float]:
+        """Loss and mean cosine of `student` on held-out texts; empty if there are none."""
         token_ids, targets = self.validation
         if not token_ids:
             return {}
-        self.student.eval()
+        student.eval()
         lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
         loss = cosine = 0.0
         for rows in by_budget(lengths, TOKEN_BUDGET):
             wanted = torch.from_numpy(targets[rows]).to(self.device)
-            vectors = self.student(pack([token_ids[row] for row in rows]).to(self.device), self.precision)
+            vectors = student(pack([token_ids[row] for row in rows]).to(self.device), self.precision)
             loss += float(self.loss(vectors, wanted)) * len(rows)
             cosine += float(functional.cosine_similarity(vectors, wanted).sum())
         return {"loss": loss / len(token_ids), "cosine": cosine / len(token_ids)}
@@ -264,11 +276,20 @@ class Run:
         self.progress.window_loss = float(self.window)
         if not np.isfinite(self.progress.window_loss):
             return  # the window's end will say so; the checkpoint before is still good
-        checkpoint.save(checkpoint.capture(self.student, self.update.adamw, asdict(self.progress)), directory)
+        state = checkpoint.capture(self.student, self.update.adamw, asdict(self.progress), self.begun)
+        checkpoint.save(state, directory)
 
-    def _save(self, path: Path) -> None:
-        card = write_card(self.store.meta, self.corpus, self.params, self.metrics(), self.student)
-        self.student.save(path, card)
+    def _averaged(self) -> Student:
+        """The student to be saved: the one being trained or, with `start_share`, its average with where it began."""
+        if not self.begun:
+            return self.student
+        share, found = self.params.start_share, copy.deepcopy(self.student)
+        now = self.student.state_dict()
+        found.load_state_dict({name: torch.lerp(now[name], start, share) for name, start in self.begun.items()})
+        return found
+
+    def _save(self, student: Student, path: Path) -> None:
+        student.save(path, write_card(self.store.meta, self.corpus, self.params, self.metrics(), student))
 
 
 def _snapshot(out: Path, step: int) -> Path:

@@ -218,7 +218,7 @@ class Loader:
         return pack([self.tokens[text] for text in self.items.text[rows]])
 
     def sample(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Up to `rows` training items drawn by the seed from one buffer, and their vectors: for the ridge solution."""
+        """Up to `rows` training items drawn by the seed from one buffer, and their vectors: for the head's start."""
         members = next(self.buffers(0))
         chosen = np.random.default_rng([self.seed, 1 << 31]).permutation(members)[:rows]
         return chosen, read_vectors(self.store, self.items.take(chosen)).astype(np.float32)

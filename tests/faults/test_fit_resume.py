@@ -51,7 +51,7 @@ def test_a_fit_killed_again_and_again_ends_with_the_weights_of_one_never_killed(
     encoded: Path, write_params: Callable[..., Path], stage: Stage
 ) -> None:
     epochs = {"epochs_per_cycle": 4, "checkpoint_every": 4, "validate_every": 40, "buffer_rows": 64}
-    write_params(fit={**epochs, "dropout": 0.1, "snapshots": [0, 5]})
+    write_params(fit={**epochs, "dropout": 0.1, "snapshots": [0, 5], "start_share": 0.25})
     whole = stage("fit", *arguments("whole"))
     assert whole.returncode == 0, whole.stderr
 
@@ -82,6 +82,28 @@ def test_a_fit_killed_again_and_again_ends_with_the_weights_of_one_never_killed(
     assert (encoded / "whole/student/README.md").read_text() == (encoded / "torn/student/README.md").read_text()
     assert pl.read_csv(encoded / "whole/curve.csv").equals(pl.read_csv(encoded / "torn/curve.csv"))
     assert not list((encoded / "torn" / "work").glob("*/state*"))
+
+
+def test_the_start_has_its_share_in_the_saved_weights(
+    encoded: Path, write_params: Callable[..., Path], stage: Stage
+) -> None:
+    saved = ("snapshots/step-0", "snapshots/step-5", "student")
+
+    def fitted(share: float) -> dict[str, dict[str, torch.Tensor]]:
+        write_params(fit={"snapshots": [0, 5], "start_share": share})
+        done = stage("fit", *arguments(f"share-{share}"))
+        assert done.returncode == 0, done.stderr
+        folder = encoded / f"share-{share}"
+        return {path: load_file(folder / path / WEIGHTS[0]) for path in saved}
+
+    alone, shared = fitted(0.0), fitted(0.25)
+    start = alone["snapshots/step-0"]
+    for path, tensors in shared.items():
+        for name, value in tensors.items():
+            torch.testing.assert_close(value, 0.25 * start[name] + 0.75 * alone[path][name], msg=f"{path} {name}")
+    assert any(not torch.equal(value, start[name]) for name, value in shared["student"].items())
+    losses = [json.loads((encoded / f"share-{share}/fit.json").read_text())["validation"] for share in (0.0, 0.25)]
+    assert losses[0] != losses[1]  # what is measured is what is saved
 
 
 def test_a_fit_improves_on_its_start_and_says_what_it_measured(encoded: Path, stage: Stage) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from pipeline import ridge
+from pipeline import head as heads
 from pipeline.errors import LeafError
 from pipeline.packed import pack
 from pipeline.params import FitParams, StudentParams
@@ -111,19 +111,38 @@ def test_the_ridge_solution_is_that_of_the_textbook(bias: bool) -> None:
     x, y = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)), torch.randn(200, 3)
     y = x @ torch.randn(5, 3) + 0.1 * y + 2 * bias
     head = torch.nn.Linear(5, 3, bias=bias)
-    ridge.solve([(x[:70], y[:70]), (x[70:], y[70:])], head, 0.0)
+    heads.ridge([(x[:70], y[:70]), (x[70:], y[70:])], head, 0.0)
     columns = torch.cat([x, torch.ones(200, 1)], 1) if bias else x
     expected = torch.linalg.lstsq(columns, y).solution
     torch.testing.assert_close(head.weight.data.T, expected[:5], atol=1e-4, rtol=1e-4)
     if bias:
         torch.testing.assert_close(head.bias.data, expected[5], atol=1e-4, rtol=1e-4)
-    ridge.solve([(x, y)], head, 1e6)
+    heads.ridge([(x, y)], head, 1e6)
     assert head.weight.abs().max() < 1e-4
 
 
 def test_a_head_that_nothing_determines_is_refused() -> None:
     with pytest.raises(LeafError, match=r"fit\.student\.ridge: 0 .* 3 texts with 5 features"):
-        ridge.solve([(torch.zeros(3, 5), torch.randn(3, 2))], torch.nn.Linear(5, 2), 0.0)
+        heads.ridge([(torch.zeros(3, 5), torch.randn(3, 2))], torch.nn.Linear(5, 2), 0.0)
+
+
+@pytest.mark.parametrize(("width", "dim"), [(5, 9), (5, 5), (9, 5)])
+def test_the_rotation_keeps_angles_and_is_the_nearest(width: int, dim: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    planted = torch.linalg.qr(torch.randn(max(width, dim), max(width, dim), generator=generator)).Q[:width, :dim]
+    x = torch.nn.functional.normalize(torch.randn(300, width, generator=generator), dim=1)
+    y = x @ planted + 0.05 * torch.randn(300, dim, generator=generator)
+    head = torch.nn.Linear(width, dim)
+    scale = 1 + torch.rand(300, 1, generator=generator)  # lengths must not count
+    heads.rotation([(scale[:70] * x[:70], y[:70]), (scale[70:] * x[70:], y[70:])], head)
+    weight = head.weight.data.T
+    square = weight @ weight.T if width <= dim else weight.T @ weight
+    torch.testing.assert_close(square, torch.eye(min(width, dim)), atol=1e-5, rtol=0)
+    assert not head.bias.data.any()
+    if width <= dim:
+        torch.testing.assert_close(weight, planted, atol=0.05, rtol=0)
+        found = x @ weight
+        torch.testing.assert_close(found @ found.T, x @ x.T, atol=1e-5, rtol=0)
 
 
 def test_losses_are_what_their_names_say() -> None:

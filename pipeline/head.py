@@ -1,0 +1,59 @@
+"""The head's start, in closed form: the ridge regression onto the teacher's vectors, or the nearest rotation."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.errors import LeafError
+
+Pairs = Iterable[tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def ridge(pairs: Pairs, head: nn.Linear, penalty: float) -> None:
+    """Set the head's weight and bias to argmin |XW + b - Y|^2 + penalty * mean feature variance * n * |W|^2.
+
+    `pairs` are batches of features [n, width] and targets [n, dim]; the normal equations are summed in float64, so the
+    number of rows costs no memory.
+
+    Raises:
+        LeafError: without regularisation, fewer rows than features leave the head undetermined.
+    """
+    x_sum = y_sum = xx = xy = torch.zeros((), dtype=torch.float64)
+    rows = 0
+    for features, targets in pairs:
+        x, y = features.double().cpu(), targets.double().cpu()
+        x_sum, y_sum, xx, xy, rows = x_sum + x.sum(0), y_sum + y.sum(0), xx + x.T @ x, xy + x.T @ y, rows + len(x)
+    x_mean, y_mean = x_sum / rows, y_sum / rows
+    covariance, cross = xx / rows, xy / rows
+    if head.bias is not None:
+        covariance, cross = covariance - torch.outer(x_mean, x_mean), cross - torch.outer(x_mean, y_mean)
+    covariance.diagonal().add_(penalty * covariance.diagonal().mean())
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if failed:
+        raise LeafError(
+            f"fit.student.ridge: {penalty:g} leaves the head undetermined on {rows} texts with {head.in_features} "
+            "features; set it above 0 or raise fit.student.head_rows"
+        )
+    weight = torch.cholesky_solve(cross, factor)
+    head.weight.copy_(weight.T)
+    if head.bias is not None:
+        head.bias.copy_(y_mean - x_mean @ weight)
+
+
+@torch.no_grad()
+def rotation(pairs: Pairs, head: nn.Linear) -> None:
+    """Set the head to argmin |XW - Y|^2 over W with orthonormal rows, X of length one; the bias to zero.
+
+    This is the orthogonal Procrustes problem (Schönemann, 1966). From a width up to the dimension such a head keeps
+    every angle, so the student ranks as its checkpoint did before the first step. `pairs` are as in `ridge`.
+    """
+    cross = torch.zeros((), dtype=torch.float64)
+    for features, targets in pairs:
+        cross = cross + functional.normalize(features.double().cpu(), dim=1).T @ targets.double().cpu()
+    left, _, right = torch.linalg.svd(cross, full_matrices=False)
+    head.weight.copy_((left @ right).T)
+    if head.bias is not None:
+        head.bias.zero_()

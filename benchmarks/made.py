@@ -1,6 +1,6 @@
 """Made for measurements of data paths: texts of random words, a corpus, teachers that cost next to nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,13 +82,11 @@ class FreeTeacher:
         """One token each."""
         return [[0]] * len(texts)
 
-    def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
-        """Row numbers of each call of `forward`."""
-        return [np.arange(i, min(i + self.rows, len(lengths))) for i in range(0, len(lengths), self.rows)]
-
-    def forward(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
-        """Unit vectors [texts, DIM] float32, the same for every call."""
-        return self._vectors[: len(token_ids)]
+    def parts(self, token_ids: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Row numbers and unit vectors [texts, DIM] float32, the same for every batch."""
+        for start in range(0, len(token_ids), self.rows):
+            rows = np.arange(start, min(start + self.rows, len(token_ids)))
+            yield rows, self._vectors[: len(rows)]
 
 
 def unit_vectors(rows: int, dim: int) -> np.ndarray:

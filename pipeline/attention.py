@@ -1,8 +1,8 @@
 """Attention over texts laid end to end, with gradients, in memory that does not keep the square of the length.
 
-PyTorch's two ways on a CPU both cost fitting dear: its fused kernel has a slow bfloat16 backward pass, and the plain
-formula keeps several [texts, heads, length, length] tensors a layer until the backward pass. Here the probabilities
-of short texts are kept, once; those of long ones come from the fused kernel and are computed again when needed.
+PyTorch's two ways on a CPU are both dear: its fused kernel is slow for short texts and has a slow bfloat16 backward
+pass, and the plain formula keeps several [texts, heads, length, length] tensors a layer until the backward pass. Here
+the probabilities are kept, once; those of very long texts come from the fused kernel and are computed again if needed.
 
 Texts of neighbouring lengths share a call where padding costs less than another dozen of small operations: batches of
 32 have a length for almost every long text.
@@ -10,7 +10,7 @@ Texts of neighbouring lengths share a call where padding costs less than another
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import accumulate, chain, zip_longest
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,9 +20,12 @@ from torch.nn import functional
 Runs = Sequence[tuple[int, int]]
 Group = tuple[tuple[int, int], ...]
 KEPT = 1 << 23
-"""Most probabilities of one group of texts that are kept for the backward pass, so that memory stays bounded."""
+"""Most probabilities of one group of texts, so that memory stays bounded; a text that has more by itself keeps none."""
 GROUP_COST = 50_000
 """What a group costs whatever its size, in scores of one head. A rough figure: a group more or less is hard to see."""
+REGISTER = 32
+"""Keys are padded to a multiple of this many bfloat16 values: PyTorch's softmax takes what fills no whole register of
+512 bits value by value, and 30 keys cost four times what 32 do."""
 
 
 def attention(qkv: Tensor, runs: Runs, heads: int, biases: Sequence[Tensor] = (), dropout: float = 0.0) -> Tensor:
@@ -50,7 +53,7 @@ def fused_attention(qkv: Tensor, group: Group, heads: int, bias: Tensor | None, 
     q, k, v = _padded(qkv[:tokens], group).view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
     mask = bias
     if len(group) > 1:
-        behind = _places(group, qkv.device)[1].to(qkv.dtype)[:, None, None]
+        behind = _places(group, qkv.device)[1][:, :length].to(qkv.dtype)[:, None, None]
         mask = behind.expand(-1, heads, length, -1) if bias is None else behind + bias
     mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     found = _unpadded(mixed.transpose(1, 2).reshape(count * length, -1), group)
@@ -61,76 +64,80 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, runs: Runs, heads: int, dropout: float, *biases: Tensor) -> Tensor:
         out = qkv.new_zeros(len(qkv), qkv.shape[1] // 3)
-        # A mask and a bias for every text, of which nothing is kept, cost more than calls of their own.
-        groups = merged(runs, heads) if ctx.needs_input_grad[0] or not biases else [(run,) for run in runs]
-        longest = _last_of_each(groups, biases)
+        groups = merged(runs, heads)
+        by_length = {bias.shape[3]: bias for bias in biases}
         saved: list[tuple[Tensor | None, ...]] = []
         start = 0
-        for group, bias in zip_longest(groups, longest):
+        for group in groups:
             count, length, tokens = _size(group)
             stop = start + tokens
-            block = qkv[start:stop]
-            if dropout or (ctx.needs_input_grad[0] and count * heads * length * length <= KEPT):
-                three = _heads(_padded(block, group), count, 3, heads)
-                q, k, v = three
-                probabilities = _probabilities(q, k, bias, group)
-                kept = _kept(probabilities, dropout)
-                mixed = _joined(((probabilities if kept is None else probabilities * kept) @ v)[None], count)
-                out[start:stop] = _unpadded(mixed, group)
-                saved.append((three, probabilities, kept))
-            else:
+            block, bias = qkv[start:stop], by_length.get(length)
+            if not dropout and count * heads * length * _keys(length) > KEPT:
                 out[start:stop] = fused_attention(block, group, heads, bias)
                 saved.append((block, None, None))
+            else:
+                three = _heads(_padded(block, group), count, 3, heads, _keys(length))
+                q, k, v = three
+                probabilities = _probabilities(q[:, :length], k, bias, group)
+                kept = _kept(probabilities, dropout)
+                used = probabilities if kept is None else probabilities * kept
+                _put(out[start:stop], group, used @ v)
+                saved.append((three, probabilities, kept))
             start = stop
-        ctx.save_for_backward(*longest, *chain.from_iterable(saved))
-        ctx.groups, ctx.heads, ctx.biases, ctx.tokens = groups, heads, len(longest), len(qkv)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(*biases, *chain.from_iterable(saved))
+            ctx.groups, ctx.heads, ctx.biases, ctx.tokens = groups, heads, len(biases), len(qkv)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         biases, saved = ctx.saved_tensors[: ctx.biases], iter(ctx.saved_tensors[ctx.biases :])
+        by_length = {bias.shape[3]: bias for bias in biases}
         found = grad.new_zeros(ctx.tokens, 3 * grad.shape[1])
-        found_biases: list[Tensor | None] = []
+        found_biases: dict[int, Tensor] = {}
         start = 0
-        for group, bias, block, known, kept in zip_longest(ctx.groups, biases, saved, saved, saved):
+        for group, block, known, kept in zip(ctx.groups, saved, saved, saved, strict=True):
             count, length, tokens = _size(group)
             stop = start + tokens
-            q, k, v = _heads(block, count, 3, ctx.heads) if known is None else block
-            probabilities = _probabilities(q, k, bias, group) if known is None else known
-            (out,) = _heads(_padded(grad[start:stop], group), count, 1, ctx.heads)
-            grads = q.new_empty(3, *q.shape)
+            three = _heads(block, count, 3, ctx.heads, _keys(length)) if known is None else block
+            q, k, v = three[0][:, :length], three[1], three[2]
+            probabilities = _probabilities(q, k, by_length.get(length), group) if known is None else known
+            (out,) = _heads(_padded(grad[start:stop], group), count, 1, ctx.heads, length)
             used, wanted = probabilities, out @ v.transpose(1, 2)
             if kept is not None:
                 used, wanted = used * kept, wanted * kept
-            torch.bmm(used.transpose(1, 2), out, out=grads[2])
+            of_v = used.transpose(1, 2) @ out
             scores = torch._softmax_backward_data(wanted, probabilities, 2, q.dtype)
-            if bias is not None:
-                found_biases += [None] * (len(group) - 1)
-                found_biases.append(scores.view(count, ctx.heads, length, length).sum(0, keepdim=True))
-            _scaled(scores, k, q.shape[2], out=grads[0])
-            _scaled(scores.transpose(1, 2), q, q.shape[2], out=grads[1])
-            found[start:stop] = _unpadded(_joined(grads, count), group)
+            if biases:
+                of_bias = scores.view(count, ctx.heads, length, -1)[..., :length].sum(0, keepdim=True)
+                found_biases[length] = found_biases[length] + of_bias if length in found_biases else of_bias
+            of_q, of_k = _scaled(scores, k, q.shape[2]), _scaled(scores.transpose(1, 2), q, q.shape[2])
+            _put(found[start:stop], group, of_q, of_k, of_v)
             start = stop
-        return found, None, None, None, *found_biases
+        return found, None, None, None, *(found_biases.get(bias.shape[3]) for bias in biases)
 
 
 def merged(runs: Runs, heads: int) -> list[Group]:
-    """Neighbouring runs, shortest first, put together while padding costs less than a group of its own."""
+    """Runs, shortest first, cut where a group would be too large, and neighbours put together while padding costs less
+    than a group of its own."""
     groups: list[Group] = []
-    for count, length in runs:
-        texts, longest, _ = _size(groups[-1]) if groups else (0, 0, 0)
-        padding = texts * (length**2 - longest**2)
-        if groups and padding < GROUP_COST and (texts + count) * heads * length**2 <= KEPT:
-            groups[-1] = (*groups[-1], (count, length))
-        else:
-            groups.append(((count, length),))
+    for texts, length in runs:
+        most, left = max(1, KEPT // (heads * length * _keys(length))), texts
+        while left:
+            count = min(left, most)
+            before, longest, _ = _size(groups[-1]) if groups else (0, 0, 0)
+            padding = before * (length**2 - longest**2)
+            if groups and length > longest and padding < GROUP_COST and before + count <= most:
+                groups[-1] = (*groups[-1], (count, length))
+            else:
+                groups.append(((count, length),))
+            left -= count
     return groups
 
 
-def _last_of_each(groups: Sequence[Group], biases: Sequence[Tensor]) -> list[Tensor]:
-    """The bias of each group's longest run: that of a shorter one is its upper left part."""
-    ends = list(accumulate(len(group) for group in groups))
-    return [biases[end - 1] for end in ends] if biases else []
+def _keys(length: int) -> int:
+    """Keys of a text of so many tokens, those that are padding included."""
+    return -(-length // REGISTER) * REGISTER
 
 
 def _size(group: Group) -> tuple[int, int, int]:
@@ -141,10 +148,12 @@ def _size(group: Group) -> tuple[int, int, int]:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # else what an encoder made first could not serve a backward pass later
 def _places(group: Group, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where each token stands among texts padded to the longest, [tokens]; and there, -inf behind a text's end."""
+    """Where each token stands among texts padded to the longest, [tokens]; for each key -inf behind a text's end."""
     counts, lengths = torch.tensor(group).T
-    there = torch.arange(group[-1][1]) < torch.repeat_interleave(lengths, counts)[:, None]  # [texts, longest]
-    places, mask = there.flatten().nonzero().squeeze(1), torch.zeros(there.shape).masked_fill_(~there, float("-inf"))
+    longest = group[-1][1]
+    there = torch.arange(_keys(longest)) < torch.repeat_interleave(lengths, counts)[:, None]  # [texts, keys]
+    places = there[:, :longest].flatten().nonzero().squeeze(1)
+    mask = torch.zeros(there.shape).masked_fill_(~there, float("-inf"))
     return places.to(device, non_blocking=True), mask.to(device, non_blocking=True)
 
 
@@ -168,32 +177,39 @@ def _kept(probabilities: Tensor, dropout: float) -> Tensor | None:
     return torch.empty_like(probabilities).bernoulli_(1 - dropout).div_(1 - dropout)
 
 
-def _heads(block: Tensor, count: int, parts: int, heads: int) -> Tensor:
-    """[texts * length, parts * width] -> [parts, texts * heads, length, width / heads], contiguous."""
+def _heads(block: Tensor, count: int, parts: int, heads: int, keys: int) -> Tensor:
+    """[texts * length, parts * width] -> [parts, texts * heads, keys, width / heads], 0 from the length on."""
     length = len(block) // count
     split = block.view(count, length, parts, heads, -1).permute(2, 0, 3, 1, 4)
-    return split.reshape(parts, count * heads, length, -1)
+    found = block.new_empty(parts, count, heads, keys, split.shape[4])
+    found[:, :, :, :length], found[:, :, :, length:] = split, 0
+    return found.flatten(1, 2)
 
 
-def _joined(parts: Tensor, count: int) -> Tensor:
-    """The reverse of `_heads`."""
-    length = parts.shape[2]
-    split = parts.view(len(parts), count, -1, length, parts.shape[3]).permute(1, 3, 0, 2, 4)
-    return split.reshape(count * length, -1)
+def _put(into: Tensor, group: Group, *parts: Tensor) -> None:
+    """The reverse of `_padded` and `_heads`, into [tokens, parts * width]."""
+    count, length, _ = _size(group)
+    dense = into if len(group) == 1 else into.new_empty(count * length, into.shape[1])
+    where = dense.view(count, length, len(parts), -1, parts[0].shape[2])
+    for number, part in enumerate(parts):
+        where[:, :, number] = part[:, :length].view(count, -1, length, part.shape[2]).transpose(1, 2)
+    if dense is not into:
+        torch.index_select(dense, 0, _places(group, dense.device)[0], out=into)
 
 
 def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None, group: Group) -> Tensor:
-    """Softmax of the scaled scores: [texts * heads, length, length]."""
-    scores, (count, length, _) = _scaled(q, k.transpose(1, 2), q.shape[2]), _size(group)
-    by_text = scores.view(count, -1, length, length)
-    if bias is not None:
-        by_text += bias
-    if len(group) > 1:
-        by_text += _places(group, scores.device)[1].to(scores.dtype)[:, None, None]
-    return torch.softmax(scores, 2)
+    """Softmax of the scaled scores: [texts * heads, length, keys]."""
+    (texts, length, _), keys = _size(group), k.shape[1]
+    if bias is None and len(group) == 1 and keys == length:
+        return torch.softmax(_scaled(q, k.transpose(1, 2), q.shape[2]), 2)
+    # What is added to the scores goes in as what the product is added to: a pass over them less.
+    mask = _places(group if len(group) > 1 else ((1, length),), q.device)[1].to(q.dtype)[:, None, None]
+    scores = q.new_empty(texts, len(q) // texts, length, keys)
+    scores.copy_(mask if bias is None else functional.pad(bias, (0, keys - length)) + mask)
+    return torch.softmax(scores.flatten(0, 1).baddbmm_(q, k.transpose(1, 2), alpha=q.shape[2] ** -0.5), 2)
 
 
-def _scaled(a: Tensor, b: Tensor, width: int, out: Tensor | None = None) -> Tensor:
+def _scaled(a: Tensor, b: Tensor, width: int) -> Tensor:
     """Batched a @ b / sqrt(width), the scaling inside the product."""
     nothing = a.new_empty(()).expand(len(a), a.shape[1], b.shape[2])
-    return torch.baddbmm(nothing, a, b, beta=0, alpha=width**-0.5, out=out)
+    return torch.baddbmm(nothing, a, b, beta=0, alpha=width**-0.5)

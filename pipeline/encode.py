@@ -170,15 +170,17 @@ def _tokenize(shard: pl.DataFrame, teacher: Teacher) -> list[list[int]]:
 
 def _compute(ids: list[list[int]], teacher: Teacher, timing: Timing, bar: "tqdm[Any]") -> np.ndarray:
     vectors = np.empty((len(ids), teacher.dim), dtype=np.float32)
-    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
-    for rows in teacher.batches(lengths):
+    parts = teacher.parts(ids)
+    while True:
         with timing.of("computing"):
-            vectors[rows] = teacher.forward([ids[row] for row in rows])
+            rows, part = next(parts, (None, None))
+        if rows is None:
+            return vectors
+        vectors[rows] = part
         timing.rows += len(rows)
-        timing.tokens += int(lengths[rows].sum())
+        timing.tokens += sum(len(ids[row]) for row in rows)
         bar.set_postfix_str(f"{timing.tokens / timing.computing:,.0f} tokens/s", refresh=False)
         bar.update(len(rows))
-    return vectors
 
 
 def _commit(rows: pl.DataFrame, vectors: np.ndarray, pool: Pool, timing: Timing) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 KEEP_BYTES = 1 << 30  # buffers up to 1 GiB stay with the process
 
 
@@ -21,6 +21,7 @@ def keep_pages() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, KEEP_BYTES)
         mallopt(M_TRIM_THRESHOLD, KEEP_BYTES)
+        mallopt(M_ARENA_MAX, 1)  # the heaps of further threads are small, and handed back whatever the thresholds
 
 
 def bf16_is_fast(device: torch.device | str = "cpu") -> bool:

@@ -161,7 +161,7 @@ class EncodeParams:
     """Licence of the vectors (SPDX, `CC-BY-4.0`), written into the store."""
     pool: str = ".cache/pool"
     token_budget: int = field(default=8192, metadata=bounded(64))
-    """Tokens in one forward pass."""
+    """Tokens under way at once: in one forward pass, or in those that a CPU's cores make side by side."""
     verify_rows: int = field(default=32, metadata=bounded(0))
     """Rows of each reused store that are encoded again and compared before it is trusted."""
 

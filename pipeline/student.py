@@ -21,6 +21,7 @@ from pipeline.errors import LeafError
 from pipeline.files import replace_directory
 from pipeline.packed import Batch, Encoder, by_budget, check_family, mean_pooled, pack
 from pipeline.params import StudentParams
+from pipeline.streams import side_by_side, streams
 from pipeline.teacher import check_sha256, resolve_model
 
 TOKEN_BUDGET = 8192  # tokens in one forward pass of inference
@@ -204,13 +205,19 @@ class StudentEncoder:
         """From a directory written by `Student.save`."""
         return cls(Student.load(path))
 
-    @torch.inference_mode()
     def encode(self, texts: Sequence[str], role: str = "document") -> np.ndarray:
         """Vectors [texts, dim] float32. The student reads plain text: `role` changes nothing (leaf-facts: -0.020)."""
         token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
         lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
         vectors = np.empty((len(token_ids), self.student.dim), dtype=np.float32)
-        for rows in by_budget(lengths, self.token_budget):
-            features = self._encoder(pack([token_ids[row] for row in rows]))
-            vectors[rows] = self.student.finish(features).float().cpu().numpy()
+        device = self._encoder.device
+        batches = by_budget(lengths, self.token_budget // streams(device))
+        found = side_by_side(lambda rows: self._forward([token_ids[row] for row in rows]), batches, device)
+        for rows, part in zip(batches, found, strict=True):
+            vectors[rows] = part
         return vectors
+
+    @torch.inference_mode()
+    def _forward(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
+        found: np.ndarray = self.student.finish(self._encoder(pack(token_ids))).float().cpu().numpy()
+        return found

@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pipeline.packed import FAMILIES, Encoder, by_budget, pack
 from pipeline.params import TeacherParams
 from pipeline.shard import sha256
 from pipeline.store import StoreMeta
+from pipeline.streams import side_by_side, streams
 
 PACKAGE = "package:"
 LARGEST_INDEX = 64  # files of sharded weights that are looked at
@@ -183,10 +184,6 @@ class Teacher:
         )["input_ids"]
         return ids
 
-    def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
-        """Row numbers of each forward pass: see `by_budget`."""
-        return by_budget(lengths, self.token_budget)
-
     @torch.inference_mode()
     def forward(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
         """Vectors [texts, dim] float32 of one batch."""
@@ -213,12 +210,19 @@ class Teacher:
         vectors: torch.Tensor = features["sentence_embedding"]
         return vectors
 
+    def parts(self, token_ids: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Row numbers and vectors [texts, dim] float32, batch by batch until every text had its turn."""
+        lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
+        device = self._model.device
+        batches = by_budget(lengths, self.token_budget // streams(device))
+        found = side_by_side(lambda rows: self.forward([token_ids[row] for row in rows]), batches, device)
+        return zip(batches, found, strict=True)
+
     def encode_tokens(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
         """Vectors [texts, dim] float32, in order, of any number of tokenised texts."""
         vectors = np.empty((len(token_ids), self.dim), dtype=np.float32)
-        lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
-        for rows in self.batches(lengths):
-            vectors[rows] = self.forward([token_ids[row] for row in rows])
+        for rows, part in self.parts(token_ids):
+            vectors[rows] = part
         return vectors
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel
 
+from pipeline import attention as attention_module
 from pipeline.attention import attention, fused_attention
 from pipeline.errors import LeafError
 from pipeline.packed import Encoder, mean_pooled, pack, split
@@ -95,14 +96,20 @@ def plain_attention(qkv: torch.Tensor, runs: RUNS, biases: list[torch.Tensor]) -
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_attention_and_its_gradients_equal_pytorchs_own(biased: bool) -> None:
+@pytest.mark.parametrize("kept", [attention_module.KEPT, 1100, 1])  # all; texts by themselves; none
+def test_attention_and_its_gradients_equal_pytorchs_own(
+    biased: bool, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_module, "KEPT", kept)
     random = torch.Generator().manual_seed(0)
-    runs = ((2, 1), (3, 4), (1, 7))
-    qkv = torch.randn(2 * 1 + 3 * 4 + 7 + 3, 3 * 16, generator=random, requires_grad=True)
-    whole = torch.randn(1, 4, 7, 7, generator=random, requires_grad=True)
+    runs = ((2, 1), (3, 4), (1, 7), (2, 33))
+    qkv = torch.randn(2 * 1 + 3 * 4 + 7 + 66 + 3, 3 * 16, generator=random, requires_grad=True)
+    whole = torch.randn(1, 4, 33, 33, generator=random, requires_grad=True)
     biases = [whole[:, :, :length, :length] for _, length in runs] if biased else []
     outward = torch.randn(len(qkv), 16, generator=random)
     results = []
+    with torch.inference_mode():
+        inference = attention(qkv.detach(), runs, 4, biases)
     for mixed in (
         plain_attention(qkv, runs, biases),
         attention(qkv, runs, 4, biases),
@@ -110,6 +117,7 @@ def test_attention_and_its_gradients_equal_pytorchs_own(biased: bool) -> None:
     ):
         wanted = [qkv, whole] if biased else [qkv]
         results.append([mixed.detach(), *torch.autograd.grad((mixed * outward).sum(), wanted, retain_graph=True)])
+    assert torch.allclose(inference, results[0][0], atol=1e-5)
     for found in results[1:]:
         for ours, expected in zip(found, results[0], strict=True):
             assert torch.allclose(ours, expected, atol=1e-5)

@@ -1,0 +1,35 @@
+"""Forward passes side by side: on a CPU, cores that each have a batch of their own need not wait for each other."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+MOST = 4  # batches under way at once; where there are more cores, several share one
+
+
+def streams(device: torch.device) -> int:
+    """How many batches `side_by_side` has under way at once, if it is given as many."""
+    return min(torch.get_num_threads(), MOST) if device.type == "cpu" else 1
+
+
+def side_by_side(run: Callable[[T], R], batches: Sequence[T], device: torch.device) -> Iterator[R]:
+    """`run` of every batch, in order. On a CPU several are under way at once, each on its share of the threads.
+
+    A batch's result does not depend on the others: only on how many threads it has. An exception of `run` is raised
+    here, and batches that have not begun are left out.
+    """
+    threads, count = torch.get_num_threads(), min(streams(device), len(batches))
+    if count < 2:
+        yield from map(run, batches)
+        return
+    # PyTorch keeps the number of threads for each thread that asks, so the caller's own stays.
+    with ThreadPoolExecutor(count, "stream", torch.set_num_threads, (threads // count,)) as pool:
+        try:
+            yield from pool.map(run, batches)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            torch.set_num_threads(threads)  # threads to come take the number that was set last

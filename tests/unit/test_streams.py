@@ -1,0 +1,57 @@
+"""Batches side by side: in order, each on its share of the threads, and an error ends them."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pipeline.streams import MOST, side_by_side, streams
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=[1, 2, 3, 9])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_results_come_in_order_and_no_more_threads_work_than_before(threads: int) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def run(item: int) -> int:
+        time.sleep(0.01 * (item % 3))
+        seen.append((threading.current_thread().name, torch.get_num_threads()))
+        return item * item
+
+    assert list(side_by_side(run, list(range(20)), CPU)) == [item * item for item in range(20)]
+    at_once = {name for name, _ in seen}
+    assert len(at_once) <= streams(CPU) == min(threads, MOST)
+    assert all(count == threads // streams(CPU) for _, count in seen)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_single_batch_has_all_threads(threads: int) -> None:
+    assert list(side_by_side(lambda _: torch.get_num_threads(), ["only"], CPU)) == [threads]
+
+
+def test_an_error_is_raised_here_and_the_rest_does_not_begin(threads: int) -> None:
+    begun: list[int] = []
+
+    def run(item: int) -> int:
+        begun.append(item)
+        time.sleep(0.005)
+        if item == 2:
+            raise ValueError("batch 2")
+        return item
+
+    found = side_by_side(run, list(range(200)), CPU)
+    with pytest.raises(ValueError, match="batch 2"):
+        list(found)
+    time.sleep(0.05)
+    assert len(begun) < 100
+    assert torch.get_num_threads() == threads

@@ -3,45 +3,62 @@
 python -m benchmarks.dose --params recipes/mpnet-minilm.yaml --run runs/mpnet-minilm
 """
 
+import dataclasses
 import json
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pipeline.params import FitParams, load_section
+from pipeline.evaluate import evaluate, pooled
+from pipeline.params import EncodeParams, EvaluateParams, FitParams, TeacherParams, load_section
+from pipeline.retrieval import MODES
+from pipeline.student import Student, StudentEncoder
+from stages.common import command
 
 
-@click.command()
+@command
 @click.option("--params", type=Path, required=True, help="Parameter file of the run.")
 @click.option("--run", "folder", type=Path, required=True, help="Directory that `make recipe` filled.")
 def main(params: Path, folder: Path) -> None:
-    """Evaluate every snapshot under RUN/snapshots and RUN/student that has no figures yet, and print the table."""
+    """Measure every snapshot under RUN/snapshots and RUN/student, and print the table."""
     batch = load_section(params, "fit", FitParams).batch_size
     steps = sorted(int(path.name.removeprefix("step-")) for path in (folder / "snapshots").glob("step-*"))
     models = {step * batch: folder / "snapshots" / f"step-{step}" for step in steps}
     if (folder / "student").is_dir():
         models[json.loads((folder / "fit.json").read_text())["presentations"]] = folder / "student"
-    rows = {count: _figures(params, folder, model) for count, model in models.items()}
-    names = sorted({name for figures in rows.values() for name in figures["retrieval"]})
-    click.echo(f"| presentations | held-out cosine | {' | '.join(f'{n} standard | {n} asymmetric' for n in names)} |")
-    click.echo("|---" * (2 + 2 * len(names)) + "|")
-    for count, figures in sorted(rows.items()):
-        alignment = figures["alignment"].values()
-        cosine = sum(one["cosine"]["mean"] * one["n"] for one in alignment) / sum(one["n"] for one in alignment)
-        cells = [figures["retrieval"][n][mode]["retention"] for n in names for mode in ("standard", "asymmetric")]
-        click.echo(f"| {count:,} | {cosine:.3f} | {' | '.join(f'{cell:.3f}' for cell in cells)} |")
+    measure = measured(params, folder)
+    table("presentations", ((f"{count:,}", measure(Student.load(model))) for count, model in sorted(models.items())))
 
 
-def _figures(params: Path, folder: Path, model: Path) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    out = folder / "dose" / f"{model.name}.json"
-    if not out.exists() or out.stat().st_mtime < (model / "model.safetensors").stat().st_mtime:
-        command = [sys.executable, "-m", "stages.evaluate", "--params", str(params), "--model", str(model)]
-        command += ["--corpus", str(folder / "corpus"), "--embeddings", str(folder / "embeddings"), "--out", str(out)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    figures: dict[str, dict[str, dict[str, dict[str, float]]]] = json.loads(out.read_text())
-    return figures
+def measured(params: Path, folder: Path) -> Callable[[Student], dict[str, Any]]:
+    """A function that gives a student's alignment and retrieval, without intervals."""
+    teacher, encode = load_section(params, "teacher", TeacherParams), load_section(params, "encode", EncodeParams)
+    settings = dataclasses.replace(
+        load_section(params, "evaluate", EvaluateParams),
+        **{"calibration_rows": 0, "bootstrap": 0, "dims": (1,), "moved": 0, "map_texts": 0},
+    )
+
+    def measure(student: Student) -> dict[str, Any]:
+        encoder, teacher_of = StudentEncoder(student), partial(pooled, teacher, encode)
+        return evaluate(folder / "corpus", folder / "embeddings", encoder.encode, teacher_of, settings).figures
+
+    return measure
+
+
+def table(what: str, rows: Any) -> None:
+    """Print mean cosine over held-out texts, then standard and asymmetric retention of each collection, as they come."""
+    for number, (label, figures) in enumerate(rows):
+        names, roles = sorted(figures["retrieval"]), figures["alignment"].values()
+        if not number:
+            titles = [f"{name} {mode}" for name in names for mode in MODES[1:]]
+            click.echo(f"| {what} | held-out cosine | {' | '.join(titles)} |\n{'|---' * (2 + len(titles))}|")
+        count = sum(one["n"] for one in roles)
+        cells = [sum(one["cosine"]["mean"] * one["n"] for one in roles) / count if count else None]
+        cells += [figures["retrieval"][name][mode]["retention"] for name in names for mode in MODES[1:]]
+        click.echo(f"| {label} | {' | '.join('-' if cell is None else f'{cell:.3f}' for cell in cells)} |")
 
 
 if __name__ == "__main__":

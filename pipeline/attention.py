@@ -1,4 +1,4 @@
-"""Attention over texts laid end to end, with gradients, in memory that does not keep the square of the length.
+"""Attention over texts laid end to end, with gradients, in bounded memory.
 
 PyTorch's two ways on a CPU are both dear: its fused kernel is slow for short texts and has a slow bfloat16 backward
 pass, and the plain formula keeps several [texts, heads, length, length] tensors a layer until the backward pass. Here
@@ -20,7 +20,8 @@ from torch.nn import functional
 Runs = Sequence[tuple[int, int]]
 Group = tuple[tuple[int, int], ...]
 KEPT = 1 << 23
-"""Most probabilities of one group of texts, so that memory stays bounded; a text that has more by itself keeps none."""
+"""Most probabilities of one group of texts, so that memory stays bounded; a text that has more by itself keeps none
+(unless there is dropout)."""
 GROUP_COST = 50_000
 """What a group costs whatever its size, in scores of one head. A rough figure: a group more or less is hard to see."""
 REGISTER = 32
@@ -33,9 +34,10 @@ def attention(qkv: Tensor, runs: Runs, heads: int, biases: Sequence[Tensor] = ()
 
     Args:
         qkv: queries, keys and values side by side.
-        runs: groups of (texts, tokens each), in the order in which the texts lie.
+        runs: groups of (texts, tokens each), in the order in which the texts lie: shortest first, each length once.
         heads: number of attention heads.
-        biases: nothing, or for each group what is added to its scores, [1, heads, length, length].
+        biases: nothing, or for each group what is added to its scores, [1, heads, length, length]. That of a shorter
+            one must be the upper left part of a longer one's, which takes its gradient where both share a call.
         dropout: share of the probabilities that is left out.
     """
     if qkv.is_cuda:
@@ -74,7 +76,7 @@ class _Attention(torch.autograd.Function):
             block, bias = qkv[start:stop], by_length.get(length)
             if not dropout and count * heads * length * _keys(length) > KEPT:
                 out[start:stop] = fused_attention(block, group, heads, bias)
-                saved.append((block, None, None))
+                found: tuple[Tensor | None, ...] = block, None, None
             else:
                 three = _heads(_padded(block, group), count, 3, heads, _keys(length))
                 q, k, v = three
@@ -82,9 +84,11 @@ class _Attention(torch.autograd.Function):
                 kept = _kept(probabilities, dropout)
                 used = probabilities if kept is None else probabilities * kept
                 _put(out[start:stop], group, used @ v)
-                saved.append((three, probabilities, kept))
+                found = three, probabilities, kept
+            if any(ctx.needs_input_grad):
+                saved.append(found)  # else the next group takes its memory
             start = stop
-        if ctx.needs_input_grad[0]:
+        if saved:
             ctx.save_for_backward(*biases, *chain.from_iterable(saved))
             ctx.groups, ctx.heads, ctx.biases, ctx.tokens = groups, heads, len(biases), len(qkv)
         return out

@@ -22,6 +22,7 @@ from pipeline import ask, probe
 from pipeline.checks import SAME_VECTOR, cosines
 from pipeline.corpus import scan
 from pipeline.errors import LeafError
+from pipeline.machine import keep_pages
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.pool import Pool, merged
 from pipeline.shard import StoreMeta, contains, key_array
@@ -126,6 +127,7 @@ def ensure(
 
 
 def _pool(teacher: TeacherParams, params: EncodeParams, meta: StoreMeta) -> Pool:
+    keep_pages()  # before the pool's own threads begin
     pool = Pool(Path(params.pool), meta)
     if teacher.api is not None and teacher.api.refused == "stop":
         pool.refused.clear()  # they are asked for again, and end the run again

@@ -135,7 +135,7 @@ class Run:
         if state is None:
             self._start()
             if 0 in self.params.snapshots:
-                self._save(self._averaged(), _snapshot(out, 0))
+                self._save(_snapshot(out, 0))
             self._checkpoint(directory)
         else:
             checkpoint.restore(state, self.student, self.update.adamw)
@@ -143,10 +143,7 @@ class Run:
             self.progress = Progress.parse(state.progress)
             self.window.fill_(self.progress.window_loss)
         self._steps(directory, out)
-        student = self._averaged()
-        if self.begun:
-            self.progress.end = self._validate(student)
-        self._save(student, out)
+        self._save(out)
         return Result(self.metrics(), self.progress.curve)
 
     def metrics(self) -> dict[str, Any]:
@@ -181,6 +178,10 @@ class Run:
                 yield features, torch.from_numpy(targets[chosen])
 
         if settings.head == "rotation":
+            if not self.store.meta.normalized:
+                raise LeafError(
+                    "fit.student.head: `rotation` is for a teacher whose vectors are normalised; use `ridge`"
+                )
             head.rotation(pairs(), self.student.head)
         else:
             head.ridge(pairs(), self.student.head, settings.ridge)
@@ -209,7 +210,7 @@ class Run:
             if progress.step % params.validate_every == 0 or progress.step == self.total:
                 self._record_validation()
             if progress.step in params.snapshots:
-                self._save(self._averaged(), _snapshot(out, progress.step))
+                self._save(_snapshot(out, progress.step))
             progress.total += time.perf_counter() - began
             if progress.step % params.checkpoint_every == 0 or progress.step == self.total:
                 self._checkpoint(directory)
@@ -252,7 +253,7 @@ class Run:
         return f"loss {loss:.4f}, {rate:.0f} texts/s"
 
     def _record_validation(self) -> None:
-        self.progress.end = self._validate(self.student)
+        self.progress.end = self._validate(self._averaged())
         if self.progress.end:
             self.progress.curve.append((self.progress.step, "validation", round(self.progress.end["loss"], 6)))
 
@@ -280,15 +281,17 @@ class Run:
         checkpoint.save(state, directory)
 
     def _averaged(self) -> Student:
-        """The student to be saved: the one being trained or, with `start_share`, its average with where it began."""
+        """The student as it is measured and saved: as trained so far, with `start_share` averaged with the start."""
         if not self.begun:
             return self.student
         share, found = self.params.start_share, copy.deepcopy(self.student)
         now = self.student.state_dict()
-        found.load_state_dict({name: torch.lerp(now[name], start, share) for name, start in self.begun.items()})
+        begun = {name: start.to(self.device) for name, start in self.begun.items()}  # a checkpoint's are on the CPU
+        found.load_state_dict({name: torch.lerp(now[name], start, share) for name, start in begun.items()})
         return found
 
-    def _save(self, student: Student, path: Path) -> None:
+    def _save(self, path: Path) -> None:
+        student = self._averaged()
         student.save(path, write_card(self.store.meta, self.corpus, self.params, self.metrics(), student))
 
 

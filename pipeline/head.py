@@ -47,9 +47,17 @@ def ridge(pairs: Pairs, head: nn.Linear, penalty: float) -> None:
 def rotation(pairs: Pairs, head: nn.Linear) -> None:
     """Set the head to argmin |XW - Y|^2 over W with orthonormal rows, X of length one; the bias to zero.
 
-    This is the orthogonal Procrustes problem (Schönemann, 1966). From a width up to the dimension such a head keeps
-    every angle, so the student ranks as its checkpoint did before the first step. `pairs` are as in `ridge`.
+    This is the orthogonal Procrustes problem (Schönemann, 1966). Such a head keeps every angle, so the student ranks as
+    its checkpoint did before the first step. `pairs` are as in `ridge`.
+
+    Raises:
+        LeafError: the student is wider than the teacher, so that no such head exists.
     """
+    if head.in_features > head.out_features:
+        raise LeafError(
+            f"fit.student.head: `rotation` cannot take {head.in_features} features into {head.out_features} "
+            "dimensions; use `ridge`"
+        )
     cross = torch.zeros((), dtype=torch.float64)
     for features, targets in pairs:
         cross = cross + functional.normalize(features.double().cpu(), dim=1).T @ targets.double().cpu()

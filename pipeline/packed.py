@@ -248,7 +248,7 @@ class Encoder:
     """A backbone laid out for inference: fused projections, bfloat16 where the hardware has it."""
 
     def __init__(self, backbone: nn.Module, token_budget: int, pooling: Pooling = "mean") -> None:
-        """Copy the backbone's weights; `token_budget` is the usual number of tokens of a batch."""
+        """Copy the backbone's weights; `token_budget` is about the number of tokens of a batch."""
         model: Any = backbone
         self.family, self.config, self.backbone = check_family(backbone), model.config, model.eval()
         self.device = next(model.parameters()).device

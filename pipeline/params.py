@@ -180,7 +180,8 @@ class StudentParams:
     head_bias: bool = True
     head: Literal["ridge", "rotation"] = "ridge"
     """Closed-form start of the head: the regression onto the teacher's vectors, which is nearest to them on this
-    corpus, or the rotation nearest to it, which keeps the checkpoint's own angles and so its way with other texts."""
+    corpus, or the nearest rotation, which keeps the checkpoint's own angles and so its way with other texts (the
+    teacher's vectors must be normalised and no narrower than the student)."""
     ridge: float = field(default=1e-2, metadata=bounded(0))
     """Regularisation of the head `ridge`, as a share of the mean feature variance."""
     head_rows: int = field(default=8192, metadata=positive())
@@ -201,7 +202,7 @@ class FitParams:
     clip_norm: float | None = field(default=1.0, metadata=positive())
     batch_size: int = field(default=32, metadata=positive())
     dropout: float = field(default=0.1, metadata=bounded(0, 0.9))
-    start_share: float = field(default=0.0, metadata=bounded(0, 1))
+    start_share: float = field(default=0.0, metadata=bounded(0, 0.99))
     """Share of the weights before the first step in those that are saved, the rest being those after the last (WiSE-FT,
     arXiv 2109.01903): above 0 the student ranks texts unlike the corpus better, and follows the teacher less closely
     on texts like it."""

@@ -12,8 +12,9 @@ MOST = 4  # batches under way at once; where there are more cores, several share
 
 
 def streams(device: torch.device) -> int:
-    """How many batches `side_by_side` has under way at once, if it is given as many."""
-    return min(torch.get_num_threads(), MOST) if device.type == "cpu" else 1
+    """How many batches `side_by_side` has under way at once, if it is given as many: those that leave no core idle."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    return max(range(1, min(threads, MOST) + 1), key=lambda count: (threads // count * count, count))
 
 
 def side_by_side(run: Callable[[T], R], batches: Sequence[T], device: torch.device) -> Iterator[R]:
@@ -26,10 +27,12 @@ def side_by_side(run: Callable[[T], R], batches: Sequence[T], device: torch.devi
     if count < 2:
         yield from map(run, batches)
         return
-    # PyTorch keeps the number of threads for each thread that asks, so the caller's own stays.
-    with ThreadPoolExecutor(count, "stream", torch.set_num_threads, (threads // count,)) as pool:
-        try:
-            yield from pool.map(run, batches)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            torch.set_num_threads(threads)  # threads to come take the number that was set last
+    try:
+        # PyTorch keeps the number of threads for each thread that asks, so the caller's own stays.
+        with ThreadPoolExecutor(count, "stream", torch.set_num_threads, (threads // count,)) as pool:
+            try:
+                yield from pool.map(run, batches)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+    finally:
+        torch.set_num_threads(threads)  # threads to come take the number that was set last

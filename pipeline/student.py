@@ -19,12 +19,13 @@ from torch.nn import functional
 
 from pipeline.errors import LeafError
 from pipeline.files import replace_directory
+from pipeline.machine import keep_pages
 from pipeline.packed import Batch, Encoder, by_budget, check_family, mean_pooled, pack
 from pipeline.params import StudentParams
 from pipeline.streams import side_by_side, streams
 from pipeline.teacher import check_sha256, resolve_model
 
-TOKEN_BUDGET = 8192  # tokens in one forward pass of inference
+TOKEN_BUDGET = 8192  # tokens under way at once in inference
 
 
 class Student(nn.Module):
@@ -198,6 +199,7 @@ class StudentEncoder:
         """Copies the weights of `student`, which is put into evaluation mode."""
         self.student, self.token_budget = student.eval(), token_budget
         self._tokenizer = student.tokenizer()
+        keep_pages()
         self._encoder = Encoder(student.backbone, token_budget)
 
     @classmethod

@@ -85,23 +85,27 @@ def test_a_fit_killed_again_and_again_ends_with_the_weights_of_one_never_killed(
 
 
 def test_the_start_has_its_share_in_the_saved_weights(
-    encoded: Path, write_params: Callable[..., Path], stage: Stage
+    encoded: Path, write_params: Callable[..., Path], tiny_student: Path, stage: Stage
 ) -> None:
-    saved = ("snapshots/step-0", "snapshots/step-5", "student")
+    folders = ("snapshots/step-0", "snapshots/step-5", "student")
 
     def fitted(share: float) -> dict[str, dict[str, torch.Tensor]]:
-        write_params(fit={"snapshots": [0, 5], "start_share": share})
+        student = {"model": str(tiny_student), "head": "rotation"}
+        write_params(fit={"student": student, "snapshots": [0, 5], "start_share": share})
         done = stage("fit", *arguments(f"share-{share}"))
         assert done.returncode == 0, done.stderr
-        folder = encoded / f"share-{share}"
-        return {path: load_file(folder / path / WEIGHTS[0]) for path in saved}
+        out = encoded / f"share-{share}"
+        return {f"{folder}/{file}": load_file(out / folder / file) for folder in folders for file in WEIGHTS}
 
     alone, shared = fitted(0.0), fitted(0.25)
-    start = alone["snapshots/step-0"]
-    for path, tensors in shared.items():
-        for name, value in tensors.items():
-            torch.testing.assert_close(value, 0.25 * start[name] + 0.75 * alone[path][name], msg=f"{path} {name}")
-    assert any(not torch.equal(value, start[name]) for name, value in shared["student"].items())
+    rows = alone[f"snapshots/step-0/{WEIGHTS[1]}"]["linear.weight"].T
+    torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)), atol=1e-5, rtol=0)
+    for file in WEIGHTS:
+        for folder in folders:
+            for name, value in shared[f"{folder}/{file}"].items():
+                expected = 0.25 * alone[f"snapshots/step-0/{file}"][name] + 0.75 * alone[f"{folder}/{file}"][name]
+                torch.testing.assert_close(value, expected, msg=f"{folder} {name}")
+    assert not torch.equal(shared[f"student/{WEIGHTS[1]}"]["linear.weight"].T, rows)
     losses = [json.loads((encoded / f"share-{share}/fit.json").read_text())["validation"] for share in (0.0, 0.25)]
     assert losses[0] != losses[1]  # what is measured is what is saved
 

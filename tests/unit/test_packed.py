@@ -136,8 +136,8 @@ def test_what_was_prepared_for_encoding_serves_a_backward_pass() -> None:
 
 def test_dropout_of_attention_keeps_the_mean_and_its_gradient_is_that_of_what_was_kept() -> None:
     torch.manual_seed(0)
-    qkv = torch.randn(6, 48, dtype=torch.float64, requires_grad=True)
-    runs = ((2, 3),)
+    qkv = torch.randn(11, 48, dtype=torch.float64, requires_grad=True)
+    runs = ((2, 3), (1, 5))
     mean = torch.stack([attention(qkv, runs, 4, dropout=0.5).detach() for _ in range(4000)]).mean(0)
     assert torch.allclose(mean, attention(qkv, runs, 4).detach(), atol=0.1)
 

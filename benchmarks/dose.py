@@ -49,7 +49,7 @@ def measured(params: Path, folder: Path) -> Callable[[Student], dict[str, Any]]:
 
 
 def table(what: str, rows: Any) -> None:
-    """Print mean cosine over held-out texts, then standard and asymmetric retention of each collection, as they come."""
+    """Print mean cosine over held-out texts, then standard and asymmetric retention of each collection."""
     for number, (label, figures) in enumerate(rows):
         names, roles = sorted(figures["retrieval"]), figures["alignment"].values()
         if not number:

@@ -5,7 +5,7 @@ python -m benchmarks.dose --params recipes/mpnet-minilm.yaml --run runs/mpnet-mi
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def measured(params: Path, folder: Path) -> Callable[[Student], dict[str, Any]]:
     return measure
 
 
-def table(what: str, rows: Any) -> None:
+def table(what: str, rows: Iterable[tuple[str, dict[str, Any]]]) -> None:
     """Print mean cosine over held-out texts, then standard and asymmetric retention of each collection."""
     for number, (label, figures) in enumerate(rows):
         names, roles = sorted(figures["retrieval"]), figures["alignment"].values()

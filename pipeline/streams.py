@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
 import torch
+
+from pipeline.packed import by_budget
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,3 +39,20 @@ def side_by_side(run: Callable[[T], R], batches: Sequence[T], device: torch.devi
                 pool.shutdown(wait=False, cancel_futures=True)
     finally:
         torch.set_num_threads(threads)  # threads to come take the number that was set last
+
+
+def vectors_in_parts(
+    forward: Callable[[list[Sequence[int]]], np.ndarray],
+    token_ids: Sequence[Sequence[int]],
+    budget: int,
+    device: torch.device,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Row numbers and what `forward` makes of these texts, [texts, dim], batch by batch until every text had its turn.
+
+    At most `budget` tokens (or a text for each batch) are under way at once.
+    """
+    lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
+    batches = by_budget(lengths, budget // streams(device))
+    return zip(
+        batches, side_by_side(lambda rows: forward([token_ids[row] for row in rows]), batches, device), strict=True
+    )

@@ -20,9 +20,9 @@ from torch.nn import functional
 from pipeline.errors import LeafError
 from pipeline.files import replace_directory
 from pipeline.machine import keep_pages
-from pipeline.packed import Batch, Encoder, by_budget, check_family, mean_pooled, pack
+from pipeline.packed import Batch, Encoder, check_family, mean_pooled, pack
 from pipeline.params import StudentParams
-from pipeline.streams import side_by_side, streams
+from pipeline.streams import vectors_in_parts
 from pipeline.teacher import check_sha256, resolve_model
 
 TOKEN_BUDGET = 8192  # tokens under way at once in inference
@@ -210,12 +210,8 @@ class StudentEncoder:
     def encode(self, texts: Sequence[str], role: str = "document") -> np.ndarray:
         """Vectors [texts, dim] float32. The student reads plain text: `role` changes nothing (leaf-facts: -0.020)."""
         token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
-        lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
         vectors = np.empty((len(token_ids), self.student.dim), dtype=np.float32)
-        device = self._encoder.device
-        batches = by_budget(lengths, self.token_budget // streams(device))
-        found = side_by_side(lambda rows: self._forward([token_ids[row] for row in rows]), batches, device)
-        for rows, part in zip(batches, found, strict=True):
+        for rows, part in vectors_in_parts(self._forward, token_ids, self.token_budget, self._encoder.device):
             vectors[rows] = part
         return vectors
 

@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from pipeline.errors import LeafError
 from pipeline.machine import bf16_is_fast, keep_pages
-from pipeline.packed import FAMILIES, Encoder, by_budget, pack
+from pipeline.packed import FAMILIES, Encoder, pack
 from pipeline.params import TeacherParams
 from pipeline.shard import sha256
 from pipeline.store import StoreMeta
-from pipeline.streams import side_by_side, streams
+from pipeline.streams import vectors_in_parts
 
 PACKAGE = "package:"
 LARGEST_INDEX = 64  # files of sharded weights that are looked at
@@ -212,11 +212,7 @@ class Teacher:
 
     def parts(self, token_ids: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Row numbers and vectors [texts, dim] float32, batch by batch until every text had its turn."""
-        lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
-        device = self._model.device
-        batches = by_budget(lengths, self.token_budget // streams(device))
-        found = side_by_side(lambda rows: self.forward([token_ids[row] for row in rows]), batches, device)
-        return zip(batches, found, strict=True)
+        return vectors_in_parts(self.forward, token_ids, self.token_budget, self._model.device)
 
     def encode_tokens(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
         """Vectors [texts, dim] float32, in order, of any number of tokenised texts."""

@@ -33,10 +33,7 @@ def side_by_side(run: Callable[[T], R], batches: Sequence[T], device: torch.devi
     try:
         # PyTorch keeps the number of threads for each thread that asks, so the caller's own stays.
         with ThreadPoolExecutor(count, "stream", torch.set_num_threads, (threads // count,)) as pool:
-            try:
-                yield from pool.map(run, batches)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            yield from pool.map(run, batches)  # which cancels the rest where it ends early
     finally:
         torch.set_num_threads(threads)  # threads to come take the number that was set last
 

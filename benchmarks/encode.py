@@ -41,7 +41,7 @@ def main(rounds: int) -> None:
     """Measure both models and print the table."""
     for name, model in {"all-MiniLM-L6-v2": MINILM, "all-mpnet-base-v2": str(MPNET)}.items():
         if model == str(MPNET) and not MPNET.is_dir():
-            skipped(f"encode {name}", "models/all-mpnet-base-v2 is not there (shared/models/mpnet.sh makes it)")
+            skipped(f"encode {name}", "models/all-mpnet-base-v2 is not there")
             continue
         count, share = SIZES[name]
         report(measure(name, model, 24 if QUICK else count, share, rounds))

@@ -41,8 +41,8 @@ def origin(
 ) -> Origin:
     """`directories` of teacher and checkpoint (None where it is not at hand): their cards tell the licence."""
     ids = [
-        params.teacher_id or (hub_id(teacher.model) if teacher.api is None else None),
-        params.student_id or hub_id(student.model),
+        (hub_id(teacher.model) if teacher.api is None else None) or params.teacher_id,
+        hub_id(student.model) or params.student_id,
     ]
     licenses = {license_of(directory) if directory else None for directory in directories}
     inherited = licenses.pop() if len(licenses) == 1 else "other" if None not in licenses else None

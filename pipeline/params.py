@@ -33,12 +33,17 @@ class SourceParams:
     id_suffix: str | None = None
     """Regular expression removed from ids, so that a query and its document get one id (`/q$`)."""
     unit: Literal["line", "paragraph"] = "line"
+    """What one text is, of kind `text`."""
     packages: tuple[str, ...] = ()
+    """Of kind `docstrings`; `stdlib` is the standard library."""
     config: str | None = None
     revision: str | None = None
     split: str = "train"
+    """These three are of kind `huggingface`: which part of the data set."""
     limit: int | None = field(default=None, metadata=positive())
+    """Records read."""
     sample: float = field(default=1.0, metadata=bounded(0, 1))
+    """Share of the records that is kept, chosen by `corpus.seed`."""
     heldout: float | None = field(default=None, metadata=bounded(0, 1))
     """Share held out of training; `corpus.heldout` where it is left out."""
 
@@ -154,7 +159,9 @@ class EncodeParams:
     """Section `encode`: stage one."""
 
     shard_rows: int = field(default=65_536, metadata=positive())
+    """Texts in one shard; a killed run loses no more than one."""
     dtype: Literal["float16", "float32", "int8"] = "float16"
+    """Of stored vectors; int8 has a scale for each row."""
     reuse: tuple[str, ...] = ()
     """Other stores with the same fingerprint (paths or s3:// URLs), whose vectors are taken instead of computed."""
     license: str | None = None
@@ -193,9 +200,12 @@ class FitParams:
 
     student: StudentParams
     loss: Literal["l2", "mse", "cosine"] = "l2"
+    """Mean over a batch of the distance to the teacher's vector, of its square, or of one less the cosine."""
     cycles: int = field(default=3, metadata=positive())
     epochs_per_cycle: int = field(default=10, metadata=positive())
+    """An epoch visits every training text once."""
     learning_rate: float = field(default=1e-4, metadata=positive())
+    """At the beginning of each cycle, falling in a line to `learning_rate_end` at its end."""
     learning_rate_end: float = field(default=1e-5, metadata=bounded(0))
     warmup_steps: int = field(default=0, metadata=bounded(0))
     weight_decay: float = field(default=0.01, metadata=bounded(0))
@@ -252,6 +262,7 @@ class EvaluateParams:
     """Held-out texts on the report's map."""
     neighbours_rows: int = field(default=2000, metadata=positive())
     bootstrap: int = field(default=1000, metadata=bounded(0))
+    """Samples behind each 95 % interval; 0 leaves intervals out."""
     seed: int = field(default=0, metadata=bounded(0))
 
 
@@ -268,6 +279,6 @@ class ExportParams:
     license: str | None = None
     """Of the student; that of teacher and checkpoint, as their model cards have it, where it is left out."""
     teacher_id: str | None = None
-    """The teacher's hub id, where `teacher.model` is a directory or a package."""
+    """The teacher's hub id, where `teacher.model` is none but a directory, a package or an API's name."""
     student_id: str | None = None
     """The hub id of the student's checkpoint, where `fit.student.model` is a directory or a package."""

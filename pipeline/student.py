@@ -208,7 +208,7 @@ class StudentEncoder:
         return cls(Student.load(path))
 
     def encode(self, texts: Sequence[str], role: str = "document") -> np.ndarray:
-        """Vectors [texts, dim] float32. The student reads plain text: `role` changes nothing (leaf-facts: -0.020)."""
+        """Vectors [texts, dim] float32. The student reads plain text: `role` changes nothing."""
         token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
         vectors = np.empty((len(token_ids), self.student.dim), dtype=np.float32)
         for rows, part in vectors_in_parts(self._forward, token_ids, self.token_budget, self._encoder.device):

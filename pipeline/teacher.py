@@ -21,7 +21,14 @@ from pipeline.store import StoreMeta
 from pipeline.streams import vectors_in_parts
 
 PACKAGE = "package:"
-LARGEST_INDEX = 64  # files of sharded weights that are looked at
+USUAL_LIMIT = 512  # tokens of a text, where a model's files name no limit
+NO_LIMIT = 10**6  # tokenizers without a limit write a huge number (transformers: 1e30)
+COUNT_FROM_PADDING = tuple(
+    "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm "
+    "xlm-roberta xlm-roberta-xl xmod".split()
+)
+"""Model types whose positions begin behind the padding id: the first rows of their table belong to no token."""
+TOKENIZER_FILES = ("vocab.*", "merges.txt", "bpe.codes", "*.model", "*.spm", "*token*.json")
 
 
 def resolve_model(model: str, revision: str | None = None) -> Path:
@@ -62,7 +69,7 @@ def _from_hub(model: str, revision: str | None) -> Path:
 
 def weights_sha256(directory: Path) -> str:
     """SHA-256 of `model.safetensors`; of the lines `name sha256` where the weights are split over several files."""
-    files = sorted(directory.glob("*.safetensors"))[:LARGEST_INDEX]
+    files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise LeafError(f"{directory.name}: holds no *.safetensors; weights in other formats are not loaded")
     if len(files) == 1:
@@ -85,8 +92,30 @@ def check_sha256(directory: Path, expected: str | None, name: str) -> str:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LeafError(f"model file {path.name}: cannot be read: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise LeafError(f"model file {path}: cannot be read: {error}") from None
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    found = _read_json(path)
+    if not isinstance(found, dict):
+        raise LeafError(f"model file {path}: must hold a JSON object of settings; get the model again")
+    return found
+
+
+def _number(path: Path, *names: str) -> int | None:
+    """The first of these settings that is above zero; None without it or the file. LeafError if no whole number."""
+    settings = _settings(path) if path.exists() else {}
+    for name in names:
+        value = settings.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or value % 1:
+            raise LeafError(f"model file {path}: `{name}` must be a whole number, not {value!r:.60}")
+        if value > 0:
+            return int(value)
+    return None
 
 
 def _modules(directory: Path) -> list[tuple[str, Path]]:
@@ -94,15 +123,49 @@ def _modules(directory: Path) -> list[tuple[str, Path]]:
     listing = directory / "modules.json"
     if not listing.exists():
         return []
-    return [(str(entry["type"]).rpartition(".")[2], directory / entry["path"]) for entry in _read_json(listing)]
+    entries = _read_json(listing)
+    whole = isinstance(entries, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("type"), str) and isinstance(entry.get("path"), str)
+        for entry in entries
+    )
+    if not whole:
+        raise LeafError(
+            f"model file {listing}: must be a list of modules, each with its `type` and `path`; get the model again"
+        )
+    return [(entry["type"].rpartition(".")[2], directory / entry["path"]) for entry in entries]
 
 
 def _dim(directory: Path, modules: list[tuple[str, Path]]) -> int:
-    dim = int(_read_json(directory / "config.json").get("hidden_size", 0))
+    """Width of the vectors that the last module gives."""
+    dim = _number(directory / "config.json", "hidden_size", "dim", "d_model", "n_embd")
     for kind, path in modules:
-        if kind == "Dense":
-            dim = int(_read_json(path / "config.json")["out_features"])
+        settings = path / "config.json"
+        if kind == "Pooling":
+            width = _number(settings, "embedding_dimension", "word_embedding_dimension") or dim
+            dim = width and width * _pooling_modes(_settings(settings))
+        elif kind == "Dense":
+            dim = _number(settings, "out_features")
+        if kind in ("Pooling", "Dense") and dim is None:
+            raise LeafError(f"model file {settings}: does not name the width of the vectors; get the model again")
+    if dim is None:
+        raise LeafError(f"model file {directory / 'config.json'}: does not name the width of the vectors (hidden_size)")
     return dim
+
+
+def _pooling_modes(settings: dict[str, Any]) -> int:
+    """How many vectors a Pooling module sets side by side: one for each mode that is on."""
+    modes = settings.get("pooling_mode")  # a name or a list of names; before sentence-transformers 6 a switch for each
+    if modes is None:
+        modes = [name for name, on in settings.items() if name.startswith("pooling_mode_") and on]
+    return len(modes) if isinstance(modes, list) and modes else 1
+
+
+def _tokenizer_files(directory: Path) -> list[Path]:
+    """`tokenizer.json`, which says all; where there is none, whatever the tokenizer is built from."""
+    whole = directory / "tokenizer.json"
+    if whole.exists():
+        return [whole]
+    return sorted({file for pattern in TOKENIZER_FILES for file in directory.glob(pattern)})
 
 
 def describe(params: TeacherParams, dtype: str) -> StoreMeta:
@@ -110,11 +173,15 @@ def describe(params: TeacherParams, dtype: str) -> StoreMeta:
 
     The fingerprint covers weights, tokenizer, every module's configuration and weights, prompts, maximum length,
     normalisation and dimension; not the model's name or place, so that copies under two names share vectors.
+
+    Raises:
+        LeafError: there is no such model, its weights are not the expected ones, a configuration file is malformed,
+            or `teacher.max_length` is more than the model has positions for.
     """
     directory = resolve_model(params.model, params.revision)
     modules = _modules(directory)
     parts = {"weights": check_sha256(directory, params.sha256, "teacher.sha256")}
-    for path in [directory / "tokenizer.json", directory / "config.json", directory / "sentence_bert_config.json"]:
+    for path in [directory / "config.json", directory / "sentence_bert_config.json", *_tokenizer_files(directory)]:
         if path.exists():
             parts[path.name] = sha256(path)
     for kind, path in modules:
@@ -126,7 +193,7 @@ def describe(params: TeacherParams, dtype: str) -> StoreMeta:
         "files": parts,
         "modules": [kind for kind, _ in modules],
         "prompts": asdict(params.prompts),
-        "max_length": params.max_length or _model_limit(directory),
+        "max_length": _max_length(params, directory),
         "normalize": params.normalize,
         "dim": dim,
     }
@@ -138,10 +205,33 @@ def describe(params: TeacherParams, dtype: str) -> StoreMeta:
     return StoreMeta(fingerprint=fingerprint, teacher=identity, dim=dim, dtype=dtype, normalized=params.normalize)
 
 
-def _model_limit(directory: Path) -> int:
-    settings = directory / "sentence_bert_config.json"
-    limit = _read_json(settings).get("max_seq_length") if settings.exists() else None
-    return int(limit or _read_json(directory / "config.json").get("max_position_embeddings", 512))
+def _max_length(params: TeacherParams, directory: Path) -> int:
+    """Most tokens of a text that are read: `teacher.max_length`, or the model's own limit.
+
+    Raises:
+        LeafError: `teacher.max_length` is more than the model has positions for.
+    """
+    settings = _settings(directory / "config.json")
+    positions = _number(directory / "config.json", "max_position_embeddings")
+    if positions is not None and settings.get("model_type") in COUNT_FROM_PADDING:
+        padding = settings.get("pad_token_id")
+        positions -= 1 + (padding if isinstance(padding, int) else 1)
+    # Rotary and relative positions go on behind the number that is named; those in a table do not.
+    endless = settings.get("position_biased_input") is False or any(
+        "rope_" in name or "rotary" in name for name in settings
+    )
+    table = None if endless else positions
+    if params.max_length is not None:
+        if table is not None and params.max_length > table:
+            raise LeafError(
+                f"teacher.max_length: {params.max_length} is impossible; `{params.model}` has positions for at most "
+                f"{table} tokens"
+            )
+        return params.max_length
+    # sentence-transformers 6 keeps the limit in the tokenizer's settings, earlier versions in a file of their own.
+    own = _number(directory / "sentence_bert_config.json", "max_seq_length")
+    named = [own] if own else [_number(directory / "tokenizer_config.json", "model_max_length"), positions]
+    return min((limit for limit in [*named, table] if limit and limit < NO_LIMIT), default=USUAL_LIMIT)
 
 
 class Teacher:
@@ -151,15 +241,16 @@ class Teacher:
         """Load the model, its SHA-256 checked first.
 
         Raises:
-            LeafError: it cannot be found or loaded, or its weights are not the expected ones.
+            LeafError: it cannot be found or loaded, its weights are not the expected ones, or `teacher.max_length` is
+                more than it has positions for.
         """
         directory = resolve_model(params.model, params.revision)
         check_sha256(directory, params.sha256, "teacher.sha256")
         keep_pages()
         self.params, self.token_budget = params, token_budget
-        self._model = load_sentence_transformer(directory, params.model)
-        self._limit = params.max_length or _model_limit(directory)
+        self._limit = _max_length(params, directory)
         self.dim = _dim(directory, _modules(directory))
+        self._model = load_sentence_transformer(directory, params.model)
         self._tail = [module for module in list(self._model)[2:] if type(module).__name__ != "Normalize"]
         self._encoder = self._packed_encoder()
 
@@ -186,7 +277,7 @@ class Teacher:
 
     @torch.inference_mode()
     def forward(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
-        """Vectors [texts, dim] float32 of one batch."""
+        """Vectors [texts, dim] float32 of one batch; LeafError if the model gives another width than its files name."""
         if self._encoder is not None:
             features = {"sentence_embedding": self._encoder(pack(token_ids))}
             for module in self._tail:
@@ -194,6 +285,11 @@ class Teacher:
             vectors = features["sentence_embedding"]
         else:
             vectors = self._padded(token_ids)
+        if vectors.shape[1] != self.dim:
+            raise LeafError(
+                f"teacher `{self.params.model}`: gives vectors of {vectors.shape[1]} dimensions, but its configuration "
+                f"files name {self.dim}; correct the width in those of its modules (1_Pooling/config.json)"
+            )
         vectors = vectors.float()
         if self.params.normalize:
             vectors = functional.normalize(vectors, dim=1)

@@ -23,10 +23,10 @@ from stages.common import command
 @click.option("--params", type=Path, required=True, help="Parameter file of the run.")
 @click.option("--run", "folder", type=Path, required=True, help="Directory that `make recipe` filled.")
 def main(params: Path, folder: Path) -> None:
-    """Measure every snapshot under RUN/snapshots and RUN/student, and print the table."""
+    """Measure every snapshot under RUN/student-snapshots and RUN/student, and print the table."""
     batch = load_section(params, "fit", FitParams).batch_size
-    steps = sorted(int(path.name.removeprefix("step-")) for path in (folder / "snapshots").glob("step-*"))
-    models = {step * batch: folder / "snapshots" / f"step-{step}" for step in steps}
+    steps = {int(path.name.removeprefix("step-")): path for path in (folder / "student-snapshots").glob("step-*")}
+    models = {step * batch: path for step, path in steps.items()}
     if (folder / "student").is_dir():
         models[json.loads((folder / "fit.json").read_text())["presentations"]] = folder / "student"
     measure = measured(params, folder)

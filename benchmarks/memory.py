@@ -72,7 +72,8 @@ def _fit(folder: Path) -> None:
     from pipeline.params import FitParams, StudentParams
 
     params = FitParams(StudentParams(MINILM, max_length=256), max_steps=STEPS)
-    fit(folder / "corpus", folder / "store", params, folder / "student", folder / "work")
+    with fit(folder / "corpus", folder / "store", params, folder / "student", folder / "work"):
+        pass
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ SHARES = (0.0, 0.15, 0.3, 0.5, 0.7, 1.0)
 @click.option("--share", "shares", type=click.FloatRange(0, 1), multiple=True, default=SHARES, show_default=True)
 def main(params: Path, folder: Path, model: str, shares: tuple[float, ...]) -> None:
     """Print a row for each share of the start in the weights."""
-    if not (folder / "snapshots/step-0").is_dir():
+    if not (folder / "student-snapshots/step-0").is_dir():
         raise LeafError(f"{folder}: holds no snapshot of step 0; name it in fit.snapshots before the run")
     saved_share = load_section(params, "fit", FitParams).start_share
-    start, saved = (Student.load(folder / name).state_dict() for name in ("snapshots/step-0", model))
+    start, saved = (Student.load(folder / name).state_dict() for name in ("student-snapshots/step-0", model))
     # What was saved holds its share of the start already: extrapolating gives the weights after the last step.
     end = {name: torch.lerp(start[name], value, 1 / (1 - saved_share)) for name, value in saved.items()}
     student, measure = Student.load(folder / model), measured(params, folder)

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from pipeline import ask, probe
+from pipeline import ask, keys, probe
 from pipeline.checks import SAME_VECTOR, cosines
 from pipeline.corpus import scan
 from pipeline.errors import LeafError
@@ -33,6 +33,7 @@ from pipeline.teachers import AnyTeacher, describe, load, once
 COLUMNS = ["key", "role", "id", "source", "text"]
 TOKENIZE_ROWS = 2048  # texts tokenised at once, so that their strings never exist twice as a whole
 KEYS_ROWS = 65_536  # keys looked up at once
+SAME_LENGTH = 0.02  # most that a reused vector's length may differ, as a share
 
 
 @dataclass
@@ -141,6 +142,7 @@ def _missing(frame: pl.LazyFrame, pool: Pool, shard_rows: int) -> Iterator[pl.Da
     rows = 0
     for batch in frame.collect_batches(chunk_size=min(shard_rows, KEYS_ROWS), maintain_order=True):
         new = batch.filter(~contains(have, key_array(batch["key"])))
+        keys.check(new, "the corpus")
         while rows + new.height >= shard_rows:
             take = shard_rows - rows
             yield pl.concat([*held, new.head(take)])
@@ -250,20 +252,27 @@ def _take_over(
             f"this run makes {pool.meta.dtype} of {pool.meta.fingerprint[:16]}; the teacher, its prompts, max_length, "
             "normalize and encode.dtype must be the same"
         )
+
+    def shared(index: int) -> pl.DataFrame:
+        rows = store.shard_rows_frame(index).with_row_index("row")
+        found = key_array(rows["key"])
+        return rows.filter(contains(wanted, found) & ~pool.has(found))
+
+    if params.verify_rows:
+        # Keys are random: the smallest are a fair sample of all, and of each shard its smallest is one of its own.
+        first = [shared(index).select("key").sort("key").head(params.verify_rows) for index in range(len(store.shards))]
+        sample = pl.concat([pl.concat(first).sort("key").head(params.verify_rows), *(one.head(1) for one in first)])
+        _compare(path, sample.unique(), store, frame, load)
     taken = Taken()
     for index in range(len(store.shards)):
-        rows = store.shard_rows_frame(index).with_row_index("row")
-        keys = key_array(rows["key"])
-        shared = rows.filter(contains(wanted, keys) & ~pool.has(keys))
-        if shared.is_empty():
+        rows = shared(index)
+        if rows.is_empty():
             continue
         store.verify_shard(index)
-        stored = [part[shared["row"].to_numpy()] for part in store.stored(index)]
-        if not taken.rows:
-            _compare(path, shared.head(params.verify_rows), store, frame, load)
-        pool.write_stored(shared.drop("row"), stored)
-        taken.rows += len(shared)
-        taken.tokens += int(shared["tokens"].sum())
+        stored = [part[rows["row"].to_numpy()] for part in store.stored(index)]
+        pool.write_stored(rows.drop("row"), stored)
+        taken.rows += len(rows)
+        taken.tokens += int(rows["tokens"].sum())
     return taken
 
 
@@ -274,16 +283,23 @@ def texts_vectors(texts: pl.DataFrame, teacher: AnyTeacher) -> np.ndarray:
     return teacher.encode_tokens(_tokenize(texts, teacher))
 
 
-def _compare(path: str, rows: pl.DataFrame, store: Store, frame: pl.LazyFrame, load: Callable[[], AnyTeacher]) -> None:
-    """Re-encode these rows, the shard's first (keys are random, so any are a fair sample), and compare."""
-    if rows.is_empty():
+def _compare(path: str, few: pl.DataFrame, store: Store, frame: pl.LazyFrame, load: Callable[[], AnyTeacher]) -> None:
+    """Encode the texts of these keys again, and compare their vectors' directions and lengths."""
+    if few.is_empty():
         return
-    sample = rows.select("key").with_row_index("at")
-    texts = frame.join(sample.lazy(), on="key", how="inner").sort("at").collect()
-    found = cosines(texts_vectors(texts, load()), store.lookup(texts["key"].to_list()))
+    texts = frame.filter(pl.col("key").is_in(few["key"].implode())).collect(engine="streaming")
+    made, theirs = texts_vectors(texts, load()), store.lookup(texts["key"].to_list())
+    found = cosines(made, theirs)
     worst = int(found.argmin())
     if not found[worst] >= SAME_VECTOR:
         raise LeafError(
             f"encode.reuse: {path}: the vector of text `{texts['id'][worst]}` has cosine {found[worst]:.4f} to the "
             f"one this teacher makes now (at least {SAME_VECTOR} expected); do not trust this store"
+        )
+    lengths = np.linalg.norm(theirs, axis=1) / np.linalg.norm(made, axis=1)
+    worst = int(np.abs(lengths - 1).argmax())
+    if not abs(lengths[worst] - 1) <= SAME_LENGTH:
+        raise LeafError(
+            f"encode.reuse: {path}: the vector of text `{texts['id'][worst]}` is {lengths[worst]:.4f} times as long as "
+            "the one this teacher makes now; do not trust this store"
         )

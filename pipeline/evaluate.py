@@ -16,9 +16,10 @@ from pipeline import beir, examples, metrics, tasks
 from pipeline.corpus import scan
 from pipeline.encode import ensure
 from pipeline.errors import LeafError
+from pipeline.keys import ROLES
 from pipeline.params import EncodeParams, EvaluateParams, TeacherParams
 from pipeline.quantisation import Calibration, quantisation
-from pipeline.retrieval import MODES, ROLES, Both, Dataset, StudentVectors, TeacherVectors, sides
+from pipeline.retrieval import MODES, Both, Dataset, StudentVectors, TeacherVectors, sides
 from pipeline.store import Store
 from pipeline.teachers import describe
 from pipeline.truncation import truncation

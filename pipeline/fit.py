@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pipeline.packed import by_budget, pack, split
 from pipeline.params import FitParams
 from pipeline.prefetch import prefetch
 from pipeline.regression import LOSSES, Update, learning_rate, total_steps
+from pipeline.shard import sha256
 from pipeline.store import Store
 from pipeline.student import TOKEN_BUDGET, Student, build
 from pipeline.teacher import resolve_model, weights_sha256
@@ -70,21 +72,26 @@ class Result:
     curve: list[tuple[int, str, float]]
 
 
-def fit(corpus: Path, embeddings: Path, params: FitParams, out: Path, work: Path) -> Result:
-    """Train a student on every training text of `corpus` and write it to `out`.
+@contextmanager
+def fit(corpus: Path, embeddings: Path, params: FitParams, out: Path, work: Path) -> Iterator[Result]:
+    """Train a student on every training text of `corpus`, write it to `out`, and give what was measured.
 
-    State lives below `work`: a run that was killed continues there, and ends with the weights it would have had.
-    Snapshots are written to `snapshots/step-N` beside `out`.
+    State lives below `work`: a run that was killed continues there, and ends with the weights it would have had. The
+    state goes when the caller's block has ended well: if figures cannot be written, the next run trains nothing again.
+    Snapshots of a student `out` are written to `out-snapshots/step-N`.
 
     Raises:
         LeafError: bad input of any kind, a damaged store or checkpoint, or another run under way.
     """
     keep_pages()
     store = Store.open(embeddings)
+    start = resolve_model(params.student.model, params.student.revision)
     digests = {
         "fingerprint": store.meta.fingerprint,
         "corpus": corpus_digest(corpus),
-        "student": weights_sha256(resolve_model(params.student.model, params.student.revision)),
+        "store": _order(store),
+        "student": weights_sha256(start),
+        "student's files": " ".join(map(sha256, sorted(start.glob("*.json")))),  # its tokenizer and configuration
     }
     directory = work / _run_name(params, digests)
     place = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
@@ -95,9 +102,14 @@ def fit(corpus: Path, embeddings: Path, params: FitParams, out: Path, work: Path
     ):
         store.verify()
         run = Run(corpus, store, params, digests["corpus"], work)
-        result = run.train(directory, out)
+        yield run.train(directory, out)
         shutil.rmtree(directory, ignore_errors=True)
-        return result
+
+
+def _order(store: Store) -> str:
+    """Digest of all that decides which vector comes when: the shards' bits, their order, and the refused texts."""
+    shards = [vars(info) for info in store.shards]
+    return hashlib.sha256(json.dumps([shards, sorted(store.meta.refused or {})]).encode()).hexdigest()
 
 
 def _run_name(params: FitParams, digests: dict[str, str]) -> str:
@@ -296,7 +308,7 @@ class Run:
 
 
 def _snapshot(out: Path, step: int) -> Path:
-    return out.parent / "snapshots" / f"step-{step}"
+    return out.with_name(f"{out.name}-snapshots") / f"step-{step}"
 
 
 def _precision(params: FitParams, device: torch.device) -> torch.dtype:

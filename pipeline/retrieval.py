@@ -15,7 +15,6 @@ from pipeline import metrics
 Array = np.ndarray
 StudentVectors = Callable[[Sequence[str], str], Array]  # texts and their role -> [n, dim] float32
 TeacherVectors = Callable[[pl.DataFrame], Array]  # frame key, role, id, source, text -> [n, dim] float32
-ROLES = ("query", "document")
 MODES = ("teacher", "standard", "asymmetric")
 TOP = 10  # documents looked at by nDCG@10
 

@@ -16,12 +16,12 @@ import polars as pl
 
 from pipeline import docstrings
 from pipeline.errors import LeafError
+from pipeline.keys import ROLES
 from pipeline.params import SourceParams
 
 BATCH_ROWS = 32_768
 BATCH_CHARACTERS = 16_000_000  # about 16 to 64 MB, whichever of the two comes first
 CSV_FIELD_CHARACTERS = 16_000_000  # a quote that is never closed stops here, not at the end of a huge file
-ROLES = ("query", "document")
 SCHEMA = {"id": pl.String, "text": pl.String, "role": pl.String}
 
 Frames = Iterator[pl.DataFrame]

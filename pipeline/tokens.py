@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from pipeline import keys
 from pipeline.errors import LeafError
+from pipeline.files import locked
 from pipeline.shard import KEY_DTYPE, sha256
 
 BATCH_ROWS = 8192  # texts tokenised at a time
@@ -59,16 +61,23 @@ def corpus_digest(corpus: Path) -> str:
 
 
 def tokenize(corpus: Path, digest: str, tokenizer: Tokenizer, caches: Path) -> Tokens:
-    """The cache of this corpus (whose `corpus_digest` is `digest`) and tokenizer, made if it is not there yet."""
+    """The cache of this corpus (whose `corpus_digest` is `digest`) and tokenizer, made if it is not there yet.
+
+    Raises:
+        LeafError: the corpus is empty, damaged or changed by hand, or another process is making this cache.
+    """
     name = hashlib.sha256(f"{digest} {tokenizer.to_str()}".encode()).hexdigest()[:16]
     path = caches / name
     ids_dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.int32)
     if not path.is_dir():
-        temporary = caches / f".{name}.partial"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write(corpus, tokenizer, ids_dtype, temporary)
-        temporary.rename(path)
+        caches.mkdir(parents=True, exist_ok=True)
+        with locked(caches / f"{name}.lock", f"{corpus}: tokenising it for a fit"):
+            if not path.is_dir():
+                temporary = caches / f".{name}.partial"
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                _write(corpus, tokenizer, ids_dtype, temporary)
+                temporary.rename(path)
     kinds = {"ids": ids_dtype, "offsets": np.dtype(np.int64), "keys": KEY_DTYPE, "train": np.dtype(np.bool_)}
     # As plain arrays: each slice of a memmap costs eight times as much, and the loader takes many.
     return Tokens(**{name: np.asarray(np.memmap(path / f"{name}.bin", kind, "r")) for name, kind in kinds.items()})
@@ -90,8 +99,10 @@ def _rows(file: Path) -> int:
 def _batches(files: list[Path]) -> Iterator[pl.DataFrame]:
     for file in files:
         with _reading(file), pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=["key", "text", "split"]):
-                yield pl.DataFrame(pl.from_arrow(batch))
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=["key", "role", "id", "text", "split"]):
+                rows = pl.DataFrame(pl.from_arrow(batch))
+                keys.check(rows, str(file))
+                yield rows
 
 
 def _write(corpus: Path, tokenizer: Tokenizer, ids_dtype: np.dtype, path: Path) -> None:

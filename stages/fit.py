@@ -24,12 +24,13 @@ def main(**paths: Path) -> None:
     Killed at any moment, it continues from the last checkpoint and ends with the same weights. Section read: fit.
     """
     params = load_section(paths["params"], "fit", FitParams)
-    result = fit(paths["corpus"], paths["embeddings"], params, paths["out"], paths["work"])
-    figures, curve = result.metrics, paths["curve"]
-    write_json(paths["metrics"], figures)
-    curve.parent.mkdir(parents=True, exist_ok=True)
-    with curve.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([("step", "split", "loss"), *result.curve])
+    curve = paths["curve"]
+    with fit(paths["corpus"], paths["embeddings"], params, paths["out"], paths["work"]) as result:
+        figures = result.metrics
+        write_json(paths["metrics"], figures)
+        curve.parent.mkdir(parents=True, exist_ok=True)
+        with curve.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([("step", "split", "loss"), *result.curve])
     click.echo(f"{figures['presentations']:,} texts in {figures['steps']:,} steps, {figures['samples_per_s']} texts/s")
     for name, value in figures["validation"].items():
         click.echo(f"held-out {name:<7} {figures['validation_at_start'][name]:.4f} -> {value:.4f}")

@@ -74,7 +74,7 @@ def test_a_fit_killed_again_and_again_ends_with_the_weights_of_one_never_killed(
     torn = stage("fit", *arguments("torn"))
     assert torn.returncode == 0, torn.stderr
 
-    for student in ("student", "snapshots/step-0", "snapshots/step-5"):
+    for student in ("student", "student-snapshots/step-0", "student-snapshots/step-5"):
         for name in WEIGHTS:
             expected = load_file(encoded / "whole" / student / name)
             for tensor, value in load_file(encoded / "torn" / student / name).items():
@@ -87,7 +87,7 @@ def test_a_fit_killed_again_and_again_ends_with_the_weights_of_one_never_killed(
 def test_the_start_has_its_share_in_the_saved_weights(
     encoded: Path, write_params: Callable[..., Path], tiny_student: Path, stage: Stage
 ) -> None:
-    folders = ("snapshots/step-0", "snapshots/step-5", "student")
+    folders = ("student-snapshots/step-0", "student-snapshots/step-5", "student")
 
     def fitted(share: float) -> dict[str, dict[str, torch.Tensor]]:
         student = {"model": str(tiny_student), "head": "rotation"}
@@ -98,12 +98,14 @@ def test_the_start_has_its_share_in_the_saved_weights(
         return {f"{folder}/{file}": load_file(out / folder / file) for folder in folders for file in WEIGHTS}
 
     alone, shared = fitted(0.0), fitted(0.25)
-    rows = alone[f"snapshots/step-0/{WEIGHTS[1]}"]["linear.weight"].T
+    rows = alone[f"student-snapshots/step-0/{WEIGHTS[1]}"]["linear.weight"].T
     torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)), atol=1e-5, rtol=0)
     for file in WEIGHTS:
         for folder in folders:
             for name, value in shared[f"{folder}/{file}"].items():
-                expected = 0.25 * alone[f"snapshots/step-0/{file}"][name] + 0.75 * alone[f"{folder}/{file}"][name]
+                expected = (
+                    0.25 * alone[f"student-snapshots/step-0/{file}"][name] + 0.75 * alone[f"{folder}/{file}"][name]
+                )
                 torch.testing.assert_close(value, expected, msg=f"{folder} {name}")
     assert not torch.equal(shared[f"student/{WEIGHTS[1]}"]["linear.weight"].T, rows)
     losses = [json.loads((encoded / f"share-{share}/fit.json").read_text())["validation"] for share in (0.0, 0.25)]
@@ -138,6 +140,61 @@ def test_a_second_run_at_once_is_refused(encoded: Path, write_params: Callable[.
     finally:
         first.kill()
         first.wait()
+
+
+def test_figures_that_cannot_be_written_cost_no_training(encoded: Path, stage: Stage) -> None:
+    (encoded / "out").mkdir()
+    (encoded / "out/fit.json").mkdir()
+    failed = stage("fit", *arguments("out"))
+    assert failed.returncode != 0
+    assert len(list((encoded / "out").glob("work/*/state.safetensors"))) == 1
+    student = (encoded / "out/student/model.safetensors").read_bytes()
+
+    (encoded / "out/fit.json").rmdir()
+    again = stage("fit", *arguments("out"))
+    assert again.returncode == 0, again.stderr
+    assert (encoded / "out/student/model.safetensors").read_bytes() == student
+    assert not list((encoded / "out").glob("work/*/state.safetensors"))
+    whole = stage("fit", *arguments("whole"))
+    assert whole.returncode == 0, whole.stderr
+    found, expected = (json.loads((encoded / name / "fit.json").read_text()) for name in ("out", "whole"))
+    timed = ("samples_per_s", "seconds", "seconds_waiting")
+    assert {k: v for k, v in found.items() if k not in timed} == {k: v for k, v in expected.items() if k not in timed}
+
+
+def test_a_killed_fit_does_not_continue_on_a_store_whose_vectors_come_in_another_order(
+    encoded: Path, write_params: Callable[..., Path], stage: Stage, tiny_corpus: Path
+) -> None:
+    """Continued at the same batch of another order, it would see some texts twice and others never."""
+    write_params(fit={"epochs_per_cycle": 100, "checkpoint_every": 2})
+    process = start(encoded, "out")
+    deadline = time.monotonic() + 60
+    while not list((encoded / "out").glob("work/*/state.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert len(list((encoded / "out").glob("work/*/state.safetensors"))) == 1
+
+    write_params(fit={"epochs_per_cycle": 100, "checkpoint_every": 2}, encode={"shard_rows": 50, "pool": "other-pool"})
+    again = stage("encode", "--corpus", str(tiny_corpus), "--out", "store", "--metrics", "encode.json")
+    assert again.returncode == 0, again.stderr
+    process = start(encoded, "out")
+    while len(list((encoded / "out").glob("work/*/state.safetensors"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert len(list((encoded / "out").glob("work/*/state.safetensors"))) == 2
+
+
+def test_a_corpus_changed_by_hand_is_not_fitted(encoded: Path, stage: Stage, tiny_corpus: Path) -> None:
+    part = tiny_corpus / "part-00000.parquet"
+    rows = pl.read_parquet(part)
+    first = pl.col("id") == rows["id"][0]
+    rows.with_columns(text=pl.when(first).then(pl.lit("edited")).otherwise("text")).write_parquet(part)
+    done = stage("fit", *arguments("out"))
+    assert done.returncode == 1
+    assert "part-00000.parquet: text `" in done.stderr
+    assert "changed by hand; run the stage `corpus` again" in done.stderr
 
 
 def test_bad_input_is_named_and_costs_nothing(encoded: Path, write_params: Callable[..., Path], stage: Stage) -> None:

@@ -11,6 +11,7 @@ from pipeline.encode import encode, ensure
 from pipeline.errors import LeafError
 from pipeline.keys import key
 from pipeline.params import EncodeParams, Prompts, TeacherParams
+from pipeline.pool import Pool
 from pipeline.store import Store
 from pipeline.teacher import Teacher, describe, resolve_model
 from tests.conftest import corpus_frame
@@ -100,8 +101,6 @@ def test_a_store_whose_vectors_another_model_made_is_not_reused(
     tiny_corpus: Path, tiny_teacher: Path, params: EncodeParams, tmp_path: Path
 ) -> None:
     """The fingerprint matches but the vectors do not: only encoding a sample again can tell."""
-    from pipeline.pool import Pool
-
     teacher = TeacherParams(str(tiny_teacher))
     rows = pl.read_parquet(tiny_corpus).with_columns(tokens=pl.lit(5, pl.Int32)).drop("text", "split")
     noise = np.random.default_rng(0).normal(size=(len(rows), 32)).astype(np.float32)
@@ -111,6 +110,39 @@ def test_a_store_whose_vectors_another_model_made_is_not_reused(
     ours = EncodeParams(pool=str(tmp_path / "p"), reuse=(str(tmp_path / "forged"),))
     with pytest.raises(LeafError, match=r"encode\.reuse: .*forged.*cosine.*do not trust this store"):
         encode(tiny_corpus, teacher, ours, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_one_wrong_shard_among_right_ones_is_enough_to_refuse_a_store(
+    tiny_corpus: Path, tiny_teacher: Path, params: EncodeParams, tmp_path: Path
+) -> None:
+    """The last shard alone, of 8 texts among 400, comes from another model, or is twice as long as it should be."""
+    teacher = TeacherParams(str(tiny_teacher))
+    encode(tiny_corpus, teacher, params, tmp_path / "right")
+    rows = pl.read_parquet(tiny_corpus).with_columns(tokens=pl.lit(5, pl.Int32)).drop("text", "split")
+    right = Store.open(tmp_path / "right").lookup(rows["key"].to_list())
+    for name, wrong, said in (("other", np.roll(right[-8:], 1, axis=0), "has cosine"), ("long", 2 * right[-8:], "2.0")):
+        with Pool(tmp_path / f"{name}-pool", describe(teacher, "float16")) as pool:
+            pool.write(rows[:-8], right[:-8])
+            pool.write(rows[-8:], wrong)
+            pool.publish(tmp_path / name, rows["key"].to_list())
+        ours = EncodeParams(pool=str(tmp_path / "p"), reuse=(str(tmp_path / name),), verify_rows=1)
+        with pytest.raises(LeafError, match=rf"encode\.reuse: .*{name}: the vector of text .*{said}.*do not trust"):
+            encode(tiny_corpus, teacher, ours, tmp_path / "store")
+
+
+@pytest.mark.parametrize("change", [{"text": "edited"}, {"role": "passage"}, {"text": None}])
+def test_a_corpus_changed_by_hand_gets_no_vector(
+    tiny_corpus: Path, tiny_teacher: Path, params: EncodeParams, tmp_path: Path, change: dict[str, str | None]
+) -> None:
+    """Under the old key the new text's vector would stay in the pool for good, and reach every store made from it."""
+    part = tiny_corpus / "part-00000.parquet"
+    rows = pl.read_parquet(part)
+    victim = pl.col("id") == rows["id"][7]
+    edits = [pl.when(victim).then(pl.lit(value)).otherwise(pl.col(name)).alias(name) for name, value in change.items()]
+    rows.with_columns(edits).write_parquet(part)
+    with pytest.raises(LeafError, match=rf"`{rows['id'][7]}`.*changed by hand; run the stage `corpus` again"):
+        encode(tiny_corpus, TeacherParams(str(tiny_teacher)), params, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 

@@ -1,5 +1,6 @@
 """The loader joins by key, visits every training text once an epoch, and can be entered anywhere."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pipeline.errors import LeafError
+from pipeline.files import locked
 from pipeline.loader import Loader, Position, pack_sorted
 from pipeline.packed import pack
 from pipeline.pool import Pool
@@ -151,12 +153,12 @@ def test_a_truncated_corpus_is_named_and_leaves_no_cache(corpus: Path, tmp_path:
     part.write_bytes(part.read_bytes()[:-100])
     with pytest.raises(LeafError, match=r"part-00001\.parquet.*run the corpus stage again"):
         make_tokens(corpus, tmp_path)
-    assert not [path for path in (tmp_path / "tokens").glob("*") if not path.name.startswith(".")]
+    assert not [path for path in (tmp_path / "tokens").glob("*") if path.is_dir() and not path.name.startswith(".")]
 
 
 def test_tokens_are_made_once(corpus: Path, tmp_path: Path) -> None:
     make_tokens(corpus, tmp_path)
-    (cache,) = (tmp_path / "tokens").iterdir()
+    (cache,) = (path for path in (tmp_path / "tokens").iterdir() if path.is_dir())
     before = {file.name: file.stat().st_mtime_ns for file in cache.iterdir()}
     again = make_tokens(corpus, tmp_path)
     assert {file.name: file.stat().st_mtime_ns for file in cache.iterdir()} == before
@@ -190,3 +192,15 @@ def test_batches_are_packed_together_as_they_are_one_by_one() -> None:
         assert found.ids.tolist() == alone.ids.tolist()
         assert found.positions.tolist() == alone.positions.tolist()
         assert found.order.tolist() == alone.order.tolist()
+
+
+def test_two_fits_do_not_write_one_token_cache(corpus: Path, tmp_path: Path) -> None:
+    """One of them would take the other's half-written files for the whole corpus."""
+    make_tokens(corpus, tmp_path)
+    (cache,) = (path for path in (tmp_path / "tokens").iterdir() if path.is_dir())
+    shutil.rmtree(cache)
+    with locked(cache.with_name(f"{cache.name}.lock"), "the other"):
+        with pytest.raises(LeafError, match="tokenising it for a fit: another run is under way"):
+            make_tokens(corpus, tmp_path)
+        assert not cache.exists()
+    assert len(make_tokens(corpus, tmp_path)) == len(pl.read_parquet(corpus / "*.parquet"))

@@ -4,10 +4,8 @@ Memory is bounded by the size of a batch and of a partition (about a 256th of th
 size; near-duplicate removal alone needs more (`pipeline.near`).
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,8 @@ from tqdm import tqdm
 
 from pipeline import sources
 from pipeline.errors import LeafError
-from pipeline.files import locked
-from pipeline.keys import keys
+from pipeline.files import replace_directory, workspace
+from pipeline.keys import ROLES, keys
 from pipeline.near import NearDuplicates
 from pipeline.params import CorpusParams, SourceParams
 from pipeline.partitions import PARTITIONS, SCHEMA, Parts, Spill
@@ -74,8 +72,10 @@ def build(params: CorpusParams, out: Path) -> dict[str, Any]:
     for source in params.sources:
         sources.check(source)
     try:
-        with building(out) as directory:
-            return _build(params, directory)
+        with workspace(out, "new") as directory:
+            figures = _build(params, directory)
+            replace_directory(directory / "result", out)
+            return figures
     except (OSError, pa.ArrowException) as error:
         raise LeafError(f"{out}: the corpus cannot be written: {error}") from error
 
@@ -174,7 +174,7 @@ class _Counts:
         self.read: Counter[str] = Counter(dict.fromkeys(names, 0))
         self.dropped = {name: dict.fromkeys(REASONS, 0) for name in names}
         self._rows: dict[str, dict[str, dict[str, int]]] = {name: {} for name in names}
-        self._lengths: dict[str, Counter[int]] = {role: Counter() for role in sources.ROLES}
+        self._lengths: dict[str, Counter[int]] = {role: Counter() for role in ROLES}
 
     def drop(self, source: str, reason: str, number: int) -> None:
         """Count texts of a source that were dropped for a reason."""
@@ -219,24 +219,3 @@ def quantiles(lengths: Counter[int]) -> dict[str, float]:
             found[f"p{wanted.pop(0) * 100:.0f}"] = length
     mean = sum(length * number for length, number in lengths.items()) / total
     return {"min": min(lengths), **found, "max": max(lengths), "mean": round(mean, 2)}
-
-
-@contextmanager
-def building(out: Path) -> Iterator[Path]:
-    """A directory beside `out`; its `result` replaces `out` if all goes well, and it is gone afterwards.
-
-    What a killed run left there is swept by the next. The lock is the kernel's: it dies with its process.
-    """
-    directory = out.parent / f".{out.name}.building"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    directory.mkdir(exist_ok=True)
-    with locked(directory, f"{out}: building the corpus"):
-        for leftover in directory.iterdir():
-            shutil.rmtree(leftover)
-        try:
-            yield directory
-            if out.exists():
-                out.rename(directory / "replaced")
-            (directory / "result").rename(out)
-        finally:
-            shutil.rmtree(directory)

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from pipeline.bucket import Bucket
 from pipeline.errors import LeafError
-from pipeline.files import disk, temporary
+from pipeline.files import disk, workspace
 from pipeline.manifest import README
+from pipeline.shard import ROW_SCHEMA
 from pipeline.store import Array, Store
 
 FORMATS = ("parquet", "npy", "hf")
@@ -29,14 +30,14 @@ def export(store: Store, out: Path, form: str) -> dict[str, Any]:
     """
     if out.exists():
         raise LeafError(f"{out}: exists; name a directory that does not")
-    with disk(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with temporary(out.parent, f".tmp-{out.name}-") as directory:
-            if form == "npy":
-                _npy(store, directory)
-            else:
-                _parquet(store, directory, form)
-            directory.rename(out)
+    with disk(out), workspace(out, "new") as directory:
+        result = directory / "result"
+        result.mkdir()
+        if form == "npy":
+            _npy(store, result)
+        else:
+            _parquet(store, result, form)
+        result.rename(out)
     return {"rows": store.rows, "format": form}
 
 
@@ -47,7 +48,7 @@ def _parquet(store: Store, out: Path, form: str) -> None:
     for i in _bar(store):
         store.verify_shard(i)
         name = f"train-{i:05d}-of-{count:05d}" if form == "hf" else store.shards[i].name
-        rows = store.shard_rows_frame(i).to_arrow(compat_level=pl.CompatLevel.oldest())
+        rows = _table(store.shard_rows_frame(i))
         # float16 lists are unknown to many readers of Parquet; float32 holds them exactly.
         flat = store.read(i).astype(np.float32).reshape(-1)
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), store.meta.dim)
@@ -69,25 +70,33 @@ def _card(store: Store) -> str:
 def _npy(store: Store, out: Path) -> None:
     shape, dtype = (store.rows, store.meta.dim), np.float16 if store.meta.dtype == "float16" else np.float32
     vectors: Array = np.lib.format.open_memmap(out / "vectors.npy", mode="w+", dtype=dtype, shape=shape)
-    row = 0
-    for i in _bar(store):
-        store.verify_shard(i)
-        for start, part in store.chunks(i):
-            vectors[row + start : row + start + len(part)] = part
-        row += store.shards[i].rows
+    row, schema = 0, _table(pl.DataFrame(schema=ROW_SCHEMA)).schema
+    with pq.ParquetWriter(out / "rows.parquet", schema, compression="zstd") as rows:
+        for i in _bar(store):
+            store.verify_shard(i)
+            rows.write_table(_table(store.shard_rows_frame(i)))
+            for start, part in store.chunks(i):
+                vectors[row + start : row + start + len(part)] = part
+            row += store.shards[i].rows
     vectors.flush()  # type: ignore[attr-defined]
-    frames = [store.shard_rows_frame(i) for i in range(len(store.shards))]
-    pl.concat(frames).write_parquet(out / "rows.parquet")
+
+
+def _table(rows: pl.DataFrame) -> pa.Table:
+    return rows.to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
 def push(store: Store, url: str) -> dict[str, Any]:
     """Send a store to an s3:// URL: shards that are not there yet, then README.md, and `store.json` at the very end.
 
     Whoever reads the URL meanwhile sees the old store. Files of shards that the store no longer has stay there.
+
+    Raises:
+        LeafError: a store lies there whose vectors differ in teacher, dtype or dimension, or that has other vectors in
+            a shard of this one; a shard is damaged; the bucket cannot be reached.
     """
     bucket = Bucket(url)
     there = bucket.files()
-    held = _digests_at(url) if "store.json" in there else {}
+    held = _held(store, url) if "store.json" in there else {}
     figures = {"files_sent": 0, "bytes_sent": 0}
     files = {file: digest for shard in store.shards for file, digest in shard.files.items()}
     for i in _bar(store):
@@ -102,8 +111,21 @@ def push(store: Store, url: str) -> dict[str, Any]:
     return figures
 
 
-def _digests_at(url: str) -> dict[str, str]:
+def _held(store: Store, url: str) -> dict[str, str]:
+    """SHA-256 of the files of the store at `url`, which `store` may grow but not change.
+
+    Shards are named by their keys alone: another teacher's have the same names where the corpus is the same.
+    """
     found = Store.open(url)
+    instead = f"nothing was sent; push to another URL, or first remove the store there (`aws s3 rm --recursive {url}`)"
+    for name in ("fingerprint", "dtype", "dim"):
+        mine, theirs = getattr(store.meta, name), getattr(found.meta, name)
+        if mine != theirs:
+            raise LeafError(f"{url}: holds another store: {name} {theirs!s:.16}, not {mine!s:.16}; {instead}")
+    ours = {shard.name: shard.files for shard in store.shards}
+    for shard in found.shards:
+        if shard.files != ours.get(shard.name, shard.files):
+            raise LeafError(f"{url}: shard {shard.name}: holds the same texts, encoded another time; {instead}")
     return found.manifest.files | {file: digest for shard in found.shards for file, digest in shard.files.items()}
 
 

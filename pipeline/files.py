@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +16,60 @@ from pipeline.errors import LeafError
 from pipeline.shard import sync
 
 TEMPORARY = ".tmp-"
+_LOCK = "lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _EXCHANGE = -100, 2  # of renameat2(2)
 
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock on a file, which is made if absent, or on a directory. The kernel frees a dead process's lock.
+    """Hold the lock on a file, which is made if absent. The kernel frees a dead process's lock.
 
     Raises:
-        LeafError: another process holds it; says what is under way and, of a file, in which process.
+        LeafError: another process holds it; says what is under way and in which process.
     """
-    whole = path.is_dir()
-    handle = os.open(path, os.O_CLOEXEC | (os.O_RDONLY if whole else os.O_RDWR | os.O_CREAT), 0o644)
+    handle = os.open(path, os.O_CLOEXEC | os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = os.fstat(handle).st_nlink > 0  # else its holder has removed it since we opened it
         except BlockingIOError:
-            holder = "" if whole else os.pread(handle, 32, 0).decode(errors="replace").strip()
+            free = False
+        if not free:
+            holder = os.pread(handle, 32, 0).decode(errors="replace").strip()
             process = f" (process {holder})" if holder else ""
-            raise LeafError(f"{what}: another run is under way{process}; wait for it or end it") from None
-        if not whole:
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+            raise LeafError(f"{what}: another run is under way{process}; wait for it or end it")
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(handle)
 
 
-def sweep(directory: Path, prefix: str) -> None:
-    """Remove what killed writers left: every entry whose name begins with `prefix`."""
-    for path in directory.glob(f"{prefix}*"):
-        remove(path)
+@contextmanager
+def workspace(out: Path, purpose: str) -> Iterator[Path]:
+    """An empty directory beside `out`, named after it and locked; gone at the end. The next run sweeps a killed one's.
+
+    Raises:
+        LeafError: another process has it for the same purpose.
+    """
+    directory = out.parent / f"{TEMPORARY}{out.name}.{purpose}"
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory / _LOCK, str(out)):
+        _empty(directory)
+        try:
+            yield directory
+        finally:
+            with suppress(OSError):  # the next run sweeps it
+                _empty(directory)
+                shutil.rmtree(directory)
+
+
+def _empty(directory: Path) -> None:
+    """Remove all but the lock, which goes last: whoever finds none takes the directory for free."""
+    for path in directory.iterdir():
+        if path.name != _LOCK:
+            remove(path)
 
 
 def remove(path: Path) -> None:
@@ -117,21 +139,25 @@ def check_replaceable(out: Path) -> None:
         raise LeafError(f"{out}: holds something else than a store; move it away, the store is published there")
 
 
-def replace(new: Path, out: Path, prefix: str) -> None:
-    """Put the directory `new` at `out`; whoever looks meanwhile sees the old one or the new one.
+def replace_directory(new: Path, out: Path) -> None:
+    """Put the finished directory `new` at `out`: there is the old one or the new one at any moment, kills included.
 
     Where the system cannot swap two names at once there is a moment in which `out` is absent.
     """
-    if out.exists():
-        if _exchange(new, out):
-            aside = new
-        else:
-            aside = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
+    aside = new.with_name(f"{new.name}.old")
+    if not out.exists():
+        new.rename(out)
+    elif not _exchange(new, out):
+        remove(aside)
+        try:
             out.rename(aside)
             new.rename(out)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        new.rename(out)
+        finally:
+            if not out.exists():
+                aside.rename(out)
+    with suppress(OSError):  # the old one; if it stays, the next run sweeps it
+        remove(new)
+        remove(aside)
     sync(out.parent)
 
 
@@ -141,13 +167,3 @@ def _exchange(one: Path, two: Path) -> bool:
     if call is None:
         return False
     return bool(call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(two), ctypes.c_uint(_EXCHANGE)) == 0)
-
-
-def replace_directory(new: Path, path: Path) -> None:
-    """Put the finished directory `new` where `path` is; the old one goes only after the new one has its name."""
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pipeline.checks import SAME_VECTOR, cosines
 from pipeline.corpus import scan
 from pipeline.errors import LeafError
-from pipeline.files import TEMPORARY, check_replaceable, disk, sweep, temporary
+from pipeline.files import check_replaceable, disk, workspace
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.pool import Pool
 from pipeline.shard import Array, StoreMeta, contains, key_array
@@ -86,10 +86,11 @@ def sample(store: Store, corpus: Path, teacher: TeacherParams, params: EncodePar
             f"{store.path}: was made with the fingerprint {store.meta.fingerprint[:16]}, but section `teacher` "
             f"describes {mine.fingerprint[:16]}: name the same model, prompts, max_length and normalize"
         )
-    keys = pl.DataFrame({"key": store.keys().tolist()}, schema={"key": pl.Binary})
-    texts = scan(corpus).join(keys.lazy(), on="key", how="semi").sort("key").head(rows).collect()
-    if texts.is_empty():
+    stored = store.keys()
+    shared = np.sort(stored[contains(_keys(corpus), stored)])[:rows]
+    if not len(shared):
         raise LeafError(f"{corpus}: shares no text with {store.path}: nothing to compare")
+    texts = scan(corpus).filter(pl.col("key").is_in(shared.tolist())).collect(engine="streaming")
     found = cosines(texts_vectors(texts, load(teacher, params, mine)), store.lookup(texts["key"].to_list()))
     worst = int(found.argmin())
     if not found[worst] >= SAME_VECTOR:
@@ -127,7 +128,7 @@ def merge(one: Store, two: Store, out: Path) -> dict[str, Any]:
 
 def compact(store: Store, corpus: Path, out: Path) -> dict[str, Any]:
     """The store without the rows whose key is not in the corpus, at `out`."""
-    wanted = np.sort(key_array(scan(corpus).select("key").collect()["key"]))
+    wanted = _keys(corpus)
     if not contains(wanted, store.keys()).any():
         raise LeafError(f"{corpus}: shares no text with {store.path}: nothing would be left")
     refused = {key.hex() for key in store.refused[contains(wanted, store.refused)].tolist()}
@@ -191,13 +192,14 @@ def diff(one: Store, two: Store, rows: int) -> dict[str, Any]:
 
 @contextmanager
 def scratch(out: Path, meta: StoreMeta) -> Iterator[Pool]:
-    """An empty pool on the file system of `out`, gone at the end; what killed runs left there is swept."""
-    prefix = f"{TEMPORARY}pool-{out.name}-"
-    with disk(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sweep(out.parent, prefix)
-        with temporary(out.parent, prefix) as directory, Pool(directory, meta) as pool:
-            yield pool
+    """An empty pool on the file system of `out`, gone at the end; LeafError where another run has one for `out`."""
+    with disk(out), workspace(out, "pool") as directory, Pool(directory, meta) as pool:
+        yield pool
+
+
+def _keys(corpus: Path) -> Array:
+    """`[n] V16` of the texts of a corpus, sorted."""
+    return np.sort(key_array(scan(corpus).select("key").collect()["key"]))
 
 
 def _bar(store: Store, what: str) -> "tqdm[int]":

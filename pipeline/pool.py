@@ -28,9 +28,10 @@ from pipeline.files import (
     link,
     locked,
     read_json,
-    replace,
-    sweep,
+    remove,
+    replace_directory,
     temporary,
+    workspace,
     write_json,
 )
 from pipeline.manifest import check_meta, parse_shard
@@ -76,7 +77,8 @@ class Pool:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.enter_context(locked(self.path / "lock", str(self.path)))
             try:
-                sweep(self.path, TEMPORARY)
+                for left in self.path.glob(f"{TEMPORARY}*"):
+                    remove(left)
                 self.refused = Refused(self.path / "refused.jsonl")
                 self._check_identity()
                 self._load()
@@ -165,7 +167,8 @@ class Pool:
         It is built beside `out` and renamed into place: `out` is the old store, absent, or the new one, never half.
 
         Raises:
-            LeafError: a wanted key is not in the pool, a shard is damaged, `out` is something else, the disk is full.
+            LeafError: a wanted key is not in the pool, a shard is damaged, `out` is something else, another run
+                publishes there, the disk is full.
         """
         keys = merged([key_array(wanted if isinstance(wanted, np.ndarray | pl.Series) else list(wanted))])
         missing = int((~self.has(keys)).sum()) - len(self.left_out(keys))
@@ -173,14 +176,11 @@ class Pool:
             raise LeafError(f"{self.path}: {missing} of {len(keys)} wanted keys have no vector: run encode again")
         check_replaceable(out)
         chosen = [name for name in sorted(self._shards) if _any(keys, self._shards[name][1])]
-        prefix = f"{TEMPORARY}{out.name}-"
-        with disk(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            sweep(out.parent, prefix)
-            with temporary(out.parent, prefix) as directory:
-                self._build(directory, [self._shards[name][0] for name in chosen], self._listed(keys))
-                Store.open(directory)
-                replace(directory, out, prefix)
+        with disk(out), workspace(out, "new") as directory:
+            result = directory / "result"
+            self._build(result, [self._shards[name][0] for name in chosen], self._listed(keys))
+            Store.open(result)
+            replace_directory(result, out)
         return Store.open(out)
 
     def left_out(self, wanted: Array) -> list[bytes]:
@@ -198,8 +198,8 @@ class Pool:
         return dict(sorted(listed.items())) or None
 
     def _build(self, root: Path, shards: list[ShardInfo], refused: dict[str, str] | None) -> None:
+        (root / "rows").mkdir(parents=True)
         zarr.create_group(str(root / "vectors.zarr"))
-        (root / "rows").mkdir()
         with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing leaves the interpreter to the others
             sources = sum_sources(threads.map(lambda info: self._link(info, root), shards))
         write_manifest(root, changed(self.meta, refused=refused), shards, sources)

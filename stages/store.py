@@ -95,18 +95,18 @@ def compact(path: str, corpus: Path, out: Path | None, as_json: bool) -> None:
 @_command
 @click.argument("path", type=Path)
 @click.option("--from", "copies", multiple=True, help="Another copy of the store, path or URL; may be repeated.")
-@click.option("--pool", type=Path, default=Path(".cache/pool"), show_default=True, help="Pool that may have the shard.")
-@click.option("--corpus", type=Path, help="Corpus to encode lost shards from; needs --params.")
-@click.option("--params", type=Path, help="Parameter file whose teacher encodes them.")
+@click.option("--pool", type=Path, help="Pool that may have the shard  [default: encode.pool of --params]")
+@click.option("--corpus", type=Path, help="Corpus to encode lost shards from, with the teacher of --params.")
+@click.option("--params", type=Path, help="Parameter file  [default: params.yaml if there is one]")
 def repair_(
-    *, path: Path, copies: tuple[str, ...], pool: Path, corpus: Path | None, params: Path | None, as_json: bool
+    *, path: Path, copies: tuple[str, ...], pool: Path | None, corpus: Path | None, params: Path | None, as_json: bool
 ) -> None:
     """Restore damaged shards, and only those, from other copies or the pool, or encode their texts again."""
-    if (corpus is None) != (params is None):
-        raise LeafError("--corpus and --params: name both, or neither")
-    encoding = None
-    if corpus is not None and params is not None:
-        encoding = repair.Encoding(corpus, *_sections(params))
+    here = Path("params.yaml")
+    params = params or (here if corpus or here.exists() else None)
+    if pool is None:  # a store may be repaired where there are no parameters
+        pool = Path(load_section(params, "encode", EncodeParams).pool if params else EncodeParams.pool)
+    encoding = repair.Encoding(corpus, *_sections(params)) if corpus and params else None
     pools = sorted(entry for entry in pool.glob("*") if entry.is_dir())
     _show(repair.repair(path, [*(Store.open(copy) for copy in copies), *pools], encoding), as_json)
 
@@ -115,7 +115,10 @@ def repair_(
 @click.argument("path", type=Path)
 @click.argument("url")
 def push(path: Path, url: str, as_json: bool) -> None:
-    """Send a store to s3://BUCKET/PREFIX: only the shards that are not there; store.json last."""
+    """Send a store to s3://BUCKET/PREFIX: only the shards that are not there; store.json last.
+
+    Refused where a store of other vectors lies there.
+    """
     if remote_url(url) is None:
         raise LeafError("URL: must be s3://BUCKET/PREFIX")
     _show(exchange.push(Store.open(path), remote_url(url) or url), as_json)

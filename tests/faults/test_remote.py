@@ -16,7 +16,7 @@ from pipeline.pool import Pool
 from pipeline.remote import RemoteStore
 from pipeline.repair import repair
 from pipeline.store import Store
-from tests.store_helpers import META, contents, publish, rows, vectors
+from tests.store_helpers import DIM, META, contents, meta, publish, rows, vectors
 
 
 def url(bucket: Any) -> str:
@@ -123,8 +123,35 @@ def test_a_store_published_anew_replaces_what_the_cache_holds(tmp_path: Path, bu
     with Pool(tmp_path / "other", META) as pool:
         pool.write(rows(0, 60), vectors(500, 60))
         other = pool.publish(tmp_path / "other-store", pool.keys())
+    bucket.objects.all().delete()
     push(other, url(bucket))
     assert np.array_equal(Store.open(url(bucket)).read(0), other.read(0))
+
+
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [
+        (r"fingerprint abab.*, not cdcd", {"fingerprint": "cd" * 32}),
+        ("dtype float16, not float32", {"dtype": "float32"}),
+        (f"dim {DIM}, not 4", {"dim": 4}),
+        (r"shard \w+: holds the same texts, encoded another time", {}),
+    ],
+)
+def test_a_store_of_other_vectors_is_not_overwritten(
+    tmp_path: Path, bucket: Any, what: str, changes: dict[str, Any]
+) -> None:
+    """The same texts, so that all shards have the same names."""
+    push(publish(tmp_path, (60,)), url(bucket))
+    before = {entry.key: entry.e_tag for entry in bucket.objects.all()}
+    other = meta(**changes)
+    with Pool(tmp_path / "other", other) as pool:
+        pool.write(rows(0, 60), vectors(500, 60, other.dim))
+        store = pool.publish(tmp_path / "other-store", pool.keys())
+    with pytest.raises(LeafError, match=rf"{url(bucket)}: .*{what}.*nothing was sent; push to another URL, or"):
+        push(store, url(bucket))
+    assert {entry.key: entry.e_tag for entry in bucket.objects.all()} == before
+    push(store, f"{url(bucket)}-2")
+    Store.open(f"{url(bucket)}-2").verify()
 
 
 def test_a_grown_store_sends_only_its_new_shard(tmp_path: Path, bucket: Any) -> None:

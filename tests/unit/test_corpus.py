@@ -1,5 +1,6 @@
 """The corpus: what is kept, how it is split and ordered, and what is counted."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -14,11 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import corpus, partitions, sources
+from pipeline import corpus, files, partitions, sources
 from pipeline.errors import LeafError
+from pipeline.files import workspace
 from pipeline.keys import key
 from pipeline.near import NearDuplicates
 from pipeline.params import CorpusParams, SourceParams
+from tests.store_helpers import contents
 
 ROOT = Path(__file__).parents[2]
 
@@ -227,8 +230,37 @@ def test_a_killed_run_leaves_the_corpus_as_it_was_and_the_next_sweeps_up(tmp_pat
     assert list(data.iterdir()) == [data / "corpus"]
 
 
+@pytest.mark.parametrize("swaps", [True, False])
+def test_a_run_ended_in_the_middle_of_the_swap_leaves_the_old_corpus_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
+) -> None:
+    """SIGTERM raises SystemExit wherever the run is; `swaps`: whether the system can exchange two names at once."""
+    built(tmp_path, source(tmp_path, many(5)))
+    old = contents(tmp_path / "corpus")
+    rename, left = Path.rename, 1
+
+    def ended(self: Path, target: Path) -> Path:
+        nonlocal left
+        moved = rename(self, target)
+        left -= 1
+        if left == 0:
+            raise SystemExit(143)
+        return moved
+
+    if not swaps:
+        monkeypatch.setattr(files, "_exchange", lambda one, two: False)
+    monkeypatch.setattr(Path, "rename", ended)
+    with contextlib.suppress(SystemExit):
+        built(tmp_path, source(tmp_path, many(9)))
+    monkeypatch.undo()
+    found = contents(tmp_path / "corpus")
+    built(tmp_path, source(tmp_path, many(9)))
+    assert found in (old, contents(tmp_path / "corpus"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "s.jsonl"]
+
+
 def test_a_second_run_at_the_same_time_is_refused_and_disturbs_nothing(tmp_path: Path) -> None:
-    with corpus.building(tmp_path / "corpus") as directory:
+    with workspace(tmp_path / "corpus", "new") as directory:
         (directory / "result").mkdir()
         with pytest.raises(LeafError, match="another run"):
             built(tmp_path, source(tmp_path, many(3)))

@@ -1,10 +1,12 @@
 """`leaf store`: what is done to whole stores keeps every vector's bits."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tomllib
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +70,25 @@ def test_merging_in_either_way_or_twice_gives_a_store_of_the_same_bytes(tmp_path
     assert contents(tmp_path / "c") == contents(tmp_path / "d")
 
 
+@pytest.mark.parametrize("other", ["x-new", "x-new-", "pool-x", "x.pool", "x.new"])
+def test_a_merge_leaves_alone_what_is_under_way_beside_it_under_a_similar_name(tmp_path: Path, other: str) -> None:
+    one, two = made(tmp_path / "a", 0, (30,)), made(tmp_path / "b", 30, (20,))
+    with manage.scratch(tmp_path / other, one.meta) as pool:
+        pool.write(rows(0, 30), vectors(0, 30))
+        manage.merge(one, two, tmp_path / "x")
+        pool.publish(tmp_path / other, pool.keys()).verify()
+    assert Store.open(tmp_path / "x").rows == 50
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_second_merge_to_one_place_at_the_same_time_is_refused(tmp_path: Path) -> None:
+    one, two = made(tmp_path / "a", 0, (30,)), made(tmp_path / "b", 30, (20,))
+    with manage.scratch(tmp_path / "x", one.meta) as pool:
+        with pytest.raises(LeafError, match=r"x: another run is under way \(process"):
+            manage.merge(one, two, tmp_path / "x")
+        pool.write(rows(0, 30), vectors(0, 30))
+
+
 def test_stores_of_different_teachers_are_not_merged(tmp_path: Path) -> None:
     one, two = made(tmp_path / "a", 0, (5,)), made(tmp_path / "b", 9, (5,), fingerprint="cd" * 32)
     with pytest.raises(LeafError, match=r"cannot be merged .*fingerprint cdcd.* is not abab"):
@@ -126,6 +147,23 @@ def test_exports_hold_the_same_vectors_for_people_without_this_project(tmp_path:
         assert np.array_equal(found["vector"].to_numpy(), store.lookup(found["key"].to_list()))
     with pytest.raises(LeafError, match="exists"):
         exchange.export(store, tmp_path / "npy", "npy")
+
+
+def test_an_array_is_exported_with_the_rows_of_one_shard_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = made(tmp_path, 0, (30, 30, 30, 30))
+    read = Store.shard_rows_frame
+    frames: list[weakref.ref[pl.DataFrame]] = []
+
+    def watched(self: Store, i: int) -> pl.DataFrame:
+        assert not any(frame() is not None for frame in frames)
+        frames.append(weakref.ref(frame := read(self, i)))
+        return frame
+
+    monkeypatch.setattr(Store, "shard_rows_frame", watched)
+    exchange.export(store, tmp_path / "npy", "npy")
+    assert len(frames) == 4
 
 
 def test_the_datasets_library_reads_the_hub_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +256,41 @@ def test_a_sample_encoded_again_agrees_and_a_forged_vector_does_not(
         manage.sample(store, tiny_corpus, TeacherParams(str(tiny_teacher), max_length=9), params, 10)
 
 
+SAMPLE = r"""
+import re
+from pathlib import Path
+from pipeline import encode, manage, teachers
+from pipeline.store import Store
+store = Store.open(Path("store"))
+teachers.describe, teachers.load = lambda *_: store.meta, lambda *_: None
+encode.texts_vectors = lambda texts, _: store.lookup(texts["key"].to_list())
+def peak():
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+before = peak()
+assert manage.sample(store, Path("corpus"), None, None, 8)["compared"] == 8
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from Linux")
+def test_a_sample_is_found_without_holding_the_corpus(tmp_path: Path) -> None:
+    """20,000 texts of 20,000 characters each are 400 MB."""
+    base = rows(0, 20_000)
+    frame = base.with_columns(split=pl.lit("train")).sort("key")
+    (tmp_path / "corpus").mkdir()
+    for number, part in enumerate(frame.iter_slices(1000)):
+        texts = part.with_columns(text=pl.lit("x" * 20_000) + pl.col("id"))
+        texts.write_parquet(tmp_path / f"corpus/part-{number:05d}.parquet")
+    with Pool(tmp_path / "pool", meta()) as pool:
+        pool.write(base, np.tile(vectors(0, 10), (2000, 1)))
+        pool.publish(tmp_path / "store", pool.keys())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "POLARS_MAX_THREADS": "2"}
+    command = [sys.executable, "-c", SAMPLE]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 200, run.stdout
+
+
 def test_the_norms_of_a_normalised_store_are_checked(tmp_path: Path) -> None:
     with Pool(tmp_path / "pool", meta()) as pool:
         pool.write(rows(0, 10), vectors(0, 10) * 3)
@@ -254,6 +327,20 @@ def test_the_console_script_tells_checks_and_compares(tmp_path: Path, leaf: Call
     assert "leaf store repair" in plain.stderr
     assert leaf("repair", store, "--pool", tmp_path / "a/pool")["files_restored"] == 3
     assert CliRunner().invoke(main, ["store", "info", str(store)]).output.startswith("teacher")
+
+
+@pytest.mark.parametrize("pool", [None, "elsewhere"])
+def test_repair_looks_into_the_pool_that_encode_uses(
+    tmp_path: Path, leaf: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, pool: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = publish(tmp_path, (60, 40))
+    if pool:
+        Path("params.yaml").write_text(f"encode: {{pool: {pool}}}\n")
+    Path(pool or EncodeParams.pool).parent.mkdir(exist_ok=True)
+    Path("pool").rename(pool or EncodeParams.pool)
+    damage(store.path, 1)
+    assert leaf("repair", store.path)["files_restored"] == 3
 
 
 def test_the_project_installs_the_console_script() -> None:

@@ -27,6 +27,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds, of waits that nobody asked for
 LONGEST_ASKED = 600.0  # a server that asks for more is asked again by the next run
 BYTES_PER_NUMBER, SLACK_BYTES = 32, 2**20  # an answer larger than that is none
 MOST_REASON = 300  # characters of what a server says
+MOST_TOKENS = 2**31 - 1  # of a request: the journal and the store hold tokens as int32
 TOO_MUCH_OR_BAD = (400, 413, 422)
 TRANSIENT = (408, 409, 425, 429)
 NO_KEY = "none"
@@ -66,18 +67,26 @@ def library() -> Any:
 class Client:
     """One endpoint and model. `embed` may be called from many threads."""
 
-    def __init__(self, teacher: TeacherParams, dim: int | None = None) -> None:
-        """`dim` is what vectors must have; the first answer decides where it is None. Sends nothing."""
+    def __init__(self, teacher: TeacherParams) -> None:
+        """Send nothing yet. Where `teacher.api.dimensions` is left out, the first answer decides `dim`.
+
+        Raises:
+            LeafError: the client's package is missing, the key has odd characters, or `teacher.api.base_url` is no
+                possible address.
+        """
         assert teacher.api is not None
-        self.teacher, self.api, self.dim = teacher, teacher.api, dim or teacher.api.dimensions
+        self.teacher, self.api, self.dim = teacher, teacher.api, teacher.api.dimensions
         self.stop = threading.Event()
         self.meter = Meter(self.api, self.stop)
         self.encoding = "float" if self.api.encoding == "float" else "base64"
         self._key = _key(self.api)
         self._openai = library()
-        self._client = self._openai.OpenAI(
-            base_url=self.api.base_url, api_key=self._key or NO_KEY, max_retries=0, timeout=self.api.timeout
-        )
+        try:
+            self._client = self._openai.OpenAI(
+                base_url=self.api.base_url, api_key=self._key or NO_KEY, max_retries=0, timeout=self.api.timeout
+            )
+        except Exception as error:  # of the library below the client, which has a name of its own for it
+            raise LeafError(f"teacher.api.base_url: no possible address: {self.clean(error)}") from None
 
     def embed(self, texts: Sequence[str]) -> Answer:
         """Vectors of texts that fit into one request, of length one where `teacher.normalize` says so.
@@ -208,7 +217,7 @@ class Client:
         try:
             at = [entry["index"] for entry in data]
             rows = [_decoded(entry["embedding"]) for entry in data]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise Again("an answer with something else than indices and vectors") from None
         if any(type(index) is not int for index in at) or sorted(at) != list(range(texts)):
             raise Again("an answer whose indices are not those of the texts")
@@ -252,7 +261,7 @@ def _decoded(embedding: object) -> np.ndarray:
 def _usage(found: dict[str, Any]) -> int | None:
     usage = found.get("usage")
     tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    return tokens if type(tokens) is int and tokens >= 0 else None
+    return tokens if type(tokens) is int and 0 <= tokens <= MOST_TOKENS else None
 
 
 def _reason(error: Any) -> str:

@@ -103,9 +103,15 @@ class ApiParams:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, without repeating what may be a secret."""
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise LeafError("teacher.api.base_url: must begin with http:// or https:// and name a host")
+        try:
+            url = urlsplit(self.base_url)
+            possible = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        except ValueError:  # a bracket that is not closed, a port that is no number
+            possible = False
+        if not possible:
+            raise LeafError(
+                "teacher.api.base_url: must begin with http:// or https:// and name a host, and a port by number only"
+            )
         if url.username or url.password or url.query or url.fragment:
             raise LeafError(
                 "teacher.api.base_url: must hold no user, password or query: parameters are not the place for secrets; "
@@ -170,7 +176,8 @@ class EncodeParams:
     token_budget: int = field(default=8192, metadata=bounded(64))
     """Tokens under way at once: in one forward pass, or in those that a CPU's cores make side by side."""
     verify_rows: int = field(default=32, metadata=bounded(0))
-    """Rows of each reused store that are encoded again and compared before it is trusted."""
+    """Rows of each reused store, and one of each of its shards, that are encoded again and compared before it is
+    trusted; 0 compares none."""
 
 
 @dataclass(frozen=True)

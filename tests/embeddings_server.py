@@ -20,6 +20,7 @@ import numpy as np
 
 DIM = 16
 KEY = "sk-test-LEAKPROBE-0123456789"
+SPOILED = {"nan": np.nan, "zero": 0.0}
 
 
 def vector(text: str, drift: float = 0.0, dim: int = DIM) -> np.ndarray:
@@ -45,6 +46,7 @@ class Server(ThreadingHTTPServer):
         self.drift, self.dim, self.delay = 0.0, DIM, 0.0
         self.refuse_all = False
         self.float_only = self.no_base64 = self.no_usage = False
+        self.usage = 0  # tokens of a request; 0 counts them
         self.answered: Counter[str] = Counter()
         self.requests: list[dict[str, Any]] = []
         self.times: list[float] = []
@@ -128,10 +130,8 @@ class Handler(BaseHTTPRequestHandler):
         server, texts = self.server, asked["input"]
         dim = asked.get("dimensions") or server.dim
         vectors = [vector(text, server.drift, dim) for text in texts]
-        if wrong == "nan":
-            vectors[-1][0] = np.nan
-        if wrong == "zero":
-            vectors[-1][:] = 0
+        if wrong in SPOILED:
+            vectors[-1][:] = SPOILED[wrong]
         if wrong == "dimension":
             vectors[-1] = vectors[-1][:-1]
         base64_wanted = asked["encoding_format"] == "base64" and not server.float_only
@@ -149,7 +149,9 @@ class Handler(BaseHTTPRequestHandler):
             data.reverse()
         if wrong == "index":
             data[0]["index"] = len(data)
-        tokens = sum(tokens_of(text) for text in texts)
+        if wrong == "digits":  # in floats
+            data[-1]["embedding"][0] = 10**400
+        tokens = server.usage or sum(tokens_of(text) for text in texts)
         document = {"object": "list", "data": data, "model": asked["model"]}
         if not server.no_usage:
             document["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}

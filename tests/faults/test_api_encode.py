@@ -96,6 +96,18 @@ def test_a_run_through_every_failure_pays_once_and_a_second_run_asks_nothing(
     assert len(server.requests) == asked and contents(tmp_path / "out" / "store") == before
 
 
+def test_a_server_that_counts_absurdly_many_tokens_is_paid_once(
+    server: Server, params: Write, stage: Stage, tmp_path: Path
+) -> None:
+    params()
+    server.usage = 10**12
+    done = encode(stage)
+    assert done.returncode == 0, done.stderr
+    assert set(server.texts.values()) == {1}
+    check(tmp_path)
+    assert 0 < metrics(tmp_path)["tokens"] < 2**31
+
+
 def test_a_killed_run_continues_without_asking_for_an_answered_text_again(
     server: Server, params: Write, tmp_path: Path
 ) -> None:

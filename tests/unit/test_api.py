@@ -55,6 +55,26 @@ def test_a_server_that_answers_floats_to_base64_is_understood(server: Server) ->
     assert np.allclose(client(server).embed(TEXTS).vectors, expected(TEXTS), atol=1e-6)
 
 
+def test_a_number_too_large_for_any_float_is_a_wrong_answer(server: Server) -> None:
+    server.plan = ["digits"]
+    asking = client(server, encoding="float")
+    assert np.allclose(asking.embed(TEXTS).vectors, expected(TEXTS), atol=1e-6)
+    assert asking.meter.retries == 1
+
+
+def test_a_count_of_tokens_that_cannot_be_stored_is_none(server: Server) -> None:
+    asking, estimating = client(server), client(server)
+    server.no_usage = True
+    estimate = estimating.embed(TEXTS).tokens
+    server.no_usage, server.usage = False, 10**12
+    assert asking.embed(TEXTS).tokens == asking.meter.tokens == estimate
+
+
+def test_an_address_that_the_client_does_not_take_is_named(server: Server) -> None:
+    with pytest.raises(LeafError, match=r"teacher\.api\.base_url: no possible address: Invalid"):
+        Client(TeacherParams("a-model", api=ApiParams("http://1.2.3.999/v1")))
+
+
 def test_a_server_that_refuses_base64_is_asked_for_floats(server: Server) -> None:
     server.no_base64 = True
     assert np.allclose(client(server).probe(TEXTS), expected(TEXTS), atol=1e-6)
@@ -200,6 +220,10 @@ def test_a_hold_keeps_every_thread_back_and_the_end_of_a_run_wakes_them() -> Non
         ({"revision": "main"}, "teacher.revision: must be left out"),
         ({"max_length": 128}, r"teacher.max_length: .*teacher\.api\.max_characters"),
         ({"api": {"base_url": "localhost:8000"}}, "teacher.api.base_url: must begin with http"),
+        ({"api": {"base_url": "http://[::1:8000/v1"}}, "teacher.api.base_url: .*a port by number only"),
+        ({"api": {"base_url": "http://localhost:80a0/v1"}}, "teacher.api.base_url: .*a port by number only"),
+        ({"api": {"base_url": "http://me:hunter2/v1"}}, "teacher.api.base_url: .*a port by number only"),
+        ({"api": {"base_url": "http://localhost:99999/v1"}}, "teacher.api.base_url: .*a port by number only"),
         ({"api": {"base_url": "http://me:hunter2@host/v1"}}, "teacher.api.base_url: must hold no user"),
         ({"api": {"base_url": "http://host/v1?key=hunter2"}}, "teacher.api.base_url: must hold no user"),
         ({"api": {"base_url": "http://host/v1", "key_env": "sk-hunter2"}}, "teacher.api.key_env: must be the name"),

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import LeafError
-from pipeline.files import replace_directory
 from pipeline.params import TeacherParams
+from pipeline.student import staged
 from pipeline.teacher import load_sentence_transformer, resolve_model
 
 PROBE = "How a text becomes a vector."
@@ -54,9 +54,8 @@ def build(student: Path, teacher: TeacherParams) -> Any:
 
 def save(model: Any, out: Path, card: str | None = None) -> None:
     """Write the model with the teacher inside; what was at `out` is replaced only once the new one is whole."""
-    temporary = _fresh(out)
-    model.save(str(temporary), create_model_card=False, safe_serialization=True)
-    _finish(temporary, out, card)
+    with staged(out, card) as temporary:
+        model.save(str(temporary), create_model_card=False, safe_serialization=True)
 
 
 def save_named(model: Any, student: Path, teacher: TeacherParams, *, name: str | None, out: Path, card: str) -> None:
@@ -65,9 +64,6 @@ def save_named(model: Any, student: Path, teacher: TeacherParams, *, name: str |
     No directory format of sentence-transformers 6 can name a module's weights in another repository, so the 20 lines
     that put both together lie beside them. A probe's vector finds a teacher that is not the right one.
     """
-    temporary = _fresh(out)
-    temporary.mkdir(parents=True)
-    shutil.copytree(student, temporary / "student")
     named = {
         "model": name,
         "revision": teacher.revision,
@@ -77,30 +73,17 @@ def save_named(model: Any, student: Path, teacher: TeacherParams, *, name: str |
         "probe": {"text": PROBE, "vector": [round(x, PROBE_DIGITS) for x in model.encode_document(PROBE).tolist()]},
     }
     text = json.dumps(named, indent=1, ensure_ascii=False) + "\n"
-    (temporary / "teacher.json").write_text(text, encoding="utf-8")
     loader = files("pipeline").joinpath("templates/asymmetric.py").read_text(encoding="utf-8")
-    (temporary / "asymmetric.py").write_text(loader, encoding="utf-8")
-    _finish(temporary, out, card)
+    with staged(out, card) as temporary:
+        shutil.copytree(student, temporary / "student")
+        (temporary / "teacher.json").write_text(text, encoding="utf-8")
+        (temporary / "asymmetric.py").write_text(loader, encoding="utf-8")
 
 
 def leave_out(teacher: TeacherParams, outs: Sequence[Path]) -> str:
     """Put a README.md that says why there is no asymmetric model at `outs`, which DVC expects; return its reason."""
     reason = f"the teacher `{teacher.model}` is an API: no model can contain it"
     for out in outs:
-        temporary = _fresh(out)
-        temporary.mkdir(parents=True)
-        _finish(temporary, out, f"# No asymmetric model\n\nLeft out: {reason}. {INSTEAD}\n")
+        with staged(out, f"# No asymmetric model\n\nLeft out: {reason}. {INSTEAD}\n"):
+            pass
     return reason
-
-
-def _fresh(out: Path) -> Path:
-    temporary = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    return temporary
-
-
-def _finish(temporary: Path, out: Path, card: str | None) -> None:
-    if card is not None:
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-    replace_directory(temporary, out)

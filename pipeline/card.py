@@ -42,8 +42,8 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
         end_cosine=_figure(end, "cosine"),
         steps=f"{metrics['steps']:,}",
         presentations=f"{metrics['presentations']:,}",
-        params=json.dumps(asdict(params), indent=1, sort_keys=True, ensure_ascii=False),
-        identity=json.dumps(_without_vectors(meta.teacher), indent=1, sort_keys=True, ensure_ascii=False),
+        params=json.dumps(_named(params), indent=1, sort_keys=True, ensure_ascii=False),
+        identity=json.dumps(_identity(meta.teacher), indent=1, sort_keys=True, ensure_ascii=False),
     )
 
 
@@ -75,12 +75,18 @@ def _documents(teacher: dict[str, Any], prompt: str) -> str:
     return f'teacher = SentenceTransformer("{name}")\ndocuments = teacher.encode(["A text.", "Another text."]{given})'
 
 
-def _without_vectors(teacher: dict[str, Any]) -> dict[str, Any]:
-    """The identity for people: a probe's vectors, which are long, are in the store."""
-    probe = teacher.get("probe")
-    if not isinstance(probe, dict):
-        return teacher
-    return {**teacher, "probe": {name: value for name, value in probe.items() if name != "vectors"}}
+def _named(params: FitParams) -> dict[str, Any]:
+    found = asdict(params)
+    found["student"]["model"] = name_of(params.student.model)
+    return found
+
+
+def _identity(teacher: dict[str, Any]) -> dict[str, Any]:
+    """The identity for people: without its place, and without a probe's vectors, which are long and in the store."""
+    found = {**teacher, "model": name_of(str(teacher.get("model", "unknown")))}
+    if isinstance(probe := teacher.get("probe"), dict):
+        found["probe"] = {name: value for name, value in probe.items() if name != "vectors"}
+    return found
 
 
 def _figure(values: dict[str, float], name: str) -> str:

@@ -10,11 +10,14 @@ from typing import Any
 
 import yaml
 
+from pipeline.card import name_of
 from pipeline.params import ExportParams, StudentParams, TeacherParams
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 MEASURES = {"ndcg@10": "Cosine nDCG@10", "recall@100": "Cosine recall@100", "mrr@10": "Cosine MRR@10"}
 NAMELESS = "the teacher"
+NAMED = ("# A student of {}\n", "**{}**", "| teacher | {} |", 'SentenceTransformer("{}")')
+"""Where fit's card names the teacher. Elsewhere the same word is none: a directory may be called `teacher`."""
 TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "distillation"]
 USAGE = {
     "inside": 'from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("path/to/this")',
@@ -126,11 +129,14 @@ def results(origin: Origin, modes: Sequence[str]) -> str:
 def student_card(card: str, origin: Origin, teacher: str) -> str:
     """The card that fit wrote, with the front matter and the results that are known now.
 
-    Where it calls the teacher by the parameter `teacher`, readers get the hub id, if there is one.
+    Where it names the teacher, which is `teacher.model` in the parameters, readers get the hub id, if there is one.
     """
     modes = ("standard", "asymmetric")
     head, parameters, rest = FRONT_MATTER.sub("", card).strip().partition("\n## Parameters")
-    body = head.replace(teacher, origin.teacher or teacher) + parameters + rest
+    called = Path(teacher).name if Path(teacher).is_dir() else name_of(teacher)
+    for place in NAMED if origin.teacher else ():
+        head = head.replace(place.format(called), place.format(origin.teacher))
+    body = head + parameters + rest
     table = results(origin, modes).replace("## Results", "## Retrieval")
     return "\n".join([front_matter("student", origin, modes), body, "", table])
 

@@ -6,7 +6,8 @@ Normalize), which `SentenceTransformer(path)` loads with no code of this project
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,26 +85,25 @@ class Student(nn.Module):
         """Write a sentence-transformers directory; what was at `path` is replaced only once the new one is whole.
 
         `card` becomes its README.md.
+
+        Raises:
+            LeafError: it cannot be written; the disk is full, say.
         """
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
-        dense = Dense(self.width, self.dim, bias=self.head.bias is not None, activation_function=nn.Identity())
+        with torch.random.fork_rng(devices=[]):  # a snapshot must not change what dropout draws afterwards
+            dense = Dense(self.width, self.dim, bias=self.head.bias is not None, activation_function=nn.Identity())
         dense.linear.load_state_dict({name: value.cpu() for name, value in self.head.state_dict().items()})
         modules = [copy.deepcopy(self._transformer[0]).cpu(), Pooling(self.width, pooling_mode="mean"), dense]
         model = SentenceTransformer(modules=modules + [Normalize()] * self.normalize, device="cpu")
         model.similarity_fn_name = "cosine"
-        temporary = path.with_name(f".{path.name}.partial")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        model.save(str(temporary), create_model_card=False, safe_serialization=True)
-        if card is not None:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
-        replace_directory(temporary, path)
+        with staged(path, card) as temporary:
+            model.save(str(temporary), create_model_card=False, safe_serialization=True)
 
     @classmethod
     def load(cls, path: Path) -> "Student":
-        """Read a directory written by `save`; LeafError if it is none or does not fit together."""
+        """Read a directory written by `save`; LeafError if it is none, or computes something else than a student."""
         from pipeline.teacher import load_sentence_transformer
 
         if not (path / "modules.json").is_file():
@@ -112,7 +112,45 @@ class Student(nn.Module):
         kinds = [type(module).__name__ for module in modules]
         if kinds[:3] != ["Transformer", "Pooling", "Dense"] or kinds[3:] not in ([], ["Normalize"]):
             raise LeafError(f"{path}: is not a student: its modules are {', '.join(kinds)}")
+        _check_plain(path, *modules[1:3])
         return cls(modules[0], modules[2].linear, normalize=kinds[3:] == ["Normalize"]).eval()
+
+
+def _check_plain(path: Path, pooling: Any, dense: Any) -> None:
+    """Refuse what sentence-transformers would compute and a Student would not: its vectors would be others."""
+    found = []
+    if pooling.pooling_mode != "mean":
+        found.append(f"the pooling `{pooling.pooling_mode}`")
+    if not isinstance(dense.activation_function, nn.Identity):
+        found.append(f"the activation {type(dense.activation_function).__name__}")
+    if dense.use_residual:
+        found.append("a residual around its head")
+    if found:
+        raise LeafError(
+            f"{path}: is not a student: it has {', '.join(found)}, and a student has mean pooling and a linear head; "
+            "name a directory that the fit stage wrote"
+        )
+
+
+@contextmanager
+def staged(path: Path, card: str | None = None) -> Iterator[Path]:
+    """An empty directory for a model, which takes the place of `path` once it is whole. `card` becomes its README.md.
+
+    Raises:
+        LeafError: something cannot be written; what was at `path` is still there.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        if card is not None:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+        replace_directory(temporary, path)
+    except Exception as error:  # of a full disk safetensors and tokenizers make errors of their own
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise LeafError(f"{path}: cannot be written ({reason}); see to the disk and run again") from None
 
 
 def build(params: StudentParams, dim: int, normalize: bool, dropout: float = 0.0, seed: int = 0) -> Student:

@@ -17,24 +17,35 @@ from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 
 import stages.export
+from pipeline import asymmetric
+from pipeline.card import write_card
 from pipeline.encode import encode
 from pipeline.errors import LeafError
 from pipeline.export import Outputs, Sections, export
 from pipeline.export_cards import license_of, origin
 from pipeline.onnx_encoder import OnnxEncoder, padded
 from pipeline.onnx_export import export_onnx
-from pipeline.params import EncodeParams, ExportParams, Prompts, StudentParams, TeacherParams
+from pipeline.params import EncodeParams, ExportParams, FitParams, Prompts, StudentParams, TeacherParams
 from pipeline.store import Store
-from pipeline.student import build
+from pipeline.student import Student, build
 from tests import plain_environment
 from tests.conftest import ROOT, corpus_frame, make_model, sentence
+from tests.unit.test_student import file_size
 
 TEXTS = [sentence(number) for number in range(40)]
 MEASURED = {"ndcg@10": 0.5, "recall@100": 0.8, "mrr@10": 0.4, "interval": {"ndcg@10": [0.4, 0.6]}}
 EVALUATION = {
     "retrieval": {"tiny": {mode: {**MEASURED, "retention": 0.9} for mode in ("teacher", "standard", "asymmetric")}}
 }
-CARD = "---\nlicense: apache-2.0\n---\n\n# A student of TEACHER\n\n## Parameters\n\nTEACHER\n"
+CARD = "---\nlicense: apache-2.0\n---\n"
+FITTED = {
+    "validation_at_start": {"loss": 0.9, "cosine": 0.5},
+    "validation": {"loss": 0.3, "cosine": 0.9},
+    "validation_rows": 40,
+    "steps": 59,
+    "presentations": 5000,
+    "parameters": 1000,
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     teacher = TeacherParams(model=str(teacher_directory), prompts=Prompts("", "the file "), max_length=20)
     encode(root / "corpus", teacher, EncodeParams(pool=str(root / "pool"), token_budget=512), root / "embeddings")
     student = StudentParams(model=str(checkpoint), max_length=12)
-    build(student, dim=32, normalize=True).save(root / "student", CARD.replace("TEACHER", str(teacher_directory)))
+    built, meta = build(student, dim=32, normalize=True), Store.open(root / "embeddings").meta
+    built.save(root / "student", write_card(meta, root / "corpus", FitParams(student), FITTED, built))
     (root / "evaluate.json").write_text(json.dumps(EVALUATION))
     sections = Sections(ExportParams(speed_texts=4, bootstrap=50, teacher_id="lab/teacher"), teacher, student)
     models = root / "models"
@@ -189,7 +201,40 @@ def test_cards_tell_the_hub_licence_base_model_and_results(made: Made, name: str
     assert {one.dataset_name for one in results} == {"tiny"}
     text = (made.root / "models" / name).read_text()
     assert "| tiny | asymmetric | 0.5000 | 0.4000 to 0.6000 |" in text
-    assert str(made.root) not in text.partition("## Parameters")[0]
+    assert str(made.root) not in text
+
+
+def test_the_students_card_names_the_teacher_by_its_hub_id_where_fit_named_its_directory(made: Made) -> None:
+    wrote, text = (made.student / "README.md").read_text(), (made.out.cards / "student.md").read_text()
+    phrases = ("# A student of {}\n", "**{}**: its", "| teacher | {} |", 'SentenceTransformer("{}")')
+    for phrase in phrases:
+        assert phrase.format("teacher") in wrote and phrase.format("lab/teacher") in text
+    assert text.count("lab/teacher") == len(phrases) + 1  # and the base model of the front matter
+    assert "the\nteacher's. It was fitted to the teacher's stored vectors" in text
+
+
+def test_fits_card_tells_no_place_on_the_machine(made: Made) -> None:
+    meta = Store.open(made.root / "embeddings").meta
+    meta = replace(meta, teacher={**meta.teacher, "model": "/home/alice/served"})
+    params = FitParams(StudentParams(model="/home/alice/checkpoint"))
+    student = Student.load(made.student)
+    card = write_card(meta, made.root / "corpus", params, FITTED, student)
+    assert "alice" not in card
+    assert '"model": "checkpoint"' in card and '"model": "served"' in card
+    assert '"model": "lab/small"' in write_card(
+        meta, made.root / "corpus", FitParams(StudentParams(model="lab/small")), FITTED, student
+    )
+
+
+def test_a_model_that_the_disk_does_not_take_is_one_message(made: Made, tmp_path: Path) -> None:
+    model = asymmetric.build(made.student, made.sections.teacher)
+    with file_size(1000), pytest.raises(LeafError, match=r"inside: cannot be written \(.*File too large.*run again"):
+        asymmetric.save(model, tmp_path / "inside")
+    with file_size(1000), pytest.raises(LeafError, match=r"named: cannot be written \(.*File too large.*run again"):
+        asymmetric.save_named(
+            model, made.student, made.sections.teacher, name=None, out=tmp_path / "named", card="a card"
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_licence_is_inherited_only_where_both_models_agree(tmp_path: Path) -> None:

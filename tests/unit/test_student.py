@@ -1,7 +1,10 @@
 """The student: built from a checkpoint, started by ridge regression, saved so that sentence-transformers reads it."""
 
 import json
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +12,29 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer, models
 
 from pipeline import head as heads
 from pipeline.errors import LeafError
 from pipeline.packed import pack
 from pipeline.params import FitParams, StudentParams
 from pipeline.regression import LOSSES, learning_rate, total_steps
-from pipeline.student import Student, StudentEncoder, build
+from pipeline.student import Student, StudentEncoder, build, staged
 from pipeline.teacher import weights_sha256
 from tests.conftest import make_model, sentence
 
 TEXTS = [sentence(number) for number in range(60)]
+
+
+@contextmanager
+def file_size(most: int) -> Iterator[None]:
+    """No file may grow beyond `most` bytes, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def copy_of(model: Path, folder: Path) -> Path:
@@ -76,6 +91,48 @@ def test_impossible_lengths_and_heads_are_refused(tiny_student: Path, tmp_path: 
     save_file({"linear.weight": wide.weight.data, "linear.bias": wide.bias.data}, config.with_name("model.safetensors"))
     with pytest.raises(LeafError, match="takes 17 features, but the backbone gives 16"):
         Student.load(tmp_path / "student")
+
+
+OTHERWISE = {
+    "cls": ("1_Pooling", {"pooling_mode": "cls"}, "the pooling `cls`"),
+    "two poolings": ("1_Pooling", {"pooling_mode": ["cls", "mean"]}, r"the pooling `\('cls', 'mean'\)`"),
+    "activation": ("2_Dense", {"activation_function": "torch.nn.modules.activation.Tanh"}, "the activation Tanh"),
+    "residual": ("2_Dense", {"use_residual": True}, "a residual"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_a_model_that_computes_something_else_is_no_student(tiny_student: Path, tmp_path: Path, name: str) -> None:
+    module, change, message = OTHERWISE[name]
+    build(StudentParams(model=str(tiny_student)), dim=16, normalize=True).save(tmp_path / "student")
+    Student.load(tmp_path / "student")
+    config = tmp_path / "student" / module / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    with pytest.raises(LeafError, match=f"student: is not a student: it has {message}.*mean pooling and a linear head"):
+        Student.load(tmp_path / "student")
+
+
+def test_saving_draws_nothing_from_the_random_numbers_of_a_fit(tiny_student: Path, tmp_path: Path) -> None:
+    student = build(StudentParams(model=str(tiny_student)), dim=8, normalize=True)
+    before = torch.get_rng_state()
+    student.save(tmp_path / "student")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("most", [100, 1000])  # bytes of a file: the settings do not fit, or the weights
+def test_a_student_that_the_disk_does_not_take_is_one_message(tiny_student: Path, tmp_path: Path, most: int) -> None:
+    student = build(StudentParams(model=str(tiny_student)), dim=8, normalize=True)
+    student.save(tmp_path / "student", "a card")
+    with file_size(most), pytest.raises(LeafError, match=r"student: cannot be written \(.*File too large.*run again"):
+        student.save(tmp_path / "student")
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    assert (tmp_path / "student" / "README.md").read_text() == "a card"
+
+
+def test_a_tokenizer_that_the_disk_does_not_take_is_one_message(tmp_path: Path) -> None:
+    message = r"student: cannot be written \(No space left on device.*run again"
+    with pytest.raises(LeafError, match=message), staged(tmp_path / "student"):
+        Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save("/dev/full")
 
 
 def test_weights_with_another_digest_are_not_loaded(tiny_student: Path) -> None:

@@ -151,7 +151,7 @@ def _load(state: dict[str, Any], subject: Subject) -> dict[str, Any]:
     from pipeline.student import StudentEncoder
     from pipeline.teacher import Teacher, resolve_model
 
-    before = _resident(state, subject)
+    before = _resident()
     if isinstance(subject.model, TeacherParams):
         model = Teacher(subject.model, subject.token_budget)
         directory = resolve_model(subject.model.model, subject.model.revision)
@@ -165,7 +165,7 @@ def _load(state: dict[str, Any], subject: Subject) -> dict[str, Any]:
     return {"parameters": parameters, "bytes": size, "libraries_mib": before}
 
 
-def _resident(state: dict[str, Any], subject: Subject) -> float:
+def _resident() -> float:
     """Resident memory of this process, in MiB, shared libraries included."""
     pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
     return round(pages * os.sysconf("SC_PAGE_SIZE") / MIB, 1)
@@ -199,7 +199,7 @@ def _latency(state: dict[str, Any], subject: Subject, threads: int, queries: lis
 
 HANDLERS: dict[str, Callable[..., Any]] = {
     "load": _load,
-    "resident": _resident,
+    "resident": lambda state, subject: _resident(),
     "throughput": _throughput,
     "latency": _latency,
 }

@@ -37,7 +37,7 @@ class Graph(nn.Module):
         return vectors
 
 
-def export_onnx(student: Student, out: Path, card: str | None = None) -> None:
+def export_onnx(student: Student, out: Path) -> None:
     """Write `model.onnx`, `model_int8.onnx` and `tokenizer.json` into the directory `out`, all or nothing.
 
     Raises:
@@ -54,8 +54,6 @@ def export_onnx(student: Student, out: Path, card: str | None = None) -> None:
     _trace(student, temporary / MODELS["float32"])
     _quantise(temporary / MODELS["float32"], temporary / MODELS["int8"])
     student.tokenizer().save(str(temporary / TOKENIZER))
-    if card is not None:
-        (temporary / "README.md").write_text(card, encoding="utf-8")
     replace_directory(temporary, out)
 
 

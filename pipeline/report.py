@@ -24,11 +24,11 @@ TABLES = ("alignment", "truncation", "quantisation", "map")
 class Sources:
     """Where a run's results lie."""
 
-    params: Path = Path("params.yaml")
-    store: Path = Path("data/embeddings/store.json")
-    metrics: Path = Path("metrics")
+    params: Path
+    store: Path
+    metrics: Path
     """corpus.json, fit.json, evaluate.json, cost.json."""
-    plots: Path = Path("plots")
+    plots: Path
     """fit_loss.csv, and what `plots.write` makes."""
 
 

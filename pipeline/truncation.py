@@ -16,13 +16,8 @@ def truncation(dataset: Dataset, params: EvaluateParams) -> dict[str, Any]:
     """
     width = dataset.queries.teacher.shape[1]
     dims = [width, *sorted({dim for dim in params.dims if dim < width}, reverse=True)]
+    modes = sides(dataset.queries, dataset.documents).values()
     # The search is by cosine, so that it renormalises.
-    values = [
-        [ndcg(asking[:, :dim], asked[:, :dim], dataset) for asking, asked in _sides(dataset).values()] for dim in dims
-    ]
+    values = [[ndcg(asking[:, :dim], asked[:, :dim], dataset) for asking, asked in modes] for dim in dims]
     found = profiles(np.array(values).transpose(2, 0, 1), [str(dim) for dim in dims], params)
     return {"dims": found, "largest": {mode: largest(found, mode) for mode in MODES[1:]}}
-
-
-def _sides(dataset: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    return sides(dataset.queries, dataset.documents)

@@ -8,8 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import polars as pl
-
+from pipeline.corpus import scan
 from pipeline.params import FitParams
 from pipeline.store import StoreMeta
 from pipeline.student import Student
@@ -50,7 +49,7 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
 def corpus_table(corpus: Path) -> str:
     """Rows per source, role and split, as a Markdown table."""
     groups = ["source", "role", "split"]
-    counts = pl.scan_parquet(corpus / "*.parquet").group_by(groups).len("rows").sort(groups).collect(engine="streaming")
+    counts = scan(corpus).group_by(groups).len("rows").sort(groups).collect(engine="streaming")
     lines = ["| source | role | split | texts |", "|---|---|---|---|"]
     lines += [f"| {source} | {role} | {split} | {rows:,} |" for source, role, split, rows in counts.iter_rows()]
     return "\n".join(lines)

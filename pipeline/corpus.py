@@ -27,21 +27,26 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 def scan(directory: Path) -> pl.LazyFrame:
-    """The corpus in `directory`: columns `key, id, text, role, source, split`, sorted by key.
+    """The corpus in `directory`: columns `key, id, text, role, source, split`, sorted by key. Errors: `part_files`."""
+    return pl.scan_parquet(part_files(directory))
+
+
+def part_files(directory: Path) -> list[Path]:
+    """The files of the corpus in `directory`, in order.
 
     Raises:
-        LeafError: it is missing, or a part is damaged or lacks a column.
+        LeafError: there is none, or one is damaged or lacks a column.
     """
-    parts = sorted(directory.glob("part-*.parquet"))
-    if not parts:
+    found = sorted(directory.glob("part-*.parquet"))
+    if not found:
         raise LeafError(f"{directory}: no corpus there (no part-*.parquet); run the stage `corpus`")
-    for part in parts:
+    for part in found:
         try:
             columns = pl.read_parquet_schema(part)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise LeafError(f"{part}: damaged ({error}); run the stage `corpus` again") from None
         sources.require(part, SCHEMA.names, columns)
-    return pl.scan_parquet(parts)
+    return found
 
 
 def clean(texts: pl.Expr) -> pl.Expr:

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from pipeline import keys
+from pipeline.corpus import part_files
 from pipeline.errors import LeafError
 from pipeline.files import locked
 from pipeline.shard import KEY_DTYPE, sha256
@@ -47,17 +48,9 @@ class Tokens:
         return text
 
 
-def corpus_files(corpus: Path) -> list[Path]:
-    """The corpus's Parquet files in order; LeafError if there are none."""
-    files = sorted(corpus.glob("*.parquet"))
-    if not files:
-        raise LeafError(f"{corpus}: holds no corpus (no *.parquet); run the corpus stage first")
-    return files
-
-
 def corpus_digest(corpus: Path) -> str:
-    """SHA-256 over the corpus's files."""
-    return hashlib.sha256("".join(map(sha256, corpus_files(corpus))).encode()).hexdigest()
+    """SHA-256 over the corpus's files. Errors: `corpus.part_files`."""
+    return hashlib.sha256("".join(map(sha256, part_files(corpus))).encode()).hexdigest()
 
 
 def tokenize(corpus: Path, digest: str, tokenizer: Tokenizer, caches: Path) -> Tokens:
@@ -106,7 +99,7 @@ def _batches(files: list[Path]) -> Iterator[pl.DataFrame]:
 
 
 def _write(corpus: Path, tokenizer: Tokenizer, ids_dtype: np.dtype, path: Path) -> None:
-    files = corpus_files(corpus)
+    files = part_files(corpus)
     total = sum(map(_rows, files))
     if total == 0:
         raise LeafError(f"{corpus}: the corpus is empty; nothing can be fitted")

@@ -172,15 +172,17 @@ def _tokenize(shard: pl.DataFrame, teacher: Teacher) -> list[list[int]]:
     return ids
 
 
-def _compute(ids: list[list[int]], teacher: Teacher, timing: Timing, bar: "tqdm[Any]") -> np.ndarray:
-    vectors = np.empty((len(ids), teacher.dim), dtype=np.float32)
+def _compute(ids: list[list[int]], teacher: Teacher, pool: Pool, timing: Timing, bar: "tqdm[Any]") -> np.ndarray:
+    # As it will be stored: two shards are held at once, and float32 would double them. What overflows is refused there.
+    vectors = np.empty((len(ids), teacher.dim), np.float16 if pool.meta.dtype == "float16" else np.float32)
     parts = teacher.parts(ids)
     while True:
         with timing.of("computing"):
             rows, part = next(parts, (None, None))
         if rows is None:
             return vectors
-        vectors[rows] = part
+        with np.errstate(over="ignore"):
+            vectors[rows] = part
         timing.rows += len(rows)
         timing.tokens += sum(len(ids[row]) for row in rows)
         bar.set_postfix_str(f"{timing.tokens / timing.computing:,.0f} tokens/s", refresh=False)
@@ -229,7 +231,7 @@ def _compute_all(shards: Iterator[pl.DataFrame], missing: int, pool: Pool, teach
         while (current := following.result()) is not None:
             following = ahead.submit(fetch)
             rows, ids = current
-            vectors = _compute(ids, teacher, timing, bar)
+            vectors = _compute(ids, teacher, pool, timing, bar)
             if written is not None:
                 written.result()
             rows = rows.with_columns(tokens=pl.Series([len(one) for one in ids], dtype=pl.Int32))

@@ -22,7 +22,7 @@ from pipeline.card import write_card
 from pipeline.errors import LeafError
 from pipeline.files import locked
 from pipeline.loader import Example, Loader, Position
-from pipeline.machine import bf16_is_fast, keep_pages
+from pipeline.machine import KEEP_BYTES_OF_A_STEP, bf16_is_fast, keep_pages
 from pipeline.packed import by_budget, pack, split
 from pipeline.params import FitParams
 from pipeline.prefetch import prefetch
@@ -83,7 +83,7 @@ def fit(corpus: Path, embeddings: Path, params: FitParams, out: Path, work: Path
     Raises:
         LeafError: bad input of any kind, a damaged store or checkpoint, or another run under way.
     """
-    keep_pages()
+    keep_pages(KEEP_BYTES_OF_A_STEP)
     store = Store.open(embeddings)
     start = resolve_model(params.student.model, params.student.revision)
     digests = {

@@ -1,7 +1,6 @@
 """An encode process with a failing API loses no vector that was paid, pays for none twice, and tells nobody the key."""
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -13,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipeline.keys import keys
 from pipeline.probe import TEXTS
 from pipeline.store import Store
 from tests.conftest import sentence
@@ -61,6 +61,14 @@ def metrics(folder: Path) -> Any:
 
 def texts(folder: Path) -> pl.DataFrame:
     return pl.read_parquet(folder / "corpus")
+
+
+def reworded(folder: Path, text: list[str]) -> pl.DataFrame:
+    """The corpus with other texts in its rows, as the corpus stage would have written it."""
+    frame = texts(folder).with_columns(text=pl.Series(text))
+    frame = frame.with_columns(key=pl.Series(keys(frame["role"], text), dtype=pl.Binary)).sort("key")
+    frame.write_parquet(folder / "corpus" / "part-00000.parquet")
+    return frame
 
 
 def check(folder: Path, out: str = "out/store", without: str = "REFUSED") -> None:
@@ -173,10 +181,9 @@ def test_a_spending_limit_stops_the_run_and_the_next_one_continues(
 def test_texts_the_server_refuses_end_the_run_by_name_or_are_left_out_and_listed(
     server: Server, params: Write, stage: Stage, tmp_path: Path
 ) -> None:
-    bad = [7, 8, 200]
-    frame = texts(tmp_path)
-    text = [f"REFUSED {one}" if row in bad else one for row, one in enumerate(frame["text"])]
-    frame.with_columns(text=pl.Series(text)).write_parquet(tmp_path / "corpus" / "part-00000.parquet")
+    text = [f"REFUSED {one}" if row in (7, 8, 200) else one for row, one in enumerate(texts(tmp_path)["text"])]
+    frame = reworded(tmp_path, text)
+    bad = np.flatnonzero(frame["text"].str.starts_with("REFUSED").to_numpy()).tolist()
     ids = [frame["id"][row] for row in bad]
 
     params()
@@ -251,8 +258,11 @@ def test_another_teams_store_is_reused_with_its_fingerprint_although_the_server_
     assert Store.open(tmp_path / "out" / "store").meta.fingerprint == Store.open(tmp_path / "theirs").meta.fingerprint
     figures = metrics(tmp_path)
     assert (figures["rows_reused"], figures["rows_encoded"]) == (150, len(everything) - 150)
-    # Asked were the rest and the four of the sample, and the probe once.
-    assert len(server.texts) == len(everything) - 150 + 4
+    # Asked were the rest, the four of the sample and the first of each shard, and the probe once.
+    theirs = Store.open(tmp_path / "theirs")
+    shards = [sorted(theirs.shard_rows_frame(number)["key"]) for number in range(len(theirs.shards))]
+    sample = {*sorted(everything.head(150)["key"])[:4], *(shard[0] for shard in shards)}
+    assert len(server.texts) == len(everything) - 150 + len(sample)
     assert server.answered[TEXTS[0]] == 1
     # The probe is the pool's own now: without their store the fingerprint stays.
     params(encode={"pool": "our-pool"})
@@ -282,9 +292,7 @@ def test_verify_asks_the_server_for_a_sample(server: Server, params: Write, stag
 def test_the_key_is_nowhere(server: Server, params: Write, stage: Stage, tmp_path: Path) -> None:
     """The server repeats it in every error; neither files nor output may."""
     said = ""
-    frame = texts(tmp_path)
-    text = ["REFUSED", *frame["text"][1:]]
-    frame.with_columns(text=pl.Series(text)).write_parquet(tmp_path / "corpus" / "part-00000.parquet")
+    reworded(tmp_path, ["REFUSED", *texts(tmp_path)["text"][1:]])
     for plan, settings in (
         (["status:500"] * 9, {"retries": 0}),
         (["status:404"], {}),
@@ -333,12 +341,10 @@ def test_a_termination_keeps_what_was_under_way(server: Server, params: Write, t
 
 
 def test_texts_left_out_do_not_stop_the_student(server: Server, params: Write, stage: Stage, tmp_path: Path) -> None:
-    frame = pl.read_parquet(tmp_path / "corpus")
-    for split in ("train", "heldout"):
-        row = frame["split"].to_list().index(split)
-        text = [f"REFUSED {sentence(1)}" if place == row else one for place, one in enumerate(frame["text"])]
-        frame = frame.with_columns(text=pl.Series(text))
-    frame.write_parquet(tmp_path / "corpus" / "part-00000.parquet")
+    frame = texts(tmp_path)
+    rows = [frame["split"].to_list().index(split) for split in ("train", "heldout")]
+    refused = [f"REFUSED {sentence(row)}" if row in rows else one for row, one in enumerate(frame["text"])]
+    frame = reworded(tmp_path, refused)
     params(refused="leave_out")
     assert encode(stage).returncode == 0
     places = ("--corpus", "corpus", "--embeddings", "out/store")
@@ -350,7 +356,7 @@ def test_texts_left_out_do_not_stop_the_student(server: Server, params: Write, s
     assert measured.returncode == 0, measured.stderr
     assert "cost: left out: the teacher is an API" in measured.stdout
     # A text that the store neither has nor lists is an error still.
-    more = pl.concat([frame, frame.head(1).with_columns(key=pl.lit(os.urandom(16)))]).sort("key")
-    more.write_parquet(tmp_path / "corpus" / "part-00000.parquet")
-    refused = stage("fit", *places, "--out", "student-2", "--metrics", "fit.json", "--curve", "curve.csv")
-    assert refused.returncode == 1 and "lacks the vectors of 1 of" in refused.stderr
+    pl.concat([frame, frame.head(1)]).write_parquet(tmp_path / "corpus" / "part-00000.parquet")
+    reworded(tmp_path, [*frame["text"], "A text that is new."])
+    lacking = stage("fit", *places, "--out", "student-2", "--metrics", "fit.json", "--curve", "curve.csv")
+    assert lacking.returncode == 1 and "lacks the vectors of 1 of" in lacking.stderr

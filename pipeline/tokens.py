@@ -81,7 +81,7 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors or KeyErrors
-        raise LeafError(f"{file}: cannot be read: {error}; run the corpus stage again") from None
+        raise LeafError(f"{file}: cannot be read: {error}; run the stage `corpus` again") from None
 
 
 def _rows(file: Path) -> int:

@@ -144,14 +144,14 @@ def test_a_corpus_that_is_all_held_out_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_corpus_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LeafError, match="run the corpus stage"):
+    with pytest.raises(LeafError, match="run the stage `corpus`"):
         corpus_digest(tmp_path)
 
 
 def test_a_truncated_corpus_is_named_and_leaves_no_cache(corpus: Path, tmp_path: Path) -> None:
     part = corpus / "part-00001.parquet"
     part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(LeafError, match=r"part-00001\.parquet.*run the corpus stage again"):
+    with pytest.raises(LeafError, match=r"part-00001\.parquet.*run the stage `corpus` again"):
         make_tokens(corpus, tmp_path)
     assert not [path for path in (tmp_path / "tokens").glob("*") if path.is_dir() and not path.name.startswith(".")]
 

@@ -260,16 +260,16 @@ def _take_over(
         found = key_array(rows["key"])
         return rows.filter(contains(wanted, found) & ~pool.has(found))
 
-    if params.verify_rows:
+    first = [shared(index)["key"].sort().head(max(1, params.verify_rows)) for index in range(len(store.shards))]
+    useful = [index for index, one in enumerate(first) if len(one)]
+    if params.verify_rows and useful:
         # Keys are random: the smallest are a fair sample of all, and of each shard its smallest is one of its own.
-        first = [shared(index).select("key").sort("key").head(params.verify_rows) for index in range(len(store.shards))]
-        sample = pl.concat([pl.concat(first).sort("key").head(params.verify_rows), *(one.head(1) for one in first)])
-        _compare(path, sample.unique(), store, frame, load)
+        sample = pl.concat([pl.concat(first).sort().head(params.verify_rows), *(one.head(1) for one in first)])
+        texts = frame.filter(pl.col("key").is_in(sample.unique().implode())).collect(engine="streaming")
+        compare(f"encode.reuse: {path}", texts, store, load())
     taken = Taken()
-    for index in range(len(store.shards)):
+    for index in useful:
         rows = shared(index)
-        if rows.is_empty():
-            continue
         store.verify_shard(index)
         stored = [part[rows["row"].to_numpy()] for part in store.stored(index)]
         pool.write_stored(rows.drop("row"), stored)
@@ -285,23 +285,25 @@ def texts_vectors(texts: pl.DataFrame, teacher: AnyTeacher) -> np.ndarray:
     return teacher.encode_tokens(_tokenize(texts, teacher))
 
 
-def _compare(path: str, few: pl.DataFrame, store: Store, frame: pl.LazyFrame, load: Callable[[], AnyTeacher]) -> None:
-    """Encode the texts of these keys again, and compare their vectors' directions and lengths."""
-    if few.is_empty():
-        return
-    texts = frame.filter(pl.col("key").is_in(few["key"].implode())).collect(engine="streaming")
-    made, theirs = texts_vectors(texts, load()), store.lookup(texts["key"].to_list())
+def compare(place: str, texts: pl.DataFrame, store: Store, teacher: AnyTeacher) -> Array:
+    """Encode texts of a store again: the cosine [texts] of each new vector to the stored one.
+
+    Raises:
+        LeafError: one is below SAME_VECTOR, or a length differs by more than SAME_LENGTH. `place` begins the message.
+    """
+    made, theirs = texts_vectors(texts, teacher), store.lookup(texts["key"].to_list())
     found = cosines(made, theirs)
     worst = int(found.argmin())
     if not found[worst] >= SAME_VECTOR:
         raise LeafError(
-            f"encode.reuse: {path}: the vector of text `{texts['id'][worst]}` has cosine {found[worst]:.4f} to the "
-            f"one this teacher makes now (at least {SAME_VECTOR} expected); do not trust this store"
+            f"{place}: the vector of text `{texts['id'][worst]}` has cosine {found[worst]:.4f} to the one that this "
+            f"teacher makes now (at least {SAME_VECTOR} expected); do not trust this store"
         )
     lengths = np.linalg.norm(theirs, axis=1) / np.linalg.norm(made, axis=1)
     worst = int(np.abs(lengths - 1).argmax())
     if not abs(lengths[worst] - 1) <= SAME_LENGTH:
         raise LeafError(
-            f"encode.reuse: {path}: the vector of text `{texts['id'][worst]}` is {lengths[worst]:.4f} times as long as "
-            "the one this teacher makes now; do not trust this store"
+            f"{place}: the vector of text `{texts['id'][worst]}` is {lengths[worst]:.4f} times as long as the one that "
+            "this teacher makes now; do not trust this store"
         )
+    return found

@@ -75,9 +75,9 @@ def sample(store: Store, corpus: Path, teacher: TeacherParams, params: EncodePar
     """Encode up to `rows` texts of the corpus again and compare; those with the smallest keys, which are random ones.
 
     Raises:
-        LeafError: another teacher's store, no text in common, or a cosine below SAME_VECTOR.
+        LeafError: another teacher's store, no text in common, or a vector that is another one (`encode.compare`).
     """
-    from pipeline.encode import texts_vectors  # here, so that what needs no model does not wait for torch
+    from pipeline.encode import compare  # here, so that what needs no model does not wait for torch
     from pipeline.teachers import describe, load
 
     mine = describe(teacher, params, store)
@@ -91,16 +91,10 @@ def sample(store: Store, corpus: Path, teacher: TeacherParams, params: EncodePar
     if not len(shared):
         raise LeafError(f"{corpus}: shares no text with {store.path}: nothing to compare")
     texts = scan(corpus).filter(pl.col("key").is_in(shared.tolist())).collect(engine="streaming")
-    found = cosines(texts_vectors(texts, load(teacher, params, mine)), store.lookup(texts["key"].to_list()))
-    worst = int(found.argmin())
-    if not found[worst] >= SAME_VECTOR:
-        raise LeafError(
-            f"{store.path}: the vector of text `{texts['id'][worst]}` has cosine {found[worst]:.4f} to the one that "
-            f"this teacher makes now (at least {SAME_VECTOR} expected); do not trust this store"
-        )
+    found = compare(str(store.path), texts, store, load(teacher, params, mine))
     return {
         "compared": len(found),
-        "cosine_min": round(float(found[worst]), 6),
+        "cosine_min": round(float(found.min()), 6),
         "cosine_mean": round(float(found.mean()), 6),
     }
 

@@ -38,6 +38,17 @@ def arguments(out: str) -> list[str]:
     return [part for name, value in {**places, **files}.items() for part in (f"--{name}", value)]
 
 
+def states(folder: Path) -> list[Path]:
+    """Checkpoints of runs below `folder`."""
+    return list(folder.glob("work/*/state.safetensors"))
+
+
+def wait_for_states(folder: Path, number: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(states(folder)) < number and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def encoded(tiny_corpus: Path, write_params: Callable[..., Path], stage: Stage, tmp_path: Path) -> Path:
     """A folder with corpus, store and params.yaml."""
@@ -60,7 +71,7 @@ def test_a_fit_killed_again_and_again_ends_with_the_weights_of_one_never_killed(
         process = start(encoded, "torn")
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and process.poll() is None:
-            if list((encoded / "torn" / "work").glob("*/state.safetensors")):
+            if states(encoded / "torn"):
                 break
             time.sleep(0.02)
         time.sleep(chance.uniform(0.05, 0.6))
@@ -68,7 +79,7 @@ def test_a_fit_killed_again_and_again_ends_with_the_weights_of_one_never_killed(
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.wait()
-        deaths_after_a_checkpoint += bool(list((encoded / "torn" / "work").glob("*/state.safetensors")))
+        deaths_after_a_checkpoint += bool(states(encoded / "torn"))
     assert kills
     assert deaths_after_a_checkpoint
     torn = stage("fit", *arguments("torn"))
@@ -130,9 +141,7 @@ def test_a_second_run_at_once_is_refused(encoded: Path, write_params: Callable[.
     write_params(fit={"epochs_per_cycle": 2000})
     first = start(encoded, "out")
     try:
-        deadline = time.monotonic() + 60
-        while not list((encoded / "out").glob("work/*/state.safetensors")) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for_states(encoded / "out", 1)
         second = stage("fit", *arguments("out"))
         assert second.returncode == 1
         assert "another run is under way" in second.stderr
@@ -147,14 +156,14 @@ def test_figures_that_cannot_be_written_cost_no_training(encoded: Path, stage: S
     (encoded / "out/fit.json").mkdir()
     failed = stage("fit", *arguments("out"))
     assert failed.returncode != 0
-    assert len(list((encoded / "out").glob("work/*/state.safetensors"))) == 1
+    assert len(states(encoded / "out")) == 1
     student = (encoded / "out/student/model.safetensors").read_bytes()
 
     (encoded / "out/fit.json").rmdir()
     again = stage("fit", *arguments("out"))
     assert again.returncode == 0, again.stderr
     assert (encoded / "out/student/model.safetensors").read_bytes() == student
-    assert not list((encoded / "out").glob("work/*/state.safetensors"))
+    assert not states(encoded / "out")
     whole = stage("fit", *arguments("whole"))
     assert whole.returncode == 0, whole.stderr
     found, expected = (json.loads((encoded / name / "fit.json").read_text()) for name in ("out", "whole"))
@@ -168,22 +177,19 @@ def test_a_killed_fit_does_not_continue_on_a_store_whose_vectors_come_in_another
     """Continued at the same batch of another order, it would see some texts twice and others never."""
     write_params(fit={"epochs_per_cycle": 100, "checkpoint_every": 2})
     process = start(encoded, "out")
-    deadline = time.monotonic() + 60
-    while not list((encoded / "out").glob("work/*/state.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for_states(encoded / "out", 1)
     process.kill()
     process.wait()
-    assert len(list((encoded / "out").glob("work/*/state.safetensors"))) == 1
+    assert len(states(encoded / "out")) == 1
 
     write_params(fit={"epochs_per_cycle": 100, "checkpoint_every": 2}, encode={"shard_rows": 50, "pool": "other-pool"})
     again = stage("encode", "--corpus", str(tiny_corpus), "--out", "store", "--metrics", "encode.json")
     assert again.returncode == 0, again.stderr
     process = start(encoded, "out")
-    while len(list((encoded / "out").glob("work/*/state.safetensors"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for_states(encoded / "out", 2)
     process.kill()
     process.wait()
-    assert len(list((encoded / "out").glob("work/*/state.safetensors"))) == 2
+    assert len(states(encoded / "out")) == 2
 
 
 def test_a_corpus_changed_by_hand_is_not_fitted(encoded: Path, stage: Stage, tiny_corpus: Path) -> None:

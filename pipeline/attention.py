@@ -2,10 +2,12 @@
 
 PyTorch's two ways on a CPU are both dear: its fused kernel is slow for short texts and has a slow bfloat16 backward
 pass, and the plain formula keeps several [texts, heads, length, length] tensors a layer until the backward pass. Here
-the probabilities are kept, once; those of very long texts come from the fused kernel and are computed again if needed.
+the texts of each length are two products and a softmax, and the probabilities are kept, once; those of very long texts
+come from the fused kernel and are computed again if needed.
 
-Texts of neighbouring lengths share a call where padding costs less than another dozen of small operations: batches of
-32 have a length for almost every long text.
+Scores stand with the keys in rows and the queries in columns, and the softmax runs down the columns: PyTorch does
+whole registers of them at once, where along a row each ends in a sum over a register, and a row that fills no whole
+register is done value by value. So queries are padded, which needs no mask, and keys are not.
 """
 
 from collections.abc import Sequence
@@ -20,13 +22,10 @@ from torch.nn import functional
 Runs = Sequence[tuple[int, int]]
 Group = tuple[tuple[int, int], ...]
 KEPT = 1 << 23
-"""Most probabilities of one group of texts, so that memory stays bounded; a text that has more by itself keeps none
+"""Most probabilities of texts done together, so that memory stays bounded; a text that has more by itself keeps none
 (unless there is dropout)."""
-GROUP_COST = 50_000
-"""What a group costs whatever its size, in scores of one head. A rough figure: a group more or less is hard to see."""
 REGISTER = 32
-"""Keys are padded to a multiple of this many bfloat16 values: PyTorch's softmax takes what fills no whole register of
-512 bits value by value, and 30 keys cost four times what 32 do."""
+"""Queries are padded to a multiple of this many bfloat16 values, a register of 512 bits."""
 
 
 def attention(qkv: Tensor, runs: Runs, heads: int, biases: Sequence[Tensor] = (), dropout: float = 0.0) -> Tensor:
@@ -55,93 +54,11 @@ def fused_attention(qkv: Tensor, group: Group, heads: int, bias: Tensor | None, 
     q, k, v = _padded(qkv[:tokens], group).view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
     mask = bias
     if len(group) > 1:
-        behind = _places(group, qkv.device)[1][:, :length].to(qkv.dtype)[:, None, None]
+        behind = _places(group, qkv.device)[1].to(qkv.dtype)[:, None, None]
         mask = behind.expand(-1, heads, length, -1) if bias is None else behind + bias
     mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     found = _unpadded(mixed.transpose(1, 2).reshape(count * length, -1), group)
     return found if len(qkv) == tokens else torch.cat([found, found.new_zeros(len(qkv) - tokens, found.shape[1])])
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, runs: Runs, heads: int, dropout: float, *biases: Tensor) -> Tensor:
-        out = qkv.new_zeros(len(qkv), qkv.shape[1] // 3)
-        groups = merged(runs, heads)
-        by_length = {bias.shape[3]: bias for bias in biases}
-        saved: list[tuple[Tensor | None, ...]] = []
-        start = 0
-        for group in groups:
-            count, length, tokens = _size(group)
-            stop = start + tokens
-            block, bias = qkv[start:stop], by_length.get(length)
-            if not dropout and count * heads * length * _keys(length) > KEPT:
-                out[start:stop] = fused_attention(block, group, heads, bias)
-                found: tuple[Tensor | None, ...] = block, None, None
-            else:
-                three = _heads(_padded(block, group), count, 3, heads, _keys(length))
-                q, k, v = three
-                probabilities = _probabilities(q[:, :length], k, bias, group)
-                kept = _kept(probabilities, dropout)
-                used = probabilities if kept is None else probabilities * kept
-                _put(out[start:stop], group, used @ v)
-                found = three, probabilities, kept
-            if any(ctx.needs_input_grad):
-                saved.append(found)  # else the next group takes its memory
-            start = stop
-        if saved:
-            ctx.save_for_backward(*biases, *chain.from_iterable(saved))
-            ctx.groups, ctx.heads, ctx.biases, ctx.tokens = groups, heads, len(biases), len(qkv)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        biases, saved = ctx.saved_tensors[: ctx.biases], iter(ctx.saved_tensors[ctx.biases :])
-        by_length = {bias.shape[3]: bias for bias in biases}
-        found = grad.new_zeros(ctx.tokens, 3 * grad.shape[1])
-        found_biases: dict[int, Tensor] = {}
-        start = 0
-        for group, block, known, kept in zip(ctx.groups, saved, saved, saved, strict=True):
-            count, length, tokens = _size(group)
-            stop = start + tokens
-            three = _heads(block, count, 3, ctx.heads, _keys(length)) if known is None else block
-            q, k, v = three[0][:, :length], three[1], three[2]
-            probabilities = _probabilities(q, k, by_length.get(length), group) if known is None else known
-            (out,) = _heads(_padded(grad[start:stop], group), count, 1, ctx.heads, length)
-            used, wanted = probabilities, out @ v.transpose(1, 2)
-            if kept is not None:
-                used, wanted = used * kept, wanted * kept
-            of_v = used.transpose(1, 2) @ out
-            scores = torch._softmax_backward_data(wanted, probabilities, 2, q.dtype)
-            if biases:
-                of_bias = scores.view(count, ctx.heads, length, -1)[..., :length].sum(0, keepdim=True)
-                found_biases[length] = found_biases[length] + of_bias if length in found_biases else of_bias
-            of_q, of_k = _scaled(scores, k, q.shape[2]), _scaled(scores.transpose(1, 2), q, q.shape[2])
-            _put(found[start:stop], group, of_q, of_k, of_v)
-            start = stop
-        return found, None, None, None, *(found_biases.get(bias.shape[3]) for bias in biases)
-
-
-def merged(runs: Runs, heads: int) -> list[Group]:
-    """Runs, shortest first, cut where a group would be too large, and neighbours put together while padding costs less
-    than a group of its own."""
-    groups: list[Group] = []
-    for texts, length in runs:
-        most, left = max(1, KEPT // (heads * length * _keys(length))), texts
-        while left:
-            count = min(left, most)
-            before, longest, _ = _size(groups[-1]) if groups else (0, 0, 0)
-            padding = before * (length**2 - longest**2)
-            if groups and length > longest and padding < GROUP_COST and before + count <= most:
-                groups[-1] = (*groups[-1], (count, length))
-            else:
-                groups.append(((count, length),))
-            left -= count
-    return groups
-
-
-def _keys(length: int) -> int:
-    """Keys of a text of so many tokens, those that are padding included."""
-    return -(-length // REGISTER) * REGISTER
 
 
 def _size(group: Group) -> tuple[int, int, int]:
@@ -154,9 +71,8 @@ def _size(group: Group) -> tuple[int, int, int]:
 def _places(group: Group, device: torch.device) -> tuple[Tensor, Tensor]:
     """Where each token stands among texts padded to the longest, [tokens]; for each key -inf behind a text's end."""
     counts, lengths = torch.tensor(group).T
-    longest = group[-1][1]
-    there = torch.arange(_keys(longest)) < torch.repeat_interleave(lengths, counts)[:, None]  # [texts, keys]
-    places = there[:, :longest].flatten().nonzero().squeeze(1)
+    there = torch.arange(group[-1][1]) < torch.repeat_interleave(lengths, counts)[:, None]  # [texts, keys]
+    places = there.flatten().nonzero().squeeze(1)
     mask = torch.zeros(there.shape).masked_fill_(~there, float("-inf"))
     return places.to(device, non_blocking=True), mask.to(device, non_blocking=True)
 
@@ -174,6 +90,76 @@ def _unpadded(dense: Tensor, group: Group) -> Tensor:
     return dense if len(group) == 1 else dense.index_select(0, _places(group, dense.device)[0])
 
 
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, runs: Runs, heads: int, dropout: float, *biases: Tensor) -> Tensor:
+        out = qkv.new_zeros(len(qkv), qkv.shape[1] // 3)
+        by_length = {bias.shape[3]: bias for bias in biases}
+        cut = _cut(runs, heads)
+        saved: list[tuple[Tensor | None, ...]] = []
+        start = 0
+        for count, length in cut:
+            stop = start + count * length
+            block, bias = qkv[start:stop], by_length.get(length)
+            if not dropout and count * heads * length * _columns(length) > KEPT:
+                out[start:stop] = fused_attention(block, ((count, length),), heads, bias)
+                found: tuple[Tensor | None, ...] = block, None, None, None
+            else:
+                q, both = _three(block, length, heads)
+                k, v = both
+                probabilities = _probabilities(q, k, bias)
+                kept = _kept(probabilities, dropout)
+                used = probabilities if kept is None else probabilities * kept
+                _put(out[start:stop], length, used.transpose(1, 2) @ v)
+                found = q, both, probabilities, kept
+            if any(ctx.needs_input_grad):
+                saved.append(found)  # else the next texts take its memory
+            start = stop
+        if saved:
+            ctx.save_for_backward(*biases, *chain.from_iterable(saved))
+            ctx.cut, ctx.heads, ctx.biases, ctx.tokens = cut, heads, len(biases), len(qkv)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        biases, saved = ctx.saved_tensors[: ctx.biases], iter(ctx.saved_tensors[ctx.biases :])
+        by_length = {bias.shape[3]: bias for bias in biases}
+        found = grad.new_zeros(ctx.tokens, 3 * grad.shape[1])
+        found_biases: dict[int, Tensor] = {}
+        start = 0
+        for (count, length), block, both, known, kept in zip(ctx.cut, saved, saved, saved, saved, strict=True):
+            stop = start + count * length
+            q, (k, v) = _three(block, length, ctx.heads) if known is None else (block, both)
+            probabilities = _probabilities(q, k, by_length.get(length)) if known is None else known
+            out = _heads(grad[start:stop].unsqueeze(1), length, ctx.heads, _columns(length))[0]
+            used, wanted = probabilities, v @ out.transpose(1, 2)  # 0 for queries that are padding
+            if kept is not None:
+                used, wanted = used * kept, wanted * kept
+            of_v = used @ out
+            scores = torch._softmax_backward_data(wanted, probabilities, 1, q.dtype)
+            if biases:
+                of_bias = scores.view(count, ctx.heads, length, -1)[..., :length].sum(0, keepdim=True).transpose(2, 3)
+                found_biases[length] = found_biases[length] + of_bias if length in found_biases else of_bias
+            of_q, of_k = _scaled(scores.transpose(1, 2), k, q.shape[2]), _scaled(scores, q, q.shape[2])
+            _put(found[start:stop], length, of_q, of_k, of_v)
+            start = stop
+        return found, None, None, None, *(found_biases.get(bias.shape[3]) for bias in biases)
+
+
+def _cut(runs: Runs, heads: int) -> list[tuple[int, int]]:
+    """The runs, in as many pieces as keep the probabilities of each within bounds."""
+    pieces = []
+    for texts, length in runs:
+        most = max(1, KEPT // (heads * length * _columns(length)))
+        pieces += [(min(most, texts - done), length) for done in range(0, texts, most)]
+    return pieces
+
+
+def _columns(length: int) -> int:
+    """Queries of a text of so many tokens, those that are padding included."""
+    return -(-length // REGISTER) * REGISTER
+
+
 def _kept(probabilities: Tensor, dropout: float) -> Tensor | None:
     """What each probability is multiplied with: 0, or 1 / (1 - dropout)."""
     if not dropout:
@@ -181,36 +167,44 @@ def _kept(probabilities: Tensor, dropout: float) -> Tensor | None:
     return torch.empty_like(probabilities).bernoulli_(1 - dropout).div_(1 - dropout)
 
 
-def _heads(block: Tensor, count: int, parts: int, heads: int, keys: int) -> Tensor:
-    """[texts * length, parts * width] -> [parts, texts * heads, keys, width / heads], 0 from the length on."""
-    length = len(block) // count
-    split = block.view(count, length, parts, heads, -1).permute(2, 0, 3, 1, 4)
-    found = block.new_empty(parts, count, heads, keys, split.shape[4])
-    found[:, :, :, :length], found[:, :, :, length:] = split, 0
+def _three(block: Tensor, length: int, heads: int) -> tuple[Tensor, Tensor]:
+    """Queries [texts * heads, columns, width / heads]; keys and values [2, texts * heads, length, width / heads].
+
+    Each is contiguous: PyTorch copies a part of a tensor before it multiplies.
+    """
+    three = block.view(len(block), 3, -1)
+    return _heads(three[:, :1], length, heads, _columns(length))[0], _heads(three[:, 1:], length, heads, length)
+
+
+def _heads(block: Tensor, length: int, heads: int, rows: int) -> Tensor:
+    """[texts * length, parts, width] -> [parts, texts * heads, rows, width / heads], 0 from the length on."""
+    split = block.view(-1, length, block.shape[1], heads, block.shape[2] // heads).permute(2, 0, 3, 1, 4)
+    parts, texts, _, _, width = split.shape
+    found = block.new_empty(parts, texts, heads, rows, width)
+    found[:, :, :, :length] = split
+    if length < rows:
+        found[:, :, :, length:] = 0
     return found.flatten(1, 2)
 
 
-def _put(into: Tensor, group: Group, *parts: Tensor) -> None:
-    """The reverse of `_padded` and `_heads`, into [tokens, parts * width]."""
-    count, length, _ = _size(group)
-    dense = into if len(group) == 1 else into.new_empty(count * length, into.shape[1])
-    where = dense.view(count, length, len(parts), -1, parts[0].shape[2])
+def _put(into: Tensor, length: int, *parts: Tensor) -> None:
+    """The reverse of `_heads`, into [texts * length, parts * width]."""
+    width = parts[0].shape[2]
+    where = into.view(-1, length, len(parts), into.shape[1] // (len(parts) * width), width)
+    texts, _, _, heads, _ = where.shape
     for number, part in enumerate(parts):
-        where[:, :, number] = part[:, :length].view(count, -1, length, part.shape[2]).transpose(1, 2)
-    if dense is not into:
-        torch.index_select(dense, 0, _places(group, dense.device)[0], out=into)
+        where[:, :, number] = part[:, :length].view(texts, heads, length, width).transpose(1, 2)
 
 
-def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None, group: Group) -> Tensor:
-    """Softmax of the scaled scores: [texts * heads, length, keys]."""
-    (texts, length, _), keys = _size(group), k.shape[1]
-    if bias is None and len(group) == 1 and keys == length:
-        return torch.softmax(_scaled(q, k.transpose(1, 2), q.shape[2]), 2)
-    # What is added to the scores goes in as what the product is added to: a pass over them less.
-    mask = _places(group if len(group) > 1 else ((1, length),), q.device)[1].to(q.dtype)[:, None, None]
-    scores = q.new_empty(texts, len(q) // texts, length, keys)
-    scores.copy_(mask if bias is None else functional.pad(bias, (0, keys - length)) + mask)
-    return torch.softmax(scores.flatten(0, 1).baddbmm_(q, k.transpose(1, 2), alpha=q.shape[2] ** -0.5), 2)
+def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """Softmax of the scaled scores: [texts * heads, keys, queries]."""
+    if bias is None:
+        return torch.softmax(_scaled(k, q.transpose(1, 2), q.shape[2]), 1)
+    # The bias goes in as what the product is added to: a pass over the scores less.
+    heads, length, columns = bias.shape[1], k.shape[1], q.shape[1]
+    scores = q.new_empty(len(q) // heads, heads, length, columns)
+    scores.copy_(functional.pad(bias.transpose(2, 3), (0, columns - length)))
+    return torch.softmax(scores.flatten(0, 1).baddbmm_(k, q.transpose(1, 2), alpha=q.shape[2] ** -0.5), 1)
 
 
 def _scaled(a: Tensor, b: Tensor, width: int) -> Tensor:

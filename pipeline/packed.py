@@ -8,6 +8,7 @@ Two forms of the same computation: `mean_pooled` uses a transformers model's own
 them (stage two); `Encoder` holds copies laid out for inference (stage one). Families: BERT and MPNet.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -79,19 +80,30 @@ def split(batch: Batch, budget: int) -> list[tuple[Batch, Tensor]]:
     return [(pack(ids[start:stop]), rows[start:stop]) for start, stop in both]  # in order already: `pack` is stable
 
 
-def by_budget(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+def by_budget(lengths: np.ndarray, budget: int, side_by_side: int = 1) -> list[np.ndarray]:
     """Cut texts into batches of similar length and at most `budget` tokens (or one text): lists of row numbers.
 
-    The batches come in a fixed mixed order, so that a rate seen halfway holds for the rest.
+    There are as few as possible, but so many that those who work `side_by_side` get equally many, and all are about
+    equally large. They come in a fixed mixed order, so that a rate seen halfway holds for the rest.
     """
     order = np.argsort(-lengths, kind="stable")
     ends = np.cumsum(lengths[order])
+    if not len(order):
+        return []
+    most = -(-(len(_cuts(ends, budget)) - 1) // side_by_side) * side_by_side
+    least = min(int(ends[-1]) // most, budget)
+    even = bisect_left(range(budget), True, lo=least, key=lambda size: len(_cuts(ends, size)) - 1 <= most)
+    batches = [order[a:b] for a, b in pairwise(_cuts(ends, even))]
+    return [batches[i] for i in np.random.default_rng(0).permutation(len(batches))]
+
+
+def _cuts(ends: np.ndarray, budget: int) -> list[int]:
+    """Where batches begin and the last one ends, each as large as `budget` allows; `ends` are sums of tokens so far."""
     cuts = [0]
-    while cuts[-1] < len(order):
+    while cuts[-1] < len(ends):
         done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
         cuts.append(max(cuts[-1] + 1, int(np.searchsorted(ends, done + budget, side="right"))))
-    batches = [order[a:b] for a, b in pairwise(cuts)]
-    return [batches[i] for i in np.random.default_rng(0).permutation(len(batches))]
+    return cuts
 
 
 def check_family(backbone: nn.Module) -> str:
@@ -207,7 +219,10 @@ class _Operation(Protocol):
 
 
 class _FusedLinear:
-    """oneDNN matrix product with bias and GELU or a residual in the same pass; the weight is laid out once."""
+    """oneDNN matrix product with bias and GELU in the same pass; the weight is laid out once.
+
+    A residual is added behind it: inside the product that costs more than a pass of its own.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor, gelu: bool, rows: int) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
@@ -215,12 +230,8 @@ class _FusedLinear:
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         linear = torch.ops.mkldnn._linear_pointwise
-        product: Tensor = (
-            linear(x, self.weight, self.bias, self.activation, [], "none")
-            if residual is None
-            else linear.binary(x, residual, self.weight, self.bias, "add")
-        )
-        return product
+        product: Tensor = linear(x, self.weight, self.bias, self.activation, [], "none")
+        return product if residual is None else product.add_(residual)
 
 
 class _PlainLinear:

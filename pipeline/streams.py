@@ -49,7 +49,8 @@ def vectors_in_parts(
     At most `budget` tokens (or a text for each batch) are under way at once.
     """
     lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
-    batches = by_budget(lengths, budget // streams(device))
+    count = streams(device)
+    batches = by_budget(lengths, budget // count, count)
     return zip(
         batches, side_by_side(lambda rows: forward([token_ids[row] for row in rows]), batches, device), strict=True
     )

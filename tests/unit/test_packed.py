@@ -12,7 +12,7 @@ from transformers import AutoModel
 from pipeline import attention as attention_module
 from pipeline.attention import attention, fused_attention
 from pipeline.errors import LeafError
-from pipeline.packed import Encoder, mean_pooled, pack, split
+from pipeline.packed import Encoder, by_budget, mean_pooled, pack, split
 from tests.conftest import make_model
 
 
@@ -80,6 +80,29 @@ def test_parts_hold_every_text_once_within_the_budget(texts: list[list[int]], bu
             start += lengths[place]
         assert start <= budget or len(rows) == 1
     assert [seen[row] for row in range(len(texts))] == texts
+
+
+@given(
+    lengths=st.lists(st.integers(1, 90), max_size=60),
+    budget=st.integers(1, 300),
+    side_by_side=st.integers(1, 4),
+)
+def test_every_text_is_in_one_batch_and_no_batch_of_several_exceeds_the_budget(
+    lengths: list[int], budget: int, side_by_side: int
+) -> None:
+    found = np.array(lengths, np.int64)
+    batches = by_budget(found, budget, side_by_side)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or found[batch].sum() <= budget for batch in batches)
+
+
+@pytest.mark.parametrize("texts", [50, 130, 400])
+def test_those_who_work_side_by_side_get_equal_shares(texts: int) -> None:
+    lengths = np.random.default_rng(texts).integers(4, 60, texts)
+    tokens = [int(lengths[batch].sum()) for batch in by_budget(lengths, 1000, 4)]
+    assert len(tokens) % 4 == 0
+    assert len(tokens) - 4 < lengths.sum() / 1000  # no more than it takes
+    assert max(tokens) - min(tokens) < 60  # a text
 
 
 def plain_attention(qkv: torch.Tensor, runs: RUNS, biases: list[torch.Tensor]) -> torch.Tensor:

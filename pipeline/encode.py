@@ -7,7 +7,8 @@ and the shards of a resumed run are those of a run never killed.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from pipeline import ask, keys, probe
 from pipeline.checks import SAME_VECTOR, cosines
 from pipeline.corpus import scan
 from pipeline.errors import LeafError
-from pipeline.machine import keep_pages
+from pipeline.machine import keep_pages, release_pages
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.pool import Pool, merged
 from pipeline.shard import StoreMeta, contains, key_array
@@ -158,21 +159,23 @@ def _done(pool: Pool) -> Array:
     return merged([pool.keys(), key_array(list(pool.refused))]) if pool.refused else pool.keys()
 
 
-def _tokenize(shard: pl.DataFrame, teacher: Teacher) -> list[list[int]]:
-    ids: list[list[int]] = []
+def _tokenize(shard: pl.DataFrame, teacher: Teacher) -> list[Sequence[int]]:
+    ids: list[Sequence[int]] = []
     for part in shard.iter_slices(TOKENIZE_ROWS):
         # One call a role: the prompt differs, and the order by key mixes the roles.
-        by_row: list[list[int]] = [[]] * part.height
+        by_row: list[Sequence[int]] = [[]] * part.height
         for role in ("query", "document"):
             rows = part.with_row_index("row").filter(pl.col("role") == role)
             tokens = teacher.tokenize(rows["text"].to_list(), role)
             for row, one in zip(rows["row"], tokens, strict=True):
-                by_row[row] = one
+                by_row[row] = array("i", one)  # a list takes nine times the memory, and there are two shards of them
         ids += by_row
     return ids
 
 
-def _compute(ids: list[list[int]], teacher: Teacher, pool: Pool, timing: Timing, bar: "tqdm[Any]") -> np.ndarray:
+def _compute(
+    ids: list[Sequence[int]], teacher: Teacher, pool: Pool, timing: Timing, bar: "tqdm[Any]"
+) -> np.ndarray:
     # As it will be stored: two shards are held at once, and float32 would double them. What overflows is refused there.
     vectors = np.empty((len(ids), teacher.dim), np.float16 if pool.meta.dtype == "float16" else np.float32)
     parts = teacher.parts(ids)
@@ -221,7 +224,7 @@ def _compute_all(shards: Iterator[pl.DataFrame], missing: int, pool: Pool, teach
         tqdm(total=missing, unit="text", desc="encode") as bar,
     ):
 
-        def fetch() -> tuple[pl.DataFrame, list[list[int]]] | None:
+        def fetch() -> tuple[pl.DataFrame, list[Sequence[int]]] | None:
             with timing.of("reading"):
                 shard = next(shards, None)
                 return None if shard is None else (shard.drop("text"), _tokenize(shard, teacher))
@@ -236,6 +239,7 @@ def _compute_all(shards: Iterator[pl.DataFrame], missing: int, pool: Pool, teach
                 written.result()
             rows = rows.with_columns(tokens=pl.Series([len(one) for one in ids], dtype=pl.Int32))
             written = behind.submit(_commit, rows, vectors, pool, timing)
+            release_pages()
         if written is not None:
             written.result()
 

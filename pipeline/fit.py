@@ -22,7 +22,7 @@ from pipeline.card import write_card
 from pipeline.errors import LeafError
 from pipeline.files import locked
 from pipeline.loader import Example, Loader, Position
-from pipeline.machine import KEEP_BYTES_OF_A_STEP, bf16_is_fast, keep_pages
+from pipeline.machine import KEEP_BYTES_OF_A_STEP, bf16_is_fast, keep_pages, release_pages
 from pipeline.packed import by_budget, pack, split
 from pipeline.params import FitParams
 from pipeline.prefetch import prefetch
@@ -283,6 +283,7 @@ class Run:
             vectors = student(pack([token_ids[row] for row in rows]).to(self.device), self.precision)
             loss += float(self.loss(vectors, wanted)) * len(rows)
             cosine += float(functional.cosine_similarity(vectors, wanted).sum())
+        release_pages()
         return {"loss": loss / len(token_ids), "cosine": cosine / len(token_ids)}
 
     def _checkpoint(self, directory: Path) -> None:

@@ -173,9 +173,7 @@ def _tokenize(shard: pl.DataFrame, teacher: Teacher) -> list[Sequence[int]]:
     return ids
 
 
-def _compute(
-    ids: list[Sequence[int]], teacher: Teacher, pool: Pool, timing: Timing, bar: "tqdm[Any]"
-) -> np.ndarray:
+def _compute(ids: list[Sequence[int]], teacher: Teacher, pool: Pool, timing: Timing, bar: "tqdm[Any]") -> np.ndarray:
     # As it will be stored: two shards are held at once, and float32 would double them. What overflows is refused there.
     vectors = np.empty((len(ids), teacher.dim), np.float16 if pool.meta.dtype == "float16" else np.float32)
     parts = teacher.parts(ids)

@@ -26,8 +26,8 @@ from pipeline.machine import bf16_is_fast
 FAMILIES = ("bert", "mpnet")
 Pooling = Literal["mean", "cls"]
 STEP = 64
-"""Tokens of a batch are rounded up to this many: oneDNN builds a kernel for every shape that it does not know, and keeps
-the last of them, each some hundreds of kilobytes."""
+"""Tokens of a batch are rounded up to this many: oneDNN builds a kernel for every shape that it does not know, and
+keeps the last of them, some hundreds of kilobytes each."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ BUDGET = EncodeParams().token_budget
 LIBRARY = "sentence-transformers"
 TARGETS = {f"{LIBRARY} float32": 4.0, f"{LIBRARY} bfloat16": 1.6, "OpenVINO bfloat16": 1.05}
 PRODUCTS = ((8192, 768, 3072), (8192, 3072, 768), (4096, 4096, 4096))  # rows, inner, columns
-SIZES = {"all-MiniLM-L6-v2": (1800, None), "all-mpnet-base-v2": (400, 0.65)}  # texts; target share of the products
+HOPELESS = 3  # a setting whose first run takes so many times the best one's gets no second
+SIZES = {"all-MiniLM-L6-v2": (3000, None), "all-mpnet-base-v2": (400, 0.65)}  # texts; target share of the products
 
 
 @click.command()
@@ -141,13 +142,14 @@ def _openvino(name: str, teacher: Teacher, sample: list[str]) -> dict[str, Calla
     best: tuple[float, OpenVino] | None = None
     for settings in candidates(teacher, BUDGET)[: 2 if QUICK else None]:
         engine = OpenVino(teacher, settings)
-        engine.encode(sample)
-        start = time.perf_counter()
-        engine.encode(sample)
-        seconds = time.perf_counter() - start
-        print(f"{name}: OpenVINO {settings.hint}, {settings.budget} tokens, {settings.attention}: {seconds:.2f} s")
-        if best is None or seconds < best[0]:
-            best = seconds, engine
+        turns = []
+        while not turns or (len(turns) == 1 and (best is None or turns[0] < HOPELESS * best[0])):  # the first warms up
+            start = time.perf_counter()
+            engine.encode(sample)
+            turns.append(time.perf_counter() - start)
+        print(f"{name}: OpenVINO {settings.hint}, {settings.budget} tokens, {settings.attention}: {turns[-1]:.2f} s")
+        if best is None or turns[-1] < best[0]:
+            best = turns[-1], engine
     assert best is not None
     engine = best[1]
     return {"OpenVINO bfloat16": lambda: engine.encode(sample)}

@@ -93,7 +93,7 @@ def _unpadded(dense: Tensor, group: Group) -> Tensor:
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, runs: Runs, heads: int, dropout: float, *biases: Tensor) -> Tensor:
-        out = qkv.new_zeros(len(qkv), qkv.shape[1] // 3)
+        out = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
         by_length = {bias.shape[3]: bias for bias in biases}
         cut = _cut(runs, heads)
         saved: list[tuple[Tensor | None, ...]] = []
@@ -110,11 +110,12 @@ class _Attention(torch.autograd.Function):
                 probabilities = _probabilities(q, k, bias)
                 kept = _kept(probabilities, dropout)
                 used = probabilities if kept is None else probabilities * kept
-                _put(out[start:stop], length, used.transpose(1, 2) @ v)
+                _put(out[start:stop], length, torch.bmm(used.transpose(1, 2), v))
                 found = q, both, probabilities, kept
             if any(ctx.needs_input_grad):
                 saved.append(found)  # else the next texts take its memory
             start = stop
+        out[start:] = 0
         if saved:
             ctx.save_for_backward(*biases, *chain.from_iterable(saved))
             ctx.cut, ctx.heads, ctx.biases, ctx.tokens = cut, heads, len(biases), len(qkv)
@@ -124,7 +125,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         biases, saved = ctx.saved_tensors[: ctx.biases], iter(ctx.saved_tensors[ctx.biases :])
         by_length = {bias.shape[3]: bias for bias in biases}
-        found = grad.new_zeros(ctx.tokens, 3 * grad.shape[1])
+        found = grad.new_empty(ctx.tokens, 3 * grad.shape[1])
         found_biases: dict[int, Tensor] = {}
         start = 0
         for (count, length), block, both, known, kept in zip(ctx.cut, saved, saved, saved, saved, strict=True):
@@ -132,10 +133,10 @@ class _Attention(torch.autograd.Function):
             q, (k, v) = _three(block, length, ctx.heads) if known is None else (block, both)
             probabilities = _probabilities(q, k, by_length.get(length)) if known is None else known
             out = _heads(grad[start:stop].unsqueeze(1), length, ctx.heads, _columns(length))[0]
-            used, wanted = probabilities, v @ out.transpose(1, 2)  # 0 for queries that are padding
+            used, wanted = probabilities, torch.bmm(v, out.transpose(1, 2))  # 0 for queries that are padding
             if kept is not None:
                 used, wanted = used * kept, wanted * kept
-            of_v = used @ out
+            of_v = torch.bmm(used, out)
             scores = torch._softmax_backward_data(wanted, probabilities, 1, q.dtype)
             if biases:
                 of_bias = scores.view(count, ctx.heads, length, -1)[..., :length].sum(0, keepdim=True).transpose(2, 3)
@@ -143,6 +144,7 @@ class _Attention(torch.autograd.Function):
             of_q, of_k = _scaled(scores.transpose(1, 2), k, q.shape[2]), _scaled(scores, q, q.shape[2])
             _put(found[start:stop], length, of_q, of_k, of_v)
             start = stop
+        found[start:] = 0
         return found, None, None, None, *(found_biases.get(bias.shape[3]) for bias in biases)
 
 

@@ -142,7 +142,7 @@ def _openvino(name: str, teacher: Teacher, sample: list[str]) -> dict[str, Calla
     best: tuple[float, OpenVino] | None = None
     for settings in candidates(teacher, BUDGET)[: 2 if QUICK else None]:
         engine = OpenVino(teacher, settings)
-        turns = []
+        turns: list[float] = []
         while not turns or (len(turns) == 1 and (best is None or turns[0] < HOPELESS * best[0])):  # the first warms up
             start = time.perf_counter()
             engine.encode(sample)

@@ -92,8 +92,8 @@ def _fitted(precision: str, folder: Path) -> dict[str, float]:
     params = FitParams(
         student, batch_size=BATCH, max_steps=LOSS_STEPS, learning_rate=3e-4, dropout=0.0, precision=precision
     )
-    result = fit(folder / "corpus", folder / "store", params, folder / precision, folder / f"work-{precision}")
-    found: dict[str, float] = result.metrics["validation"]
+    with fit(folder / "corpus", folder / "store", params, folder / precision, folder / f"work-{precision}") as result:
+        found: dict[str, float] = result.metrics["validation"]
     return found
 
 

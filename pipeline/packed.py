@@ -1,8 +1,8 @@
 """Transformer forward passes without padding.
 
 The texts of a batch are laid end to end, sorted by length. Everything that works on single tokens (projections,
-feed-forward, normalisation) runs once over all of them, and no operation is spent on padding. Attention runs in
-groups of equal or neighbouring lengths (`pipeline.attention`).
+feed-forward, normalisation) runs once over all of them, and no operation is spent on padding. Attention runs over
+the texts of one length at a time (`pipeline.attention`).
 
 Two forms of the same computation: `mean_pooled` uses a transformers model's own parameters, so that gradients reach
 them (stage two); `Encoder` holds copies laid out for inference (stage one). Families: BERT and MPNet.

@@ -1,12 +1,17 @@
 """The measurements run, and their tables say what was measured."""
 
 import math
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import scale
-from benchmarks.common import Row, alternate, table
+from benchmarks import fit, scale
+from benchmarks.common import RESULTS, ROOT, Row, alternate, table
 from benchmarks.made import write_texts
 
 CHEAP = ("corpus", "encode: fill the pool", "encode: publish", "verify", "corpus, 1 % more", "encode, 1 % more")
@@ -27,6 +32,28 @@ def test_the_table_says_which_targets_are_met() -> None:
     lines = table({"good": row, "bad": row | {"target": 3.0}}).splitlines()
     assert lines[-2].endswith("| yes |")
     assert lines[-1].endswith("| no |")
+
+
+@pytest.mark.parametrize("part", ["encode", "fit", "store", "memory", "profile"])
+def test_every_measurement_runs(part: str) -> None:
+    if part == "fit" and not all(map(find_spec, ("datasets", "accelerate"))):
+        pytest.skip("the trainer it is compared with needs datasets and accelerate: pip install -e '.[bench]'")
+    before = RESULTS.read_bytes()
+    small = os.environ | {"LEAF_BENCH_QUICK": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{part}"], cwd=ROOT, env=small, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "\n|---|" in done.stdout
+    assert RESULTS.read_bytes() == before
+
+
+def test_the_measurement_of_the_loss_fits_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "LOSS_STEPS", 2)
+    vectors = np.random.default_rng(0).normal(size=(90, 384)).astype(np.float32)
+    fit.prepare(tmp_path, [f"text {number}" for number in range(90)], vectors, 0.2)
+    losses = [fit._fitted(precision, tmp_path)["loss"] for precision in ("auto", "float32")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_the_law_is_the_exponent_of_growth() -> None:

@@ -1,0 +1,74 @@
+"""Where the time of encoding goes, by operation, on one core: what bounds the rows of `benchmarks.encode`.
+
+    python -m benchmarks.profile
+
+One stream of batches as stage one cuts them, without tokenising, under PyTorch's profiler. `products` are the linear
+layers with bias and GELU; their rate counts their operations over real tokens.
+"""
+
+import time
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.common import MINILM, MPNET, QUICK, machine, skipped, texts
+from benchmarks.encode import BUDGET, MAX_LENGTH, SIZES
+from pipeline.packed import by_budget, pack
+from pipeline.params import TeacherParams
+from pipeline.teacher import Teacher
+
+KINDS = {
+    "products": ("_linear_pointwise",),
+    "softmax": ("_softmax",),
+    "products of attention": ("bmm",),
+    "copies": ("copy_", "index_select", "fill_"),
+    "layer norms": ("native_layer_norm",),
+    "residuals and embeddings": ("aten::add",),
+}
+
+
+def main() -> None:
+    """Profile both models and print a table for each."""
+    torch.set_num_threads(1)
+    print(machine())
+    for name, model in {"all-MiniLM-L6-v2": MINILM, "all-mpnet-base-v2": str(MPNET)}.items():
+        if model == str(MPNET) and not MPNET.is_dir():
+            skipped(f"profile {name}", "models/all-mpnet-base-v2 is not there")
+            continue
+        _profile(name, model, 24 if QUICK else SIZES[name][0])
+
+
+def _profile(name: str, model: str, count: int) -> None:
+    teacher = Teacher(TeacherParams(model, max_length=MAX_LENGTH), BUDGET)
+    ids = teacher.tokenize(texts(count), "document")
+    lengths = np.array([len(one) for one in ids])
+    batches = [pack([ids[row] for row in rows]) for rows in by_budget(lengths, BUDGET // 2)]
+    encoder = teacher._encoder
+    assert encoder is not None
+    for batch in batches:
+        encoder(batch)
+    start = time.perf_counter()
+    for batch in batches:
+        encoder(batch)
+    seconds = time.perf_counter() - start
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        for batch in batches:
+            encoder(batch)
+    spent = {event.key: event.self_cpu_time_total / 1e6 for event in found.key_averages()}
+    whole, left = sum(spent.values()), dict(spent)
+    config = encoder.config
+    work = 2 * config.num_hidden_layers * lengths.sum()
+    work *= 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+    print(f"\n{name}: {lengths.sum():,} tokens, {lengths.sum() / seconds:,.0f} a second on one core\n")
+    print("| operation | seconds | share |\n|---|---|---|")
+    for kind, names in KINDS.items():
+        chosen = [key for key in left if any(part in key for part in names)]
+        total = sum(left.pop(key) for key in chosen)
+        rate = f" ({work / total / 1e9:,.0f} GFLOP/s)" if kind == "products" and total else ""
+        print(f"| {kind}{rate} | {total:.2f} | {total / whole:.1%} |")
+    print(f"| all else (views, allocation, Python) | {sum(left.values()):.2f} | {sum(left.values()) / whole:.1%} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.common import MINILM, MPNET, QUICK, machine, skipped, texts
-from benchmarks.encode import BUDGET, MAX_LENGTH, SIZES
+from benchmarks.common import machine, texts
+from benchmarks.encode import BUDGET, MAX_LENGTH, linear_operations, models
 from pipeline.packed import by_budget, pack
 from pipeline.params import TeacherParams
 from pipeline.teacher import Teacher
@@ -32,11 +32,8 @@ def main() -> None:
     """Profile both models and print a table for each."""
     torch.set_num_threads(1)
     print(machine())
-    for name, model in {"all-MiniLM-L6-v2": MINILM, "all-mpnet-base-v2": str(MPNET)}.items():
-        if model == str(MPNET) and not MPNET.is_dir():
-            skipped(f"profile {name}", "models/all-mpnet-base-v2 is not there")
-            continue
-        _profile(name, model, 24 if QUICK else SIZES[name][0])
+    for name, model, count, _ in models("profile"):
+        _profile(name, model, count)
 
 
 def _profile(name: str, model: str, count: int) -> None:
@@ -57,9 +54,7 @@ def _profile(name: str, model: str, count: int) -> None:
             encoder(batch)
     spent = {event.key: event.self_cpu_time_total / 1e6 for event in found.key_averages()}
     whole, left = sum(spent.values()), dict(spent)
-    config = encoder.config
-    work = 2 * config.num_hidden_layers * lengths.sum()
-    work *= 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+    work = linear_operations(teacher, int(lengths.sum()))
     print(f"\n{name}: {lengths.sum():,} tokens, {lengths.sum() / seconds:,.0f} a second on one core\n")
     print("| operation | seconds | share |\n|---|---|---|")
     for kind, names in KINDS.items():

@@ -10,6 +10,7 @@ whole registers of them at once, where along a row each ends in a sum over a reg
 register is done value by value. So queries are padded, which needs no mask, and keys are not.
 """
 
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
@@ -95,7 +96,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, runs: Runs, heads: int, dropout: float, *biases: Tensor) -> Tensor:
         out = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
         by_length = {bias.shape[3]: bias for bias in biases}
-        cut = _cut(runs, heads)
+        cut, needed = _cut(runs, heads), any(ctx.needs_input_grad)
         saved: list[tuple[Tensor | None, ...]] = []
         start = 0
         for count, length in cut:
@@ -103,17 +104,17 @@ class _Attention(torch.autograd.Function):
             block, bias = qkv[start:stop], by_length.get(length)
             if not dropout and count * heads * length * _columns(length) > KEPT:
                 out[start:stop] = fused_attention(block, ((count, length),), heads, bias)
-                found: tuple[Tensor | None, ...] = block, None, None, None
+                found: tuple[Tensor | None, ...] = block, None, None, None, None
             else:
-                q, both = _three(block, length, heads)
-                k, v = both
-                probabilities = _probabilities(q, k, bias)
+                q, k, v, scores = _laid_out(block, length, heads, fresh=needed)
+                probabilities = _probabilities(q, k, bias, scores)
                 kept = _kept(probabilities, dropout)
                 used = probabilities if kept is None else probabilities * kept
-                _put(out[start:stop], length, torch.bmm(used.transpose(1, 2), v))
-                found = q, both, probabilities, kept
-            if any(ctx.needs_input_grad):
-                saved.append(found)  # else the next texts take its memory
+                mixed = torch.bmm(used.transpose(1, 2), v, out=None if needed else q)
+                _put(out[start:stop], length, mixed)
+                found = q, k, v, probabilities, kept
+            if needed:
+                saved.append(found)
             start = stop
         out[start:] = 0
         if saved:
@@ -128,11 +129,13 @@ class _Attention(torch.autograd.Function):
         found = grad.new_empty(ctx.tokens, 3 * grad.shape[1])
         found_biases: dict[int, Tensor] = {}
         start = 0
-        for (count, length), block, both, known, kept in zip(ctx.cut, saved, saved, saved, saved, strict=True):
+        for (count, length), q, k, v, probabilities, kept in zip(ctx.cut, *[saved] * 5, strict=True):
             stop = start + count * length
-            q, (k, v) = _three(block, length, ctx.heads) if known is None else (block, both)
-            probabilities = _probabilities(q, k, by_length.get(length)) if known is None else known
-            out = _heads(grad[start:stop].unsqueeze(1), length, ctx.heads, _columns(length))[0]
+            if probabilities is None:  # q is the texts' part of qkv
+                q, k, v, scores = _laid_out(q, length, ctx.heads, fresh=True)
+                probabilities = _probabilities(q, k, by_length.get(length), scores)
+            out = torch.empty_like(q)
+            _put_heads(grad[start:stop].view(count, length, ctx.heads, -1), out)
             used, wanted = probabilities, torch.bmm(v, out.transpose(1, 2))  # 0 for queries that are padding
             if kept is not None:
                 used, wanted = used * kept, wanted * kept
@@ -169,44 +172,68 @@ def _kept(probabilities: Tensor, dropout: float) -> Tensor | None:
     return torch.empty_like(probabilities).bernoulli_(1 - dropout).div_(1 - dropout)
 
 
-def _three(block: Tensor, length: int, heads: int) -> tuple[Tensor, Tensor]:
-    """Queries [texts * heads, columns, width / heads]; keys and values [2, texts * heads, length, width / heads].
+def _laid_out(qkv: Tensor, length: int, heads: int, fresh: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries [texts * heads, columns, width / heads], 0 from the length on; keys; values; memory for the scores.
 
-    Each is contiguous: PyTorch copies a part of a tensor before it multiplies.
+    Each is contiguous: PyTorch copies a part of a tensor before it multiplies. If they are not `fresh`, the thread's
+    next texts take their memory: what was just used is in the processor's caches and costs no page faults, which
+    buffers of ever other sizes do.
     """
-    three = block.view(len(block), 3, -1)
-    return _heads(three[:, :1], length, heads, _columns(length))[0], _heads(three[:, 1:], length, heads, length)
+    parts = qkv.view(-1, length, 3, heads, qkv.shape[1] // (3 * heads)).unbind(2)
+    matrices, columns, width = len(parts[0]) * heads, _columns(length), parts[0].shape[3]
+    rows = matrices * columns * width, matrices * length * width, matrices * length * width, matrices * length * columns
+    flat = qkv.new_empty(sum(rows)) if fresh else _SCRATCH.take(sum(rows), qkv.dtype)
+    q, k, v, scores = flat.split(rows)
+    laid_out = q.view(matrices, columns, width), k.view(matrices, length, width), v.view(matrices, length, width)
+    for part, into in zip(parts, laid_out, strict=True):
+        _put_heads(part, into)
+    return *laid_out, scores.view(matrices, length, columns)
 
 
-def _heads(block: Tensor, length: int, heads: int, rows: int) -> Tensor:
-    """[texts * length, parts, width] -> [parts, texts * heads, rows, width / heads], 0 from the length on."""
-    split = block.view(-1, length, block.shape[1], heads, block.shape[2] // heads).permute(2, 0, 3, 1, 4)
-    parts, texts, _, _, width = split.shape
-    found = block.new_empty(parts, texts, heads, rows, width)
-    found[:, :, :, :length] = split
-    if length < rows:
-        found[:, :, :, length:] = 0
-    return found.flatten(1, 2)
+class _Scratch(threading.local):
+    """Memory of a thread that is used again and again."""
+
+    flat = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, size: int, dtype: torch.dtype) -> Tensor:
+        """So many values, uninitialised, and the same memory at every call."""
+        wanted = size * dtype.itemsize
+        if len(self.flat) < wanted:
+            with torch.inference_mode(False):  # else it could not be written to outside of inference
+                self.flat = torch.empty(wanted, dtype=torch.uint8)
+        return self.flat[:wanted].view(dtype)
+
+
+_SCRATCH = _Scratch()
+
+
+def _put_heads(block: Tensor, into: Tensor) -> None:
+    """[texts, length, heads, width / heads] into [texts * heads, rows, width / heads], 0 from the length on."""
+    texts, length, heads, width = block.shape
+    found = into.view(texts, heads, -1, width)
+    if found.shape[2] > length:
+        found[:, :, length:] = 0
+        found = found[:, :, :length]
+    found.copy_(block.transpose(1, 2))
 
 
 def _put(into: Tensor, length: int, *parts: Tensor) -> None:
-    """The reverse of `_heads`, into [texts * length, parts * width]."""
+    """The reverse of `_put_heads`, into [texts * length, parts * width]."""
     width = parts[0].shape[2]
     where = into.view(-1, length, len(parts), into.shape[1] // (len(parts) * width), width)
-    texts, _, _, heads, _ = where.shape
-    for number, part in enumerate(parts):
-        where[:, :, number] = part[:, :length].view(texts, heads, length, width).transpose(1, 2)
+    for part, there in zip(parts, where.unbind(2), strict=True):
+        texts, _, heads, _ = there.shape
+        there.copy_(part.view(texts, heads, -1, width)[:, :, :length].transpose(1, 2))
 
 
-def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """Softmax of the scaled scores: [texts * heads, keys, queries]."""
-    if bias is None:
-        return torch.softmax(_scaled(k, q.transpose(1, 2), q.shape[2]), 1)
-    # The bias goes in as what the product is added to: a pass over the scores less.
-    heads, length, columns = bias.shape[1], k.shape[1], q.shape[1]
-    scores = q.new_empty(len(q) // heads, heads, length, columns)
-    scores.copy_(functional.pad(bias.transpose(2, 3), (0, columns - length)))
-    return torch.softmax(scores.flatten(0, 1).baddbmm_(k, q.transpose(1, 2), alpha=q.shape[2] ** -0.5), 1)
+def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None, scores: Tensor) -> Tensor:
+    """Softmax of the scaled scores, in their place: [texts * heads, keys, queries]."""
+    if bias is not None:
+        # The bias goes in as what the product is added to: a pass over the scores less.
+        padded = functional.pad(bias.transpose(2, 3), (0, scores.shape[2] - bias.shape[2]))
+        scores.view(-1, bias.shape[1], *scores.shape[1:]).copy_(padded)
+    torch.baddbmm(scores, k, q.transpose(1, 2), beta=float(bias is not None), alpha=q.shape[2] ** -0.5, out=scores)
+    return torch.softmax(scores, 1, out=scores)
 
 
 def _scaled(a: Tensor, b: Tensor, width: int) -> Tensor:

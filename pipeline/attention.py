@@ -10,8 +10,8 @@ whole registers of them at once, where along a row each ends in a sum over a reg
 register is done value by value. So queries are padded, which needs no mask, and keys are not.
 """
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -99,23 +99,25 @@ class _Attention(torch.autograd.Function):
         cut, needed = _cut(runs, heads), any(ctx.needs_input_grad)
         saved: list[tuple[Tensor | None, ...]] = []
         start = 0
-        for count, length in cut:
-            stop = start + count * length
-            block, bias = qkv[start:stop], by_length.get(length)
-            if not dropout and count * heads * length * _columns(length) > KEPT:
-                out[start:stop] = fused_attention(block, ((count, length),), heads, bias)
-                found: tuple[Tensor | None, ...] = block, None, None, None, None
-            else:
-                q, k, v, scores = _laid_out(block, length, heads, fresh=needed)
-                probabilities = _probabilities(q, k, bias, scores)
-                kept = _kept(probabilities, dropout)
-                used = probabilities if kept is None else probabilities * kept
-                mixed = torch.bmm(used.transpose(1, 2), v, out=None if needed else q)
-                _put(out[start:stop], length, mixed)
-                found = q, k, v, probabilities, kept
-            if needed:
-                saved.append(found)
-            start = stop
+        explicit = [piece for piece in cut if dropout or _bounded(*piece, heads)]
+        with nullcontext() if needed else _spare(qkv, explicit, heads) as spare:
+            for count, length in cut:
+                stop = start + count * length
+                block, bias = qkv[start:stop], by_length.get(length)
+                if not dropout and not _bounded(count, length, heads):
+                    out[start:stop] = fused_attention(block, ((count, length),), heads, bias)
+                    found: tuple[Tensor | None, ...] = block, None, None, None, None
+                else:
+                    q, k, v, scores = _laid_out(block, length, heads, spare)
+                    probabilities = _probabilities(q, k, bias, scores)
+                    kept = _kept(probabilities, dropout)
+                    used = probabilities if kept is None else probabilities * kept
+                    mixed = torch.bmm(used.transpose(1, 2), v, out=None if needed else q)
+                    _put(out[start:stop], length, mixed)
+                    found = q, k, v, probabilities, kept
+                if needed:
+                    saved.append(found)
+                start = stop
         out[start:] = 0
         if saved:
             ctx.save_for_backward(*biases, *chain.from_iterable(saved))
@@ -129,10 +131,11 @@ class _Attention(torch.autograd.Function):
         found = grad.new_empty(ctx.tokens, 3 * grad.shape[1])
         found_biases: dict[int, Tensor] = {}
         start = 0
-        for (count, length), q, k, v, probabilities, kept in zip(ctx.cut, *[saved] * 5, strict=True):
+        for (count, length), first, *others, kept in zip(ctx.cut, *[saved] * 5, strict=True):
             stop = start + count * length
-            if probabilities is None:  # q is the texts' part of qkv
-                q, k, v, scores = _laid_out(q, length, ctx.heads, fresh=True)
+            q, k, v, probabilities = first, *others
+            if probabilities is None:  # the texts had too many
+                q, k, v, scores = _laid_out(first, length, ctx.heads)
                 probabilities = _probabilities(q, k, by_length.get(length), scores)
             out = torch.empty_like(q)
             _put_heads(grad[start:stop].view(count, length, ctx.heads, -1), out)
@@ -160,6 +163,11 @@ def _cut(runs: Runs, heads: int) -> list[tuple[int, int]]:
     return pieces
 
 
+def _bounded(texts: int, length: int, heads: int) -> bool:
+    """Whether the probabilities of these texts may be held."""
+    return texts * heads * length * _columns(length) <= KEPT
+
+
 def _columns(length: int) -> int:
     """Queries of a text of so many tokens, those that are padding included."""
     return -(-length // REGISTER) * REGISTER
@@ -172,39 +180,40 @@ def _kept(probabilities: Tensor, dropout: float) -> Tensor | None:
     return torch.empty_like(probabilities).bernoulli_(1 - dropout).div_(1 - dropout)
 
 
-def _laid_out(qkv: Tensor, length: int, heads: int, fresh: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _laid_out(qkv: Tensor, length: int, heads: int, spare: Tensor | None = None) -> tuple[Tensor, ...]:
     """Queries [texts * heads, columns, width / heads], 0 from the length on; keys; values; memory for the scores.
 
-    Each is contiguous: PyTorch copies a part of a tensor before it multiplies. If they are not `fresh`, the thread's
-    next texts take their memory: what was just used is in the processor's caches and costs no page faults, which
-    buffers of ever other sizes do.
+    Each is contiguous: PyTorch copies a part of a tensor before it multiplies. They lie in `spare` if that is given.
     """
     parts = qkv.view(-1, length, 3, heads, qkv.shape[1] // (3 * heads)).unbind(2)
     matrices, columns, width = len(parts[0]) * heads, _columns(length), parts[0].shape[3]
-    rows = matrices * columns * width, matrices * length * width, matrices * length * width, matrices * length * columns
-    flat = qkv.new_empty(sum(rows)) if fresh else _SCRATCH.take(sum(rows), qkv.dtype)
-    q, k, v, scores = flat.split(rows)
+    sizes = [matrices * size for size in (columns * width, length * width, length * width, length * columns)]
+    flat = qkv.new_empty(sum(sizes)) if spare is None else spare[: sum(sizes)]
+    q, k, v, scores = torch.split(flat, sizes)
     laid_out = q.view(matrices, columns, width), k.view(matrices, length, width), v.view(matrices, length, width)
     for part, into in zip(parts, laid_out, strict=True):
         _put_heads(part, into)
     return *laid_out, scores.view(matrices, length, columns)
 
 
-class _Scratch(threading.local):
-    """Memory of a thread that is used again and again."""
-
-    flat = torch.empty(0, dtype=torch.uint8)
-
-    def take(self, size: int, dtype: torch.dtype) -> Tensor:
-        """So many values, uninitialised, and the same memory at every call."""
-        wanted = size * dtype.itemsize
-        if len(self.flat) < wanted:
-            with torch.inference_mode(False):  # else it could not be written to outside of inference
-                self.flat = torch.empty(wanted, dtype=torch.uint8)
-        return self.flat[:wanted].view(dtype)
+_SPARES: list[Tensor] = []
 
 
-_SCRATCH = _Scratch()
+@contextmanager
+def _spare(qkv: Tensor, cut: Runs, heads: int) -> Iterator[Tensor]:
+    """Memory of `_laid_out` for any of these texts, uninitialised, which the next call takes again.
+
+    What was just used is in the processor's caches and costs no page faults, which buffers of ever other sizes do.
+    """
+    width = qkv.shape[1] // 3
+    sizes = [texts * (_columns(length) * (width + heads * length) + 2 * length * width) for texts, length in cut]
+    wanted = max(sizes, default=0) * qkv.itemsize
+    memory = _SPARES.pop() if _SPARES else None
+    if memory is None or len(memory) < wanted or memory.device != qkv.device:
+        with torch.inference_mode(False):  # else it could not be written to outside of inference
+            memory = torch.empty(wanted, dtype=torch.uint8, device=qkv.device)
+    yield memory[:wanted].view(qkv.dtype)
+    _SPARES.append(memory)
 
 
 def _put_heads(block: Tensor, into: Tensor) -> None:

@@ -39,8 +39,8 @@ def locked(path: Path, what: str) -> Iterator[None]:
             holder = os.pread(handle, 32, 0).decode(errors="replace").strip()
             process = f" (process {holder})" if holder else ""
             raise LeafError(f"{what}: another run is under way{process}; wait for it or end it")
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        # As long as any: a file that is cut before it is written anew, ext4 puts on the disk when it is closed.
+        os.pwrite(handle, f"{os.getpid():<31}\n".encode(), 0)
         yield
     finally:
         os.close(handle)

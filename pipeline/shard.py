@@ -86,8 +86,11 @@ def _all_keys(keys: pl.Series) -> bool:
 
 def contains(ordered: Array, keys: Array) -> Array:
     """`[n] bool`: which of `keys` are among the sorted `ordered`; both as `key_array` gives them."""
-    if not len(ordered):
+    if not len(ordered) or not len(keys):
         return np.zeros(len(keys), dtype=bool)
+    first = int(np.searchsorted(ordered, keys[0]))
+    if np.array_equal(ordered[first : first + len(keys)], keys):  # as of a corpus that the pool holds: no search
+        return np.ones(len(keys), dtype=bool)
     place = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
     found: Array = ordered[place] == keys
     return found

@@ -157,6 +157,27 @@ def test_what_was_prepared_for_encoding_serves_a_backward_pass() -> None:
     assert qkv.grad is not None and qkv.grad.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_memory_held_before_is_in_no_result(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_module, "_SPARES", [])
+    runs = ((3, 3), (1, 5), (2, 40))
+    qkv = torch.randn(9 + 5 + 80, 48, dtype=dtype)
+    expected = attention(qkv, runs, 4)
+    with torch.inference_mode():
+        attention(torch.full((200, 48), float("nan"), dtype=torch.float32), ((2, 100),), 4)
+        (spare,) = attention_module._SPARES
+        assert spare.view(torch.float32).isnan().all()
+        assert torch.equal(attention(qkv, runs, 4), expected)
+    assert torch.equal(attention(qkv, runs, 4), expected)  # memory of inference serves outside of it
+
+
+def test_dropout_without_gradients_holds_probabilities_of_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_module, "KEPT", 1)
+    with torch.no_grad():
+        mixed = attention(torch.randn(100, 48), ((1, 40), (1, 60)), 4, dropout=0.5)
+    assert mixed.isfinite().all()
+
+
 def test_dropout_of_attention_keeps_the_mean_and_its_gradient_is_that_of_what_was_kept() -> None:
     torch.manual_seed(0)
     qkv = torch.randn(11, 48, dtype=torch.float64, requires_grad=True)

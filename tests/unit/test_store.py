@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import LeafError
 from pipeline.pool import Pool
+from pipeline.shard import contains
 from pipeline.store import Store, key_array
 from tests.store_helpers import DIM, META, contents, meta, publish, rows, vectors
 
@@ -288,3 +289,12 @@ def test_keys_are_found_bytewise_whatever_their_bytes(keys: list[bytes], other: 
         assert (store.locate([other])[0] >= 0) == (other in keys)
     finally:
         shutil.rmtree(directory)
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16), unique=True, max_size=30), st.data())
+def test_keys_that_are_there_are_told_from_those_that_are_not(keys: list[bytes], data: st.DataObject) -> None:
+    ordered = key_array(sorted(keys))
+    start = data.draw(st.integers(0, len(keys)))
+    others = data.draw(st.lists(st.binary(min_size=16, max_size=16), max_size=5))
+    for wanted in (ordered[start:].tolist(), [*ordered[start:].tolist(), *others], [*others, *keys]):
+        assert contains(ordered, key_array(wanted)).tolist() == [one in keys for one in wanted]

@@ -3,8 +3,9 @@
     python -m benchmarks.encode [--rounds N]      (needs pip install -e '.[demo,bench]')
 
 Ours is `Teacher`, as the stage calls it: tokenising, forward passes without padding, normalising. sentence-transformers
-runs `encode` in its defaults (float32) and in bfloat16. OpenVINO gets bfloat16, batches of texts of similar length, and
-the best of the settings in `openvino_encoder.candidates`, found before the clock starts. All get the same texts.
+runs `encode` in its defaults (float32) and in bfloat16. OpenVINO gets bfloat16 and the best of the settings in
+`openvino_encoder.candidates`, found before the clock starts: once with our batches, once with whichever batches suit it
+best. All get the same texts.
 
 Speed bought with accuracy does not count: every vector is compared with that of sentence-transformers in float32.
 all-mpnet-base-v2 is looked for in models/all-mpnet-base-v2.
@@ -22,7 +23,7 @@ from sentence_transformers import SentenceTransformer
 from torch.nn import functional
 
 from benchmarks.common import MINILM, MPNET, QUICK, Row, Work, alternate, report, skipped, texts
-from benchmarks.openvino_encoder import OpenVino, candidates
+from benchmarks.openvino_encoder import OpenVino, Settings, candidates, own_budget
 from pipeline import metrics
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.teacher import Teacher, resolve_model
@@ -30,14 +31,20 @@ from pipeline.teacher import Teacher, resolve_model
 MAX_LENGTH = 256
 BUDGET = EncodeParams().token_budget
 LIBRARY = "sentence-transformers"
-TARGETS = {f"{LIBRARY} float32": 4.0, f"{LIBRARY} bfloat16": 1.6, "OpenVINO bfloat16": 1.05}
+OPENVINO = "OpenVINO bfloat16"
+TARGETS = {
+    f"{LIBRARY} float32": 4.0,
+    f"{LIBRARY} bfloat16": 1.6,
+    f"{OPENVINO}, our batches": 1.05,
+    f"{OPENVINO}, its best batches": 1.05,
+}
 PRODUCTS = ((8192, 768, 3072), (8192, 3072, 768), (4096, 4096, 4096))  # rows, inner, columns
 HOPELESS = 3  # a setting whose first run takes so many times the best one's gets no second
 SIZES = {"all-MiniLM-L6-v2": (3000, None), "all-mpnet-base-v2": (400, 0.65)}  # texts; target share of the products
 
 
 @click.command()
-@click.option("--rounds", default=3, show_default=True, help="Runs of each side, after one that warms up.")
+@click.option("--rounds", default=1 if QUICK else 5, show_default=True, help="Runs of each side, after one that warms up.")
 def main(rounds: int) -> None:
     """Measure both models and print the table."""
     for name, model, count, share in models("encode"):
@@ -147,22 +154,25 @@ def _product(run: Callable[[], torch.Tensor], x: torch.Tensor, weight: torch.Ten
 
 
 def _openvino(name: str, teacher: Teacher, sample: list[str]) -> dict[str, Callable[[], Any]]:
-    """The fastest setting of OpenVINO on this machine and these texts; nothing where it is not installed."""
+    """The fastest settings of OpenVINO on this machine and these texts; nothing where it is not installed."""
     if find_spec("openvino") is None:
-        skipped(f"encode {name} / OpenVINO bfloat16", "openvino is not installed: pip install -e '.[bench]'")
+        skipped(f"encode {name} / {OPENVINO}", "openvino is not installed: pip install -e '.[bench]'")
         return {}
-    best: tuple[float, OpenVino] | None = None
+    found: dict[Settings, float] = {}
     for settings in candidates(teacher, BUDGET)[: 2 if QUICK else None]:
         engine = OpenVino(teacher, settings)
         seconds = _seconds(engine, sample)  # warms up
-        if best is None or seconds < HOPELESS * best[0]:
+        if not found or seconds < HOPELESS * min(found.values()):
             seconds = _seconds(engine, sample)
+        found[settings] = seconds
         print(f"{name}: OpenVINO {settings.hint}, {settings.budget} tokens, {settings.attention}: {seconds:.2f} s")
-        if best is None or seconds < best[0]:
-            best = seconds, engine
-    assert best is not None
-    engine = best[1]
-    return {"OpenVINO bfloat16": lambda: engine.encode(sample)}
+    ours = [settings for settings in found if settings.budget == own_budget(teacher, BUDGET)]
+    best = {"our batches": min(ours, key=found.__getitem__), "its best batches": min(found, key=found.__getitem__)}
+    engines = {settings: OpenVino(teacher, settings) for settings in best.values()}
+    return {
+        f"{OPENVINO}, {which}": lambda e=engines[settings]: e.encode(sample)  # type: ignore[misc]
+        for which, settings in best.items()
+    }
 
 
 def _seconds(engine: OpenVino, sample: list[str]) -> float:

@@ -84,7 +84,7 @@ class FreeTeacher:
         return [[0]] * len(texts)
 
     def parts(self, token_ids: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Row numbers and unit vectors [texts, DIM] float32, each batch rotated: DVC keeps files that are equal once."""
+        """Row numbers and unit vectors [texts, DIM] float32; each batch is turned by a column, lest files be equal."""
         for start in range(0, len(token_ids), self.rows):
             rows = np.arange(start, min(start + self.rows, len(token_ids)))
             yield rows, self._twice[: len(rows), self._turn : self._turn + DIM]

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from pipeline.onnx_export import Graph
 from pipeline.packed import by_budget
+from pipeline.streams import streams
 from pipeline.teacher import Teacher
 
 
@@ -67,7 +68,7 @@ class OpenVino:
         ids = self.teacher.tokenize(list(texts), "document")
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         self._vectors = np.empty((len(ids), self.teacher.dim), np.float32)
-        for rows in by_budget(lengths, self.settings.budget):
+        for rows in by_budget(lengths, self.settings.budget, streams(torch.device("cpu"))):
             mask = np.arange(lengths[rows].max()) < lengths[rows][:, None]
             padded = np.full(mask.shape, self.teacher._model.tokenizer.pad_token_id, np.int64)
             padded[mask] = np.concatenate([ids[row] for row in rows])
@@ -77,6 +78,12 @@ class OpenVino:
 
 
 def candidates(teacher: Teacher, budget: int) -> list[Settings]:
-    """Settings worth trying; `budget` is ours, so that the same batches are among them."""
+    """Settings worth trying, among them those of the batches that stage one cuts from `budget`."""
+    budgets = (own_budget(teacher, budget), budget // 8, budget)
     ways = ["eager"] if teacher._model[0].auto_model.config.model_type == "mpnet" else ["eager", "sdpa"]
-    return [Settings(*one) for one in product(("LATENCY", "THROUGHPUT"), (budget // 8, budget), ways)]
+    return [Settings(*one) for one in product(("LATENCY", "THROUGHPUT"), budgets, ways)]
+
+
+def own_budget(teacher: Teacher, budget: int) -> int:
+    """Tokens of one of the batches that stage one has under way at once."""
+    return budget // streams(teacher._model.device)

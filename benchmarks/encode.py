@@ -4,8 +4,8 @@
 
 Ours is `Teacher`, as the stage calls it: tokenising, forward passes without padding, normalising. sentence-transformers
 runs `encode` in its defaults (float32) and in bfloat16. OpenVINO gets bfloat16 and the best of the settings in
-`openvino_encoder.candidates`, found before the clock starts: once with our batches, once with whichever batches suit it
-best. All get the same texts.
+`openvino_encoder.candidates`, found before the clock starts: once with our batches, once with those of three sizes that
+suit it best. All get the same texts.
 
 Speed bought with accuracy does not count: every vector is compared with that of sentence-transformers in float32.
 all-mpnet-base-v2 is looked for in models/all-mpnet-base-v2.
@@ -44,7 +44,7 @@ SIZES = {"all-MiniLM-L6-v2": (3000, None), "all-mpnet-base-v2": (400, 0.65)}  # 
 
 
 @click.command()
-@click.option("--rounds", default=1 if QUICK else 5, show_default=True, help="Runs of each side, after one that warms up.")
+@click.option("--rounds", default=1 if QUICK else 5, show_default=True, help="Runs of each side, after a first one.")
 def main(rounds: int) -> None:
     """Measure both models and print the table."""
     for name, model, count, share in models("encode"):

@@ -25,6 +25,8 @@ Group = tuple[tuple[int, int], ...]
 KEPT = 1 << 23
 """Most probabilities of texts done together, so that memory stays bounded; a text that has more by itself keeps none
 (unless there is dropout)."""
+SPARE_BYTES = 1 << 27
+"""Memory is not used again but given back if it is larger."""
 REGISTER = 32
 """Queries are padded to a multiple of this many bfloat16 values, a register of 512 bits."""
 
@@ -208,12 +210,16 @@ def _spare(qkv: Tensor, cut: Runs, heads: int) -> Iterator[Tensor]:
     width = qkv.shape[1] // 3
     sizes = [texts * (_columns(length) * (width + heads * length) + 2 * length * width) for texts, length in cut]
     wanted = max(sizes, default=0) * qkv.itemsize
-    memory = _SPARES.pop() if _SPARES else None
+    try:
+        memory = _SPARES.pop()
+    except IndexError:
+        memory = None
     if memory is None or len(memory) < wanted or memory.device != qkv.device:
         with torch.inference_mode(False):  # else it could not be written to outside of inference
             memory = torch.empty(wanted, dtype=torch.uint8, device=qkv.device)
     yield memory[:wanted].view(qkv.dtype)
-    _SPARES.append(memory)
+    if len(memory) <= SPARE_BYTES:
+        _SPARES.append(memory)
 
 
 def _put_heads(block: Tensor, into: Tensor) -> None:

@@ -68,7 +68,7 @@ class OpenVino:
         ids = self.teacher.tokenize(list(texts), "document")
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         self._vectors = np.empty((len(ids), self.teacher.dim), np.float32)
-        for rows in by_budget(lengths, self.settings.budget, streams(torch.device("cpu"))):
+        for rows in by_budget(lengths, self.settings.budget, streams(self.teacher._model.device)):
             mask = np.arange(lengths[rows].max()) < lengths[rows][:, None]
             padded = np.full(mask.shape, self.teacher._model.tokenizer.pad_token_id, np.int64)
             padded[mask] = np.concatenate([ids[row] for row in rows])

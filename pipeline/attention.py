@@ -189,13 +189,19 @@ def _laid_out(qkv: Tensor, length: int, heads: int, spare: Tensor | None = None)
     """
     parts = qkv.view(-1, length, 3, heads, qkv.shape[1] // (3 * heads)).unbind(2)
     matrices, columns, width = len(parts[0]) * heads, _columns(length), parts[0].shape[3]
-    sizes = [matrices * size for size in (columns * width, length * width, length * width, length * columns)]
+    sizes = _sizes(matrices, length, width)
     flat = qkv.new_empty(sum(sizes)) if spare is None else spare[: sum(sizes)]
     q, k, v, scores = torch.split(flat, sizes)
     laid_out = q.view(matrices, columns, width), k.view(matrices, length, width), v.view(matrices, length, width)
     for part, into in zip(parts, laid_out, strict=True):
         _put_heads(part, into)
     return *laid_out, scores.view(matrices, length, columns)
+
+
+def _sizes(matrices: int, length: int, width: int) -> list[int]:
+    """Values of the queries, keys, values and scores of so many heads of texts."""
+    columns = _columns(length)
+    return [matrices * size for size in (columns * width, length * width, length * width, length * columns)]
 
 
 _SPARES: list[Tensor] = []
@@ -207,9 +213,8 @@ def _spare(qkv: Tensor, cut: Runs, heads: int) -> Iterator[Tensor]:
 
     What was just used is in the processor's caches and costs no page faults, which buffers of ever other sizes do.
     """
-    width = qkv.shape[1] // 3
-    sizes = [texts * (_columns(length) * (width + heads * length) + 2 * length * width) for texts, length in cut]
-    wanted = max(sizes, default=0) * qkv.itemsize
+    width = qkv.shape[1] // (3 * heads)
+    wanted = max((sum(_sizes(texts * heads, length, width)) for texts, length in cut), default=0) * qkv.itemsize
     try:
         memory = _SPARES.pop()
     except IndexError:

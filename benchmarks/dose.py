@@ -12,10 +12,12 @@ from typing import Any
 
 import click
 
-from pipeline.evaluate import evaluate, pooled
-from pipeline.params import EncodeParams, EvaluateParams, FitParams, TeacherParams, load_section
-from pipeline.retrieval import MODES
-from pipeline.student import Student, StudentEncoder
+from pipeline.encode.on_demand import pooled
+from pipeline.evaluate.evaluation import evaluate
+from pipeline.model.student import Student, StudentEncoder
+from pipeline.params.parsing import load_section
+from pipeline.params.sections import EncodeParams, EvaluateParams, FitParams, TeacherParams
+from pipeline.serve.modes import MODES
 from stages.common import command
 
 

@@ -24,9 +24,10 @@ from torch.nn import functional
 
 from benchmarks.common import MINILM, MPNET, QUICK, Row, Work, alternate, report, skipped, texts
 from benchmarks.openvino_encoder import OpenVino, Settings, candidates, own_budget
-from pipeline import metrics
-from pipeline.params import EncodeParams, TeacherParams
-from pipeline.teacher import Teacher, resolve_model
+from pipeline.evaluate import metrics
+from pipeline.model.model_files import resolve_model
+from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.teacher.local import Teacher
 
 MAX_LENGTH = 256
 BUDGET = EncodeParams().token_budget
@@ -71,13 +72,13 @@ def measure(name: str, model: str, count: int, share: float | None, rounds: int)
         f"{name}: {len(sample)} texts, {tokens:,} tokens ({tokens / len(sample):.0f} a text), {work / 1e9:,.0f} GFLOP"
     )
     loaded = {f"{LIBRARY} {str(dtype)[6:]}": load(model, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    runs: dict[str, Callable[[], Any]] = {
+    length_groups: dict[str, Callable[[], Any]] = {
         "ours": lambda: teacher.encode_tokens(teacher.tokenize(sample, "document")),
         **{side: lambda m=loaded[side]: m.encode(sample, show_progress_bar=False) for side in loaded},
         **_openvino(name, teacher, sample),
     }
     reference = loaded[f"{LIBRARY} float32"].encode(sample, show_progress_bar=False)
-    found = {side: metrics.cosines(runs[side](), reference) for side in runs if "float32" not in side}
+    found = {side: metrics.cosines(length_groups[side](), reference) for side in length_groups if "float32" not in side}
     for side, cosines in found.items():
         print(f"{name}, {side}: cosine to float32 at least {cosines.min():.6f}, mean {cosines.mean():.7f}")
 
@@ -88,7 +89,7 @@ def measure(name: str, model: str, count: int, share: float | None, rounds: int)
 
         return side
 
-    sides = {side: counted(run) for side, run in runs.items()}
+    sides = {side: counted(run) for side, run in length_groups.items()}
     rates = alternate(sides | (products() if share else {}), rounds)
     rows = [
         Row(f"encode {name}", side, "tokens/s", rates["ours"], rates[side], target)

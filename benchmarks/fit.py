@@ -22,15 +22,17 @@ import polars as pl
 import torch
 
 from benchmarks.common import MINILM, QUICK, Row, Work, alternate, child, report, texts
-from pipeline.fit import Run, fit
-from pipeline.keys import keys
-from pipeline.loader import Position
-from pipeline.machine import keep_pages
-from pipeline.params import EncodeParams, FitParams, StudentParams, TeacherParams
-from pipeline.pool import Pool
-from pipeline.store import Store, StoreMeta
-from pipeline.teacher import Teacher, resolve_model
-from pipeline.tokens import corpus_digest
+from pipeline.base.keys import keys
+from pipeline.base.memory import keep_pages
+from pipeline.fit.loader import Position
+from pipeline.fit.token_cache import corpus_digest
+from pipeline.fit.trainer import Run, fit
+from pipeline.model.model_files import resolve_model
+from pipeline.params.sections import EncodeParams, FitParams, StudentParams, TeacherParams
+from pipeline.store.shard import StoreMeta
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
+from pipeline.teacher.local import Teacher
 
 BATCH, MAX_LENGTH = 32, 256
 SPEED_DIM, SPEED_ROWS = 768, 4096
@@ -111,7 +113,7 @@ def prepare(folder: Path, sample: list[str], vectors: np.ndarray, heldout: float
     )
     (folder / "corpus").mkdir()
     rows.drop("tokens").sort("key").write_parquet(folder / "corpus" / "part-00000.parquet")
-    with Pool(folder / "pool", StoreMeta("0" * 64, {}, vectors.shape[1], "float16", True)) as pool:
+    with ShardCache(folder / "pool", StoreMeta("0" * 64, {}, vectors.shape[1], "float16", True)) as pool:
         pool.write(rows.select("key", "role", "id", "source", "tokens"), vectors)
         return pool.publish(folder / "store", rows["key"])
 

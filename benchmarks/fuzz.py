@@ -19,9 +19,9 @@ import click
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import LeafError
-from pipeline.pool import Pool
-from pipeline.store import Store
+from pipeline.base.errors import LeafError
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
 from tests.store_helpers import META, meta, rows, vectors
 
 JSON = st.recursive(
@@ -163,7 +163,7 @@ def rounds(minutes: float, first_seed: int) -> tuple[Counter[str], list[str]]:
     with tempfile.TemporaryDirectory() as directory:
         stores = []
         for dtype in ("float16", "int8"):
-            with Pool(Path(directory) / "pool", meta(dtype)) as pool:
+            with ShardCache(Path(directory) / "pool", meta(dtype)) as pool:
                 for first, size in ((0, 1100), (1100, 40)):
                     pool.write(rows(first, size), vectors(first, size))
                 stores.append(pool.publish(Path(directory) / dtype, pool.keys()).path)

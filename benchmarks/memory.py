@@ -60,16 +60,16 @@ def main(stage: tuple[str, Path] | None) -> None:
 
 
 def _encode(folder: Path) -> None:
-    from pipeline.encode import encode
-    from pipeline.params import EncodeParams, TeacherParams
+    from pipeline.encode.encoding import encode
+    from pipeline.params.sections import EncodeParams, TeacherParams
 
     params = EncodeParams(pool=str(folder / "pool"))
     encode(folder / "corpus", TeacherParams(str(folder / "model")), params, folder / "store")
 
 
 def _fit(folder: Path) -> None:
-    from pipeline.fit import fit
-    from pipeline.params import FitParams, StudentParams
+    from pipeline.fit.trainer import fit
+    from pipeline.params.sections import FitParams, StudentParams
 
     params = FitParams(StudentParams(MINILM, max_length=256), max_steps=STEPS)
     with fit(folder / "corpus", folder / "store", params, folder / "student", folder / "work"):

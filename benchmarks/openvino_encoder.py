@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.onnx_export import Graph
-from pipeline.packed import by_budget
-from pipeline.streams import streams
-from pipeline.teacher import Teacher
+from pipeline.export.onnx_graph import Graph
+from pipeline.model.batch import token_batches
+from pipeline.model.parallel import worker_count
+from pipeline.teacher.local import Teacher
 
 
 class Settings(NamedTuple):
@@ -68,7 +68,7 @@ class OpenVino:
         ids = self.teacher.tokenize(list(texts), "document")
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         self._vectors = np.empty((len(ids), self.teacher.dim), np.float32)
-        for rows in by_budget(lengths, self.settings.budget, streams(self.teacher._model.device)):
+        for rows in token_batches(lengths, self.settings.budget, worker_count(self.teacher._model.device)):
             mask = np.arange(lengths[rows].max()) < lengths[rows][:, None]
             padded = np.full(mask.shape, self.teacher._model.tokenizer.pad_token_id, np.int64)
             padded[mask] = np.concatenate([ids[row] for row in rows])
@@ -86,4 +86,4 @@ def candidates(teacher: Teacher, budget: int) -> list[Settings]:
 
 def own_budget(teacher: Teacher, budget: int) -> int:
     """Tokens of one of the batches that stage one has under way at once."""
-    return budget // streams(teacher._model.device)
+    return budget // worker_count(teacher._model.device)

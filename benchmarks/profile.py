@@ -14,9 +14,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import machine, texts
 from benchmarks.encode import BUDGET, MAX_LENGTH, linear_operations, models
-from pipeline.packed import by_budget, pack
-from pipeline.params import TeacherParams
-from pipeline.teacher import Teacher
+from pipeline.model.batch import pack, token_batches
+from pipeline.params.sections import TeacherParams
+from pipeline.teacher.local import Teacher
 
 KINDS = {
     "products": ("_linear_pointwise",),
@@ -40,7 +40,7 @@ def _profile(name: str, model: str, count: int) -> None:
     teacher = Teacher(TeacherParams(model, max_length=MAX_LENGTH), BUDGET)
     ids = teacher.tokenize(texts(count), "document")
     lengths = np.array([len(one) for one in ids])
-    batches = [pack([ids[row] for row in rows]) for rows in by_budget(lengths, BUDGET // 2)]
+    batches = [pack([ids[row] for row in rows]) for rows in token_batches(lengths, BUDGET // 2)]
     encoder = teacher._encoder
     assert encoder is not None
     for batch in batches:

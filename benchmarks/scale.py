@@ -23,15 +23,16 @@ from tokenizers import Tokenizer
 
 from benchmarks.common import MINILM, child, machine, peak_mb
 from benchmarks.made import TEACHER, FreeTeacher, source, write_texts
-from pipeline.corpus import build, scan
-from pipeline.encode import fill
-from pipeline.loader import Loader, Position
-from pipeline.manage import merge
-from pipeline.params import EncodeParams, FitParams, StudentParams
-from pipeline.pool import Pool
-from pipeline.store import Store
-from pipeline.teacher import resolve_model
-from pipeline.tokens import corpus_digest, tokenize
+from pipeline.corpus.build import build
+from pipeline.corpus.files import scan
+from pipeline.encode.encoding import fill
+from pipeline.fit.loader import Loader, Position
+from pipeline.fit.token_cache import corpus_digest, tokenize
+from pipeline.model.model_files import resolve_model
+from pipeline.params.sections import EncodeParams, FitParams, StudentParams
+from pipeline.store.operations import merge
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
 
 SIZES = (10_000, 100_000, 1_000_000)
 GROWTH = 100  # a hundredth comes new
@@ -41,18 +42,18 @@ DEFECT = 1.15  # an exponent above this is named
 def _encode(folder: Path, corpus: str, out: str) -> None:
     """The encode stage without its teacher."""
     texts = scan(folder / corpus)
-    with Pool(folder / "pool", TEACHER) as pool:
+    with ShardCache(folder / "pool", TEACHER) as pool:
         fill(texts, pool, EncodeParams(), FreeTeacher)  # type: ignore[arg-type]
         pool.publish(folder / out, texts.select("key").collect()["key"])
 
 
 def _fill(folder: Path, corpus: str) -> None:
-    with Pool(folder / "pool", TEACHER) as pool:
+    with ShardCache(folder / "pool", TEACHER) as pool:
         fill(scan(folder / corpus), pool, EncodeParams(), FreeTeacher)  # type: ignore[arg-type]
 
 
 def _publish(folder: Path, corpus: str, out: str) -> None:
-    with Pool(folder / "pool", TEACHER) as pool:
+    with ShardCache(folder / "pool", TEACHER) as pool:
         pool.publish(folder / out, scan(folder / corpus).select("key").collect()["key"])
 
 

@@ -20,16 +20,16 @@ import polars as pl
 
 from benchmarks.common import QUICK, Row, Work, alternate, report
 from benchmarks.made import FreeTeacher, corpus, tiny_teacher
-from pipeline.corpus import scan
-from pipeline.encode import encode, fill
-from pipeline.loader import Loader, Position
-from pipeline.machine import keep_pages
-from pipeline.params import EncodeParams, FitParams, StudentParams, TeacherParams
-from pipeline.pool import Pool
-from pipeline.store import Store
-from pipeline.student import build
-from pipeline.teacher import describe
-from pipeline.tokens import corpus_digest, tokenize
+from pipeline.base.memory import keep_pages
+from pipeline.corpus.files import scan
+from pipeline.encode.encoding import encode, fill
+from pipeline.fit.loader import Loader, Position
+from pipeline.fit.token_cache import corpus_digest, tokenize
+from pipeline.model.student import build
+from pipeline.params.sections import EncodeParams, FitParams, StudentParams, TeacherParams
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
+from pipeline.teacher.local import describe
 
 ROWS = 4096 if QUICK else 262_144
 REPEATS = 1.08  # the corpus stage drops what repeats
@@ -47,7 +47,7 @@ def main(rounds: int) -> None:
         exactly(texts, ROWS)
         teacher, params = TeacherParams(str(model)), EncodeParams(pool=str(folder / "pool"))
         frame = scan(texts)
-        with Pool(folder / "pool", describe(teacher, params.dtype)) as pool:
+        with ShardCache(folder / "pool", describe(teacher, params.dtype)) as pool:
             fill(frame, pool, params, FreeTeacher)
         encode(texts, teacher, params, folder / "store")
         report([loader(folder, texts, model, rounds), copy(folder, texts, teacher, params, rounds)])

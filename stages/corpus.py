@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from pipeline.corpus import build
-from pipeline.params import CorpusParams, load_section
+from pipeline.corpus.build import build
+from pipeline.params.parsing import load_section
+from pipeline.params.sections import CorpusParams
 from stages.common import command, params_option, write_json
 
 

@@ -5,8 +5,9 @@ from typing import cast
 
 import click
 
-from pipeline.encode import encode
-from pipeline.params import EncodeParams, TeacherParams, load_section
+from pipeline.encode.encoding import encode
+from pipeline.params.parsing import load_section
+from pipeline.params.sections import EncodeParams, TeacherParams
 from stages.common import command, params_option, write_json
 
 

@@ -7,12 +7,15 @@ from typing import Any
 import click
 import polars as pl
 
-from pipeline import plots
-from pipeline.corpus import scan
-from pipeline.cost import Subject, cost
-from pipeline.evaluate import MODES, evaluate, pooled
-from pipeline.params import EncodeParams, EvaluateParams, TeacherParams, load_section
-from pipeline.student import StudentEncoder
+from pipeline.corpus.files import scan
+from pipeline.encode.on_demand import pooled
+from pipeline.evaluate import plots
+from pipeline.evaluate.cost import Subject, cost
+from pipeline.evaluate.evaluation import evaluate
+from pipeline.model.student import StudentEncoder
+from pipeline.params.parsing import load_section
+from pipeline.params.sections import EncodeParams, EvaluateParams, TeacherParams
+from pipeline.serve.modes import MODES
 from stages.common import command, params_option, write_json
 
 OUT, COST, PLOTS = Path("metrics/evaluate.json"), Path("metrics/cost.json"), Path("plots")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from pipeline.export import Outputs, Sections, export
-from pipeline.params import ExportParams, FitParams, TeacherParams, load_section
+from pipeline.export.exporters import Outputs, Sections, export
+from pipeline.params.parsing import load_section
+from pipeline.params.sections import ExportParams, FitParams, TeacherParams
 from stages.common import command, params_option, write_json
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.errors import LeafError
+from pipeline.base.errors import LeafError, first_line
 from stages.common import command
 
 MODELS = ("student", "asymmetric", "asymmetric-named", "onnx")
@@ -69,8 +69,7 @@ def _upload(folder: Path, repo: str, private: bool) -> str:
         api.create_repo(repo, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Exported model"))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise LeafError(f"{repo}: the hub refused the upload: {reason}") from None
+        raise LeafError(f"{repo}: the hub refused the upload: {first_line(error)}") from None
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from pipeline import index as indexes
-from pipeline.errors import LeafError
-from pipeline.onnx_encoder import MODELS, OnnxEncoder
-from pipeline.search import Answer, Searcher, check_dim, read
-from pipeline.store import Store
+from pipeline.base.errors import LeafError
+from pipeline.serve import index as indexes
+from pipeline.serve.onnx_encoder import MODELS, OnnxEncoder
+from pipeline.serve.search import Answer, Searcher, check_dim, read
+from pipeline.store.store import Store
 from stages.common import command
 
 SHOWN = 300  # characters of a text

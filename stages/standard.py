@@ -6,11 +6,12 @@ from pathlib import Path
 import click
 import numpy as np
 
-from pipeline import standard
-from pipeline.errors import LeafError
-from pipeline.params import EncodeParams, TeacherParams, load_section
-from pipeline.student import StudentEncoder
-from pipeline.teacher import Teacher
+from pipeline.base.errors import LeafError
+from pipeline.evaluate import mteb_tasks as standard
+from pipeline.model.student import StudentEncoder
+from pipeline.params.parsing import load_section
+from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.teacher.local import Teacher
 from stages.common import command, params_option
 
 MODES = ("teacher", "standard", "asymmetric")

@@ -7,10 +7,15 @@ from typing import Any
 
 import click
 
-from pipeline import exchange, manage, repair
-from pipeline.errors import LeafError
-from pipeline.params import EncodeParams, TeacherParams, load_section
-from pipeline.store import Store, remote_url
+from pipeline.base.errors import LeafError
+from pipeline.encode import comparison
+from pipeline.params.parsing import load_section
+from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.store import formats as exchange
+from pipeline.store import operations as manage
+from pipeline.store import push as pushing
+from pipeline.store import repair
+from pipeline.store.store import Store, remote_url
 from stages.common import command, params_option
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -50,7 +55,7 @@ def verify(path: str, sample: int, corpus: Path, params: Path, as_json: bool) ->
     figures = manage.verify(opened)
     if sample:
         teacher, encode = _sections(params)
-        figures |= manage.sample(opened, corpus, teacher, encode, sample)
+        figures |= comparison.sample(opened, corpus, teacher, encode, sample)
     _show(figures, as_json)
 
 
@@ -121,7 +126,7 @@ def push(path: Path, url: str, as_json: bool) -> None:
     """
     if remote_url(url) is None:
         raise LeafError("URL: must be s3://BUCKET/PREFIX")
-    _show(exchange.push(Store.open(path), remote_url(url) or url), as_json)
+    _show(pushing.push(Store.open(path), remote_url(url) or url), as_json)
 
 
 def _sections(params: Path) -> tuple[TeacherParams, EncodeParams]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.keys import keys
+from pipeline.base.keys import keys
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

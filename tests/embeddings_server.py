@@ -60,7 +60,7 @@ class Server(ThreadingHTTPServer):
     @property
     def texts(self) -> Counter[str]:
         """How often each text was answered, without the probe's."""
-        from pipeline.probe import TEXTS
+        from pipeline.teacher.api.identity import TEXTS
 
         return Counter({text: count for text, count in self.answered.items() if text not in TEXTS})
 

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pipeline.keys import keys
-from pipeline.pool import Pool
-from pipeline.store import Array, Store, StoreMeta
+from pipeline.base.arrays import Array
+from pipeline.base.keys import keys
+from pipeline.store.shard import StoreMeta
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
 
 DIM = 8
 META = StoreMeta(fingerprint="ab" * 32, teacher={"model": "tiny"}, dim=DIM, dtype="float16", normalized=True)
@@ -39,7 +41,7 @@ def vectors(first: int, count: int, dim: int = DIM) -> Array:
 
 def publish(directory: Path, sizes: tuple[int, ...] = (1500, 40), dtype: str = "float16") -> Store:
     """A store of shards of these sizes at `directory/store`, from a pool at `directory/pool`."""
-    with Pool(directory / "pool", meta(dtype)) as pool:
+    with ShardCache(directory / "pool", meta(dtype)) as pool:
         first = 0
         for size in sizes:
             pool.write(rows(first, size), vectors(first, size))

@@ -3,17 +3,18 @@
 import ctypes
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import LeafError
-from pipeline.shard import sync
+from pipeline.base.errors import LeafError
 
 TEMPORARY = ".tmp-"
 _LOCK = "lock"
@@ -63,6 +64,22 @@ def workspace(out: Path, purpose: str) -> Iterator[Path]:
             with suppress(OSError):  # the next run sweeps it
                 _empty(directory)
                 shutil.rmtree(directory)
+
+
+@contextmanager
+def written_directory(out: Path) -> Iterator[Path]:
+    """An empty directory that takes the place of `out` once the block has ended well; until then `out` stays as it is.
+
+    It lies beside `out`, under a lock; where the block fails or the process is killed, nothing of it remains at `out`.
+
+    Raises:
+        LeafError: another process is writing `out`.
+    """
+    with workspace(out, "new") as directory:
+        result = directory / "result"
+        result.mkdir()
+        yield result
+        replace_directory(result, out)
 
 
 def _empty(directory: Path) -> None:
@@ -131,14 +148,6 @@ def link(source: Path, target: Path) -> None:
         sync(target)
 
 
-def check_replaceable(out: Path) -> None:
-    """LeafError unless `out` is absent, empty or a store."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise LeafError(f"{out}: not a directory; move it away, the store is published there")
-    if out.is_dir() and any(out.iterdir()) and not (out / "store.json").exists():
-        raise LeafError(f"{out}: holds something else than a store; move it away, the store is published there")
-
-
 def replace_directory(new: Path, out: Path) -> None:
     """Put the finished directory `new` at `out`: there is the old one or the new one at any moment, kills included.
 
@@ -167,3 +176,29 @@ def _exchange(one: Path, two: Path) -> bool:
     if call is None:
         return False
     return bool(call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(two), ctypes.c_uint(_EXCHANGE)) == 0)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Make a file or a directory survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def regular_size(path: Path, what: str) -> int:
+    """Size of a regular file (or of what a link points to); anything else is refused, a pipe would hang the reader."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise LeafError(f"{path}: {what}: file is missing or unreadable ({error.strerror})") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise LeafError(f"{path}: {what}: not a regular file")
+    return status.st_size

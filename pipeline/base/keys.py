@@ -1,11 +1,14 @@
 """The key that joins a text to its vector: BLAKE2b-128 over role and text."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 
-from pipeline.errors import LeafError
+from pipeline.base.arrays import Array
+from pipeline.base.errors import LeafError
 
 KEY_BYTES = 16
 ROLES = ("query", "document")
@@ -24,20 +27,45 @@ def keys(roles: Iterable[str], texts: Iterable[str]) -> list[bytes]:
     return [key(role, text) for role, text in zip(roles, texts, strict=True)]
 
 
-def check(rows: pl.DataFrame, place: str) -> None:
-    """Refuse rows (`key, role, id, text`) that the corpus stage did not write: a vector lies under its key for good.
+def merge_sorted(runs: Sequence[Array]) -> Array:
+    """All keys of these arrays in order. The stable sort takes sorted runs, as most keys come, in one pass."""
+    return np.sort(np.concatenate(runs), kind="stable")
+
+
+KEY_DTYPE = np.dtype(f"V{KEY_BYTES}")
+
+
+def key_array(keys: Sequence[bytes] | Array | pl.Series) -> Array:
+    """Keys as `[n] V16`, which NumPy sorts and searches bytewise (an `S16` would lose trailing zeros).
 
     Raises:
-        LeafError: a text, its role or its id is missing, a role is unknown, or a key is not that of its text.
+        LeafError: a key is missing or not 16 bytes long.
     """
-    right = rows["role"].is_in(ROLES) & rows["text"].is_not_null() & rows["id"].is_not_null()
-    right = right.fill_null(value=False)
-    if right.all():
-        right = rows["key"] == pl.Series(keys(rows["role"], rows["text"]), dtype=pl.Binary)
-        right = right.fill_null(value=False)
-    if not right.all():
-        row = int(right.arg_min() or 0)
-        raise LeafError(
-            f"{place}: text `{rows['id'][row]}` has no text, no known role, or a key that is not its own: the corpus "
-            "was changed by hand; run the stage `corpus` again"
-        )
+    if isinstance(keys, np.ndarray) and keys.dtype == KEY_DTYPE:
+        return keys
+    if isinstance(keys, pl.Series) and len(keys) and _all_keys(keys):
+        # Without an object of Python's for every key: those take four times the memory of the keys themselves.
+        values = keys.rechunk().to_arrow().cast(pa.binary(KEY_BYTES))
+        first = values.offset * KEY_BYTES
+        return np.frombuffer(values.buffers()[1], np.uint8)[first : first + len(keys) * KEY_BYTES].view(KEY_DTYPE)
+    listed: list[bytes] = list(keys)
+    for row, entry in enumerate(listed):
+        if not isinstance(entry, bytes) or len(entry) != KEY_BYTES:
+            raise LeafError(f"row {row}: a key must be {KEY_BYTES} bytes, not {entry!r:.60}")
+    return np.frombuffer(b"".join(listed), dtype=KEY_DTYPE)
+
+
+def _all_keys(keys: pl.Series) -> bool:
+    return keys.dtype == pl.Binary and bool((keys.bin.size() == KEY_BYTES).fill_null(False).all())
+
+
+def contains(ordered: Array, keys: Array) -> Array:
+    """`[n] bool`: which of `keys` are among the sorted `ordered`; both as `key_array` gives them."""
+    if not len(ordered) or not len(keys):
+        return np.zeros(len(keys), dtype=bool)
+    first = int(np.searchsorted(ordered, keys[0]))
+    if np.array_equal(ordered[first : first + len(keys)], keys):  # as of a corpus that the pool holds: no search
+        return np.ones(len(keys), dtype=bool)
+    place = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
+    found: Array = ordered[place] == keys
+    return found

@@ -5,8 +5,6 @@ import os
 import sys
 from typing import Any
 
-import torch
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 KEEP_BYTES = 1 << 30
 OLD_GLIBC_KEEPS = 1 << 25  # the most that versions before 2.35 take
@@ -48,11 +46,3 @@ def release_pages() -> None:
 def _of_glibc(name: str) -> Any:
     """A function of the C library, None where it has none of that name."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
-
-
-def bf16_is_fast(device: torch.device | str = "cpu") -> bool:
-    """Whether bfloat16 products run on units of their own (AVX-512 BF16, AMX, or a GPU that has them)."""
-    if torch.device(device).type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capability = torch.backends.cpu.get_cpu_capability()
-    return capability.startswith("AVX512") and bool(torch.cpu._is_avx512_bf16_supported())  # AMX implies it

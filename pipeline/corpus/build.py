@@ -5,8 +5,7 @@ size; near-duplicate removal alone needs more (`pipeline.near`).
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from hashlib import blake2b
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,53 +13,18 @@ import polars as pl
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipeline import sources
-from pipeline.errors import LeafError
-from pipeline.files import replace_directory, workspace
-from pipeline.keys import ROLES, keys
-from pipeline.near import NearDuplicates
-from pipeline.params import CorpusParams, SourceParams
-from pipeline.partitions import PARTITIONS, SCHEMA, Parts, Spill
+from pipeline.base.errors import LeafError
+from pipeline.base.files import replace_directory, workspace
+from pipeline.base.keys import ROLES, keys
+from pipeline.corpus.external_sort import PARTITIONS, Parts, Spill
+from pipeline.corpus.near_duplicates import NearDuplicates
+from pipeline.corpus.readers import reading as sources
+from pipeline.corpus.split import shares
+from pipeline.corpus.text import clean
+from pipeline.params.sections import CorpusParams, SourceParams
 
 REASONS = ("sampled_out", "empty", "too_short", "duplicate", "near_duplicate")
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-
-
-def scan(directory: Path) -> pl.LazyFrame:
-    """The corpus in `directory`: columns `key, id, text, role, source, split`, sorted by key. Errors: `part_files`."""
-    return pl.scan_parquet(part_files(directory))
-
-
-def part_files(directory: Path) -> list[Path]:
-    """The files of the corpus in `directory`, in order.
-
-    Raises:
-        LeafError: there is none, or one is damaged or lacks a column.
-    """
-    found = sorted(directory.glob("part-*.parquet"))
-    if not found:
-        raise LeafError(f"{directory}: no corpus there (no part-*.parquet); run the stage `corpus`")
-    for part in found:
-        try:
-            columns = pl.read_parquet_schema(part)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise LeafError(f"{part}: damaged ({error}); run the stage `corpus` again") from None
-        sources.require(part, SCHEMA.names, columns)
-    return found
-
-
-def clean(texts: pl.Expr) -> pl.Expr:
-    """Unicode NFC, every run of white space one space, none at the ends; null becomes empty."""
-    return texts.fill_null("").str.normalize("NFC").str.replace_all(r"\s+", " ").str.strip_chars()
-
-
-def shares(prefix: str, ids: Sequence[str], share: float) -> list[bool]:
-    """Whether BLAKE2b-64 of `prefix`, a zero byte and the id, scaled to [0, 1), is below `share`.
-
-    A function of the id alone: the choice of one record does not depend on what else the corpus holds.
-    """
-    limit, seed = int(share * 2**64), f"{prefix}\0".encode()
-    return [int.from_bytes(blake2b(seed + name.encode(), digest_size=8).digest()) < limit for name in ids]
 
 
 def build(params: CorpusParams, out: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from pipeline.errors import LeafError
+from pipeline.base.optional import import_optional
 
 PERMUTATIONS = 128
 BANDS = 32  # of 4 rows: finds a pair of similarity 0.5 with probability 0.87, of 0.7 with 0.9998
@@ -28,12 +28,7 @@ class NearDuplicates:
         Raises:
             LeafError: the package `rensa` is missing.
         """
-        try:
-            import rensa
-        except ImportError:
-            raise LeafError(
-                "corpus.near_duplicates needs the package `rensa`; install it with `pip install 'leaf-pipeline[dedup]'`"
-            ) from None
+        rensa = import_optional("rensa", "dedup", "corpus.near_duplicates")
         self._sketches: Any = rensa.RMinHash
         self._seed = seed
         self._seen: dict[bytes, bool] = {}

@@ -7,7 +7,6 @@ and the shards of a resumed run are those of a run never killed.
 
 import threading
 import time
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,22 +18,24 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from pipeline import ask, keys, probe
-from pipeline.checks import SAME_VECTOR, cosines
-from pipeline.corpus import scan
-from pipeline.errors import LeafError
-from pipeline.machine import keep_pages, release_pages
-from pipeline.params import EncodeParams, TeacherParams
-from pipeline.pool import Pool, merged
-from pipeline.shard import StoreMeta, contains, key_array
-from pipeline.store import Array, Store
-from pipeline.teacher import Teacher
-from pipeline.teachers import AnyTeacher, describe, load, once
+from pipeline.base.arrays import Array
+from pipeline.base.errors import LeafError
+from pipeline.base.keys import contains, key_array, merge_sorted
+from pipeline.base.memory import keep_pages, release_pages
+from pipeline.corpus.files import check_rows, scan
+from pipeline.encode.comparison import compare, tokenize_rows
+from pipeline.encode.engines import api as ask
+from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.store.shard import StoreMeta
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
+from pipeline.teacher.api import identity as probe
+from pipeline.teacher.api.api_teacher import ApiTeacher
+from pipeline.teacher.local import Teacher
+from pipeline.teacher.teacher import AnyTeacher, describe, load, once
 
 COLUMNS = ["key", "role", "id", "source", "text"]
-TOKENIZE_ROWS = 2048  # texts tokenised at once, so that their strings never exist twice as a whole
 KEYS_ROWS = 65_536  # keys looked up at once
-SAME_LENGTH = 0.02  # most that a reused vector's length may differ, as a share
 
 
 @dataclass
@@ -75,7 +76,7 @@ def encode(corpus: Path, teacher: TeacherParams, params: EncodeParams, out: Path
             already under way; no space left. Finished shards stay in the pool in every case.
     """
     frame = scan(corpus).select(COLUMNS)
-    wanted = merged([key_array(frame.select("key").collect().get_column("key"))])
+    wanted = merge_sorted([key_array(frame.select("key").collect().get_column("key"))])
     if not len(wanted):
         raise LeafError(f"{corpus}: the corpus holds no text; look at the sources under corpus.sources")
     meta = replace(describe(teacher, params), license=params.license)
@@ -128,22 +129,22 @@ def ensure(
     return made
 
 
-def _pool(teacher: TeacherParams, params: EncodeParams, meta: StoreMeta) -> Pool:
+def _pool(teacher: TeacherParams, params: EncodeParams, meta: StoreMeta) -> ShardCache:
     keep_pages()  # before the pool's own threads begin
-    pool = Pool(Path(params.pool), meta)
+    pool = ShardCache(Path(params.pool), meta)
     if teacher.api is not None and teacher.api.refused == "stop":
         pool.refused.clear()  # they are asked for again, and end the run again
     return pool
 
 
-def _missing(frame: pl.LazyFrame, pool: Pool, shard_rows: int) -> Iterator[pl.DataFrame]:
+def _missing(frame: pl.LazyFrame, pool: ShardCache, shard_rows: int) -> Iterator[pl.DataFrame]:
     """Rows whose key the pool lacks, in order, `shard_rows` at a time; no more than two shards are in memory."""
     have = _done(pool)  # searched, not joined: a join would build a table of the whole pool for every batch
     held: list[pl.DataFrame] = []
     rows = 0
     for batch in frame.collect_batches(chunk_size=min(shard_rows, KEYS_ROWS), maintain_order=True):
         new = batch.filter(~contains(have, key_array(batch["key"])))
-        keys.check(new, "the corpus")
+        check_rows(new, "the corpus")
         while rows + new.height >= shard_rows:
             take = shard_rows - rows
             yield pl.concat([*held, new.head(take)])
@@ -154,26 +155,14 @@ def _missing(frame: pl.LazyFrame, pool: Pool, shard_rows: int) -> Iterator[pl.Da
         yield pl.concat(held)
 
 
-def _done(pool: Pool) -> Array:
+def _done(pool: ShardCache) -> Array:
     """Sorted keys of the texts that need not be asked for: they have a vector, or will have none."""
-    return merged([pool.keys(), key_array(list(pool.refused))]) if pool.refused else pool.keys()
+    return merge_sorted([pool.keys(), key_array(list(pool.refused))]) if pool.refused else pool.keys()
 
 
-def _tokenize(shard: pl.DataFrame, teacher: Teacher) -> list[Sequence[int]]:
-    ids: list[Sequence[int]] = []
-    for part in shard.iter_slices(TOKENIZE_ROWS):
-        # One call a role: the prompt differs, and the order by key mixes the roles.
-        by_row: list[Sequence[int]] = [[]] * part.height
-        for role in ("query", "document"):
-            rows = part.with_row_index("row").filter(pl.col("role") == role)
-            tokens = teacher.tokenize(rows["text"].to_list(), role)
-            for row, one in zip(rows["row"], tokens, strict=True):
-                by_row[row] = array("i", one)  # a list takes nine times the memory, and there are two shards of them
-        ids += by_row
-    return ids
-
-
-def _compute(ids: list[Sequence[int]], teacher: Teacher, pool: Pool, timing: Timing, bar: "tqdm[Any]") -> np.ndarray:
+def _compute(
+    ids: list[Sequence[int]], teacher: Teacher, pool: ShardCache, timing: Timing, bar: "tqdm[Any]"
+) -> np.ndarray:
     # As it will be stored: two shards are held at once, and float32 would double them. What overflows is refused there.
     vectors = np.empty((len(ids), teacher.dim), np.float16 if pool.meta.dtype == "float16" else np.float32)
     parts = teacher.parts(ids)
@@ -190,12 +179,12 @@ def _compute(ids: list[Sequence[int]], teacher: Teacher, pool: Pool, timing: Tim
         bar.update(len(rows))
 
 
-def _commit(rows: pl.DataFrame, vectors: np.ndarray, pool: Pool, timing: Timing) -> None:
+def _commit(rows: pl.DataFrame, vectors: np.ndarray, pool: ShardCache, timing: Timing) -> None:
     with timing.of("writing"):
         pool.write(rows, vectors)
 
 
-def fill(frame: pl.LazyFrame, pool: Pool, params: EncodeParams, load: Callable[[], AnyTeacher]) -> Timing:
+def fill(frame: pl.LazyFrame, pool: ShardCache, params: EncodeParams, load: Callable[[], AnyTeacher]) -> Timing:
     """Encode and commit shard after shard, those texts that the pool lacks; see `_compute_all` and `pipeline.ask`."""
     timing = Timing()
     have = _done(pool)
@@ -204,7 +193,7 @@ def fill(frame: pl.LazyFrame, pool: Pool, params: EncodeParams, load: Callable[[
     if not missing:
         return timing
     teacher, shards = load(), _missing(frame, pool, params.shard_rows)
-    if isinstance(teacher, ask.ApiTeacher):
+    if isinstance(teacher, ApiTeacher):
         with timing.of("computing"):
             timing.rows = ask.fill(shards, missing, pool, teacher, params.shard_rows)
         meter = teacher.client.meter
@@ -214,7 +203,9 @@ def fill(frame: pl.LazyFrame, pool: Pool, params: EncodeParams, load: Callable[[
     return timing
 
 
-def _compute_all(shards: Iterator[pl.DataFrame], missing: int, pool: Pool, teacher: Teacher, timing: Timing) -> None:
+def _compute_all(
+    shards: Iterator[pl.DataFrame], missing: int, pool: ShardCache, teacher: Teacher, timing: Timing
+) -> None:
     """One thread tokenises ahead, one writes behind, the device never waits."""
     with (
         ThreadPoolExecutor(1, "tokenize") as ahead,
@@ -225,7 +216,7 @@ def _compute_all(shards: Iterator[pl.DataFrame], missing: int, pool: Pool, teach
         def fetch() -> tuple[pl.DataFrame, list[Sequence[int]]] | None:
             with timing.of("reading"):
                 shard = next(shards, None)
-                return None if shard is None else (shard.drop("text"), _tokenize(shard, teacher))
+                return None if shard is None else (shard.drop("text"), tokenize_rows(shard, teacher))
 
         written: Future[None] | None = None
         following = ahead.submit(fetch)
@@ -243,7 +234,13 @@ def _compute_all(shards: Iterator[pl.DataFrame], missing: int, pool: Pool, teach
 
 
 def _take_over(
-    path: str, frame: pl.LazyFrame, wanted: Array, pool: Pool, *, load: Callable[[], AnyTeacher], params: EncodeParams
+    path: str,
+    frame: pl.LazyFrame,
+    wanted: Array,
+    pool: ShardCache,
+    *,
+    load: Callable[[], AnyTeacher],
+    params: EncodeParams,
 ) -> Taken:
     """Bring the wanted (sorted) keys' vectors of another store into the pool; a sample is encoded again.
 
@@ -278,34 +275,3 @@ def _take_over(
         taken.rows += len(rows)
         taken.tokens += int(rows["tokens"].sum())
     return taken
-
-
-def texts_vectors(texts: pl.DataFrame, teacher: AnyTeacher) -> np.ndarray:
-    """Vectors [texts, dim] float32 of a frame with `text` and `role`, in its order; nothing is stored."""
-    if isinstance(teacher, ask.ApiTeacher):
-        return teacher.vectors(texts)
-    return teacher.encode_tokens(_tokenize(texts, teacher))
-
-
-def compare(place: str, texts: pl.DataFrame, store: Store, teacher: AnyTeacher) -> Array:
-    """Encode texts of a store again: the cosine [texts] of each new vector to the stored one.
-
-    Raises:
-        LeafError: one is below SAME_VECTOR, or a length differs by more than SAME_LENGTH. `place` begins the message.
-    """
-    made, theirs = texts_vectors(texts, teacher), store.lookup(texts["key"].to_list())
-    found = cosines(made, theirs)
-    worst = int(found.argmin())
-    if not found[worst] >= SAME_VECTOR:
-        raise LeafError(
-            f"{place}: the vector of text `{texts['id'][worst]}` has cosine {found[worst]:.4f} to the one that this "
-            f"teacher makes now (at least {SAME_VECTOR} expected); do not trust this store"
-        )
-    lengths = np.linalg.norm(theirs, axis=1) / np.linalg.norm(made, axis=1)
-    worst = int(np.abs(lengths - 1).argmax())
-    if not abs(lengths[worst] - 1) <= SAME_LENGTH:
-        raise LeafError(
-            f"{place}: the vector of text `{texts['id'][worst]}` is {lengths[worst]:.4f} times as long as the one that "
-            "this teacher makes now; do not trust this store"
-        )
-    return found

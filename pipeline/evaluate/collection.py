@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.corpus import clean
-from pipeline.errors import LeafError
-from pipeline.keys import keys
-from pipeline.sources import lines
+from pipeline.base.errors import LeafError
+from pipeline.base.keys import keys
+from pipeline.corpus.readers.reading import lines
+from pipeline.corpus.text import clean
 
 FILES = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
 HEADER = ["query-id", "corpus-id", "score"]

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import metrics
-from pipeline.errors import LeafError
-from pipeline.params import EvaluateParams, TeacherParams
+from pipeline.base.arrays import Array
+from pipeline.base.errors import LeafError
+from pipeline.evaluate import metrics
+from pipeline.params.sections import EvaluateParams, TeacherParams
 
-Array = np.ndarray
 MODELS = ("teacher", "student")
 WARM = 8  # texts encoded before anything is timed
 LATENCY = (50, 95)  # percentiles
@@ -148,8 +148,9 @@ def _serve(pipe: Connection, subject: Subject) -> None:
 
 
 def _load(state: dict[str, Any], subject: Subject) -> dict[str, Any]:
-    from pipeline.student import StudentEncoder
-    from pipeline.teacher import Teacher, resolve_model
+    from pipeline.model.model_files import resolve_model
+    from pipeline.model.student import StudentEncoder
+    from pipeline.teacher.local import Teacher
 
     before = _resident()
     if isinstance(subject.model, TeacherParams):

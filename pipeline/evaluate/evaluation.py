@@ -12,22 +12,20 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from pipeline import beir, examples, metrics, tasks
-from pipeline.corpus import scan
-from pipeline.encode import ensure
-from pipeline.errors import LeafError
-from pipeline.keys import ROLES
-from pipeline.params import EncodeParams, EvaluateParams, TeacherParams
-from pipeline.quantisation import Calibration, quantisation
-from pipeline.retrieval import MODES, Both, Dataset, StudentVectors, TeacherVectors, sides
-from pipeline.store import Store
-from pipeline.teachers import describe
-from pipeline.truncation import truncation
-from pipeline.uncertainty import difference
+from pipeline.base.arrays import Array, cosines
+from pipeline.base.errors import LeafError
+from pipeline.base.keys import ROLES
+from pipeline.corpus.files import scan
+from pipeline.evaluate import collection as beir
+from pipeline.evaluate import examples, metrics, tasks
+from pipeline.evaluate.datasets import Dataset, PairedVectors, StudentVectors, TeacherVectors, pairs, sides
+from pipeline.evaluate.quantisation import Calibration, quantisation
+from pipeline.evaluate.truncation import truncation
+from pipeline.evaluate.uncertainty import difference
+from pipeline.params.sections import EvaluateParams
+from pipeline.serve.modes import MODES
+from pipeline.store.store import Store
 
-__all__ = ["MODES", "Both", "Evaluation", "evaluate", "neighbours", "pairs", "pooled", "retrieval"]
-
-Array = np.ndarray
 NEIGHBOURS = 10
 BLOCK_ROWS = 4096  # texts the student is given at once; the progress bar moves as often
 
@@ -66,12 +64,12 @@ def evaluate(
     held = texts.filter(pl.col("split") == "heldout").sort("role", "key").collect()
     if held.is_empty() and not collections:
         raise LeafError(f"{corpus}: holds no held-out texts and evaluate.beir names none: set corpus.heldout above 0")
-    vectors = Both(store.lookup(held["key"].to_list()), _encode(held, student, store.meta.dim))
+    vectors = PairedVectors(store.lookup(held["key"].to_list()), _encode(held, student, store.meta.dim))
     by_role = {role: vectors[(held["role"] == role).to_numpy()] for role in ROLES}
     by_role = {role: both for role, both in by_role.items() if len(both)}
 
-    def outside(frame: pl.DataFrame) -> Both:
-        return Both(teacher_of(store)(frame), _encode(frame, student, store.meta.dim))
+    def outside(frame: pl.DataFrame) -> PairedVectors:
+        return PairedVectors(teacher_of(store)(frame), _encode(frame, student, store.meta.dim))
 
     datasets = list(_datasets(held, vectors, collections, outside))
     calibration = _calibration(texts, store, student, params) if datasets else None
@@ -88,14 +86,14 @@ def evaluate(
     for kind, measure in (("sts", tasks.sts), ("classification", tasks.classification)):
         if files := _named(getattr(params, kind), kind):
             figures[kind] = {name: measure(file, outside, params) for name, file in files.items()}
-    cosines = {role: metrics.cosines(both.student, both.teacher) for role, both in by_role.items()}
+    cosines = {role: cosines(both.student, both.teacher) for role, both in by_role.items()}
     return Evaluation(
         metrics.rounded(figures), cosines, examples.project(held, vectors, params), examples.moved(datasets, params)
     )
 
 
 def _datasets(
-    held: pl.DataFrame, vectors: Both, collections: Sequence[beir.Collection], outside: tasks.Encode
+    held: pl.DataFrame, vectors: PairedVectors, collections: Sequence[beir.Collection], outside: tasks.Encode
 ) -> Iterator[Dataset]:
     texts, names = held["text"], set()
     for name, asking, asked, judged in pairs(held):
@@ -109,9 +107,9 @@ def _datasets(
         yield Dataset(one.name, outside(one.queries), outside(one.documents), one.judged, both, one.itself, False)
 
 
-def _alignment(both: Both, params: EvaluateParams) -> dict[str, Any]:
+def _alignment(both: PairedVectors, params: EvaluateParams) -> dict[str, Any]:
     found: dict[str, Any] = metrics.alignment(both.student, both.teacher)
-    means = metrics.bootstrap(metrics.cosines(both.student, both.teacher)[:, None], params.bootstrap, params.seed)
+    means = metrics.bootstrap(cosines(both.student, both.teacher)[:, None], params.bootstrap, params.seed)
     return {**found, "interval": metrics.interval(means[:, 0])}
 
 
@@ -122,12 +120,12 @@ def _calibration(
 
     A role without training texts takes the other's; without any at all there is no quantisation.
     """
-    found: dict[str, Both] = {}
+    found: dict[str, PairedVectors] = {}
     for role in ROLES:
         of = (pl.col("split") == "train") & (pl.col("role") == role)
         frame = texts.filter(of).head(params.calibration_rows).collect()
         if len(frame):
-            found[role] = Both(store.lookup(frame["key"].to_list()), _encode(frame, student, store.meta.dim))
+            found[role] = PairedVectors(store.lookup(frame["key"].to_list()), _encode(frame, student, store.meta.dim))
     if not found:
         return None
     other = next(iter(found.values()))
@@ -173,49 +171,9 @@ def _encode(texts: pl.DataFrame, student: StudentVectors, dim: int) -> Array:
     return vectors
 
 
-def pooled(teacher: TeacherParams, encode: EncodeParams, store: Store) -> TeacherVectors:
-    """Teacher vectors through the pool of stage one: a text is encoded once, whatever asks for it.
-
-    Raises:
-        LeafError: `store` was made by another teacher than `teacher`.
-    """
-    meta = describe(teacher, encode, store)
-    if meta.fingerprint != store.meta.fingerprint:
-        raise LeafError(
-            f"{store.path}: holds vectors of fingerprint {store.meta.fingerprint[:16]}, but the section `teacher` "
-            f"describes {meta.fingerprint[:16]}: run encode and fit again, or use the parameters that they ran with"
-        )
-
-    def vectors(texts: pl.DataFrame) -> Array:
-        # Beside the pool, so that hard links reach it.
-        name = f"{meta.fingerprint[:16]}-{encode.dtype}-{texts['source'][0]}"
-        view = Path(encode.pool).with_name("evaluation") / name
-        return ensure(texts, teacher, encode, view, store).lookup(texts["key"].to_list())
-
-    return vectors
-
-
-def pairs(held: pl.DataFrame) -> Iterator[tuple[str, Array, Array, list[dict[int, int]]]]:
-    """For each source that has pairs: its name, rows of the queries, rows of the documents, judgments.
-
-    Relevant to a query are the documents of its record (same source and id); the collection is all of the source's
-    held-out documents. Judgments are as in `retrieval`.
-    """
-    for name in sorted(held["source"].unique().to_list()):
-        of = held.with_row_index("row").filter(pl.col("source") == name)
-        documents = of.filter(pl.col("role") == "document")
-        places: dict[str, list[int]] = {}
-        for place, record in enumerate(documents["id"].to_list()):
-            places.setdefault(record, []).append(place)
-        queries = of.filter((pl.col("role") == "query") & pl.col("id").is_in(list(places)))
-        if len(queries):
-            judged = [dict.fromkeys(places[record], 1) for record in queries["id"].to_list()]
-            yield name, queries["row"].to_numpy(), documents["row"].to_numpy(), judged
-
-
 def retrieval(
-    queries: Both,
-    documents: Both,
+    queries: PairedVectors,
+    documents: PairedVectors,
     judged: Sequence[dict[int, int]],
     params: EvaluateParams,
     itself: Array | None = None,
@@ -249,7 +207,9 @@ def retrieval(
     return result
 
 
-def neighbours(queries: Both | None, documents: Both | None, params: EvaluateParams) -> dict[str, Any]:
+def neighbours(
+    queries: PairedVectors | None, documents: PairedVectors | None, params: EvaluateParams
+) -> dict[str, Any]:
     """Share of the teacher's 10 nearest documents that the student finds, among a seeded sample of documents.
 
     Without queries the documents ask, and do not find themselves. Empty where there are fewer than 12.
@@ -273,7 +233,7 @@ def neighbours(queries: Both | None, documents: Both | None, params: EvaluatePar
     }
 
 
-def _sample(both: Both, params: EvaluateParams) -> Both:
+def _sample(both: PairedVectors, params: EvaluateParams) -> PairedVectors:
     if len(both) <= params.neighbours_rows:
         return both
     rows = np.random.default_rng(params.seed).choice(len(both), params.neighbours_rows, replace=False)

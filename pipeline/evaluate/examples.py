@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline import metrics
-from pipeline.params import EvaluateParams
-from pipeline.retrieval import TOP, Both, Dataset
+from pipeline.base.arrays import Array
+from pipeline.evaluate import metrics
+from pipeline.evaluate.datasets import TOP, Dataset, PairedVectors
+from pipeline.params.sections import EvaluateParams
 
-Array = np.ndarray
 SHOWN = 3  # documents of a ranking that are shown
 CHARACTERS = 200  # of a text that are kept
 
@@ -69,7 +69,9 @@ def _short(text: str) -> str:
     return text if len(text) <= CHARACTERS else text[: CHARACTERS - 1].rstrip() + "…"
 
 
-def project(held: pl.DataFrame, vectors: Both, params: EvaluateParams) -> list[tuple[str, str, str, float, float]]:
+def project(
+    held: pl.DataFrame, vectors: PairedVectors, params: EvaluateParams
+) -> list[tuple[str, str, str, float, float]]:
     """Rows `text, role, model, x, y`: a sample of texts on the teacher's first two principal components.
 
     The student's vectors are projected with the teacher's mean and components, so that a text's two points lie

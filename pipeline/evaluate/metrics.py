@@ -11,7 +11,8 @@ import pytrec_eval
 import torch
 from torch.nn import functional
 
-Array = np.ndarray
+from pipeline.base.arrays import Array, cosines
+
 QUANTILES = (5, 25, 50, 75, 95)
 DEPTH = 100  # documents ranked for a query; recall@100 needs as many
 MEASURES = ("ndcg@10", "recall@100", "mrr@10")
@@ -19,14 +20,6 @@ DIGITS = 6  # of figures in a file; what follows differs between machines
 COVERAGE = 0.95  # of a bootstrap interval
 QUERY_ROWS, DOCUMENT_ROWS = 1024, 16_384  # one block of similarities: 64 MiB
 RESAMPLED = 4_000_000  # query counts drawn at once by the bootstrap, 32 MB
-
-
-def cosines(student: Array, teacher: Array) -> Array:
-    """`[n]` float64: the cosine of each row of `student [n, d]` to the same row of `teacher [n, d]`."""
-    student, teacher = student.astype(np.float64), teacher.astype(np.float64)
-    lengths = np.linalg.norm(student, axis=1) * np.linalg.norm(teacher, axis=1)
-    products: Array = (student * teacher).sum(1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-    return products
 
 
 def distances(student: Array, teacher: Array) -> Array:

@@ -9,21 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import beir
-from pipeline.errors import LeafError
+from pipeline.base.arrays import Array
+from pipeline.base.errors import LeafError
+from pipeline.base.optional import import_optional
+from pipeline.evaluate import collection as beir
 
-Array = np.ndarray
 Encode = Callable[[Sequence[str], str], Array]  # texts and their role -> [n, dim]
 SPLIT, SUBSET = "test", "default"
 
 
 def library() -> Any:
     """The module `mteb`; LeafError where it is not installed."""
-    try:
-        import mteb
-    except ImportError:
-        raise LeafError("standard tasks need the mteb library: pip install -e '.[mteb]'") from None
-    return mteb
+    return import_optional("mteb", "mteb", "measuring by the tasks of mteb")
 
 
 def model(name: str, encode: Encode, dim: int) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluate import Evaluation
+from pipeline.evaluate.evaluation import Evaluation
 
 BIN = 0.02  # width of a histogram bin of cosines
 # Okabe and Ito's palette, told apart with any colour vision; the hatches tell them apart in print.

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from sentence_transformers.util.quantization import quantize_embeddings
 
-from pipeline import metrics
-from pipeline.params import EvaluateParams
-from pipeline.retrieval import MODES, TOP, Both, Dataset, ndcg, sides
-from pipeline.uncertainty import largest, profiles
+from pipeline.base.arrays import Array
+from pipeline.evaluate import metrics
+from pipeline.evaluate.datasets import TOP, Dataset, PairedVectors, ndcg, sides
+from pipeline.evaluate.uncertainty import largest, profiles
+from pipeline.params.sections import EvaluateParams
+from pipeline.serve.modes import MODES
 
-Array = np.ndarray
 PRECISIONS = ("int8", "binary")
 RESCORED = 4  # times as many candidates by Hamming distance as are wanted, then by the float32 query
 
@@ -25,8 +26,8 @@ RESCORED = 4  # times as many candidates by Hamming distance as are wanted, then
 class Calibration:
     """Vectors of training texts, by role: where the ranges of int8 come from."""
 
-    query: Both
-    document: Both
+    query: PairedVectors
+    document: PairedVectors
 
 
 def ranges(vectors: Array) -> Array:

@@ -8,16 +8,17 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
-from pipeline import metrics
-from pipeline.corpus import clean
-from pipeline.errors import LeafError
-from pipeline.keys import keys
-from pipeline.params import EvaluateParams
-from pipeline.retrieval import MODES, Both
-from pipeline.uncertainty import difference
+from pipeline.base.arrays import Array, cosines
+from pipeline.base.errors import LeafError, first_line
+from pipeline.base.keys import keys
+from pipeline.corpus.text import clean
+from pipeline.evaluate import metrics
+from pipeline.evaluate.datasets import PairedVectors
+from pipeline.evaluate.uncertainty import difference
+from pipeline.params.sections import EvaluateParams
+from pipeline.serve.modes import MODES
 
-Array = np.ndarray
-Encode = Callable[[pl.DataFrame], Both]  # frame key, role, id, source, text -> vectors of both models
+Encode = Callable[[pl.DataFrame], PairedVectors]  # frame key, role, id, source, text -> vectors of both models
 READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
     ".csv": pl.read_csv,
     ".tsv": lambda path: pl.read_csv(path, separator="\t", quote_char=None),
@@ -36,7 +37,7 @@ def read(path: Path, columns: dict[str, str], what: str) -> pl.DataFrame:
     try:
         frame = reader(path)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise LeafError(f"evaluate.{what}: {path}: cannot be read: {str(error).splitlines()[0]!s:.160}") from None
+        raise LeafError(f"evaluate.{what}: {path}: cannot be read: {first_line(error):.160}") from None
     if missing := [name for name in columns if name not in frame.columns]:
         raise LeafError(
             f"evaluate.{what}: {path}: has no column `{missing[0]}`; its columns are {', '.join(frame.columns)}"
@@ -51,7 +52,7 @@ def read(path: Path, columns: dict[str, str], what: str) -> pl.DataFrame:
     return frame
 
 
-def vectors_of(texts: pl.Series, source: str, encode: Encode) -> Both:
+def vectors_of(texts: pl.Series, source: str, encode: Encode) -> PairedVectors:
     """Vectors of the cleaned texts, all in the role of documents: neither side of such a task asks the other."""
     frame = pl.DataFrame({"text": texts}).with_columns(clean(pl.col("text")))
     listed = frame["text"].to_list()
@@ -83,7 +84,7 @@ def sts(path: Path, encode: Encode, params: EvaluateParams) -> dict[str, Any]:
         "standard": (first.student, second.student),
         "asymmetric": (first.student, second.teacher),
     }
-    columns = np.stack([*(metrics.cosines(*pairs[mode]) for mode in MODES), frame["score"].to_numpy()], axis=1)
+    columns = np.stack([*(cosines(*pairs[mode]) for mode in MODES), frame["score"].to_numpy()], axis=1)
     random, n = np.random.default_rng(params.seed), len(columns)
     drawn = [spearman(columns[random.integers(n, size=n)]) for _ in range(params.bootstrap)]
     return _modes("spearman", spearman(columns), np.array(drawn).reshape(-1, len(MODES)), n)

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.params import EvaluateParams
-from pipeline.retrieval import MODES, Dataset, ndcg, sides
-from pipeline.uncertainty import largest, profiles
+from pipeline.evaluate.datasets import Dataset, ndcg, sides
+from pipeline.evaluate.uncertainty import largest, profiles
+from pipeline.params.sections import EvaluateParams
+from pipeline.serve.modes import MODES
 
 
 def truncation(dataset: Dataset, params: EvaluateParams) -> dict[str, Any]:

@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import metrics
-from pipeline.params import EvaluateParams
-from pipeline.retrieval import MODES
-
-Array = np.ndarray
+from pipeline.base.arrays import Array
+from pipeline.evaluate import metrics
+from pipeline.params.sections import EvaluateParams
+from pipeline.serve.modes import MODES
 
 
 def verdict(span: tuple[float, float] | None) -> str:

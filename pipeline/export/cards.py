@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.card import name_of
-from pipeline.params import ExportParams, StudentParams, TeacherParams
+from pipeline.params.sections import ExportParams, StudentParams, TeacherParams, name_of
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 MEASURES = {"ndcg@10": "Cosine nDCG@10", "recall@100": "Cosine recall@100", "mrr@10": "Cosine MRR@10"}
@@ -164,5 +163,5 @@ def _code(prompt: str) -> str:
 
 
 def _fill(template: str, values: dict[str, Any]) -> str:
-    text = files("pipeline").joinpath(f"templates/{template}").read_text(encoding="utf-8")
+    text = files("pipeline.export").joinpath(f"templates/{template}").read_text(encoding="utf-8")
     return "\n" + Template(text).substitute(values).rstrip() + "\n"

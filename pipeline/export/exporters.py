@@ -8,16 +8,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline import asymmetric, export_cards, metrics, parity
-from pipeline.corpus import scan
-from pipeline.errors import LeafError
-from pipeline.export_cards import Origin
-from pipeline.onnx_encoder import MODELS, OnnxEncoder
-from pipeline.onnx_export import export_onnx
-from pipeline.params import ExportParams, StudentParams, TeacherParams
-from pipeline.store import Store
-from pipeline.student import Student
-from pipeline.teacher import load_sentence_transformer, resolve_model
+from pipeline.base.arrays import cosines
+from pipeline.base.errors import LeafError
+from pipeline.corpus.files import scan
+from pipeline.evaluate import metrics
+from pipeline.export import cards as export_cards
+from pipeline.export import parity
+from pipeline.export import router as asymmetric
+from pipeline.export.cards import Origin
+from pipeline.export.onnx_graph import export_onnx
+from pipeline.model.model_files import load_sentence_transformer, resolve_model
+from pipeline.model.student import Student
+from pipeline.params.sections import ExportParams, StudentParams, TeacherParams
+from pipeline.serve.onnx_encoder import MODELS, OnnxEncoder
+from pipeline.store.store import Store
 
 LOWEST_COSINE = 0.9999  # of a float32 graph to PyTorch; below that the export is wrong
 LOWEST_STORED = 0.999  # of the teacher inside to the store's vectors, which bfloat16 and float16 have rounded
@@ -139,14 +143,14 @@ def _check_documents(model: Any, store: Store, held: pl.DataFrame, params: Expor
     if documents.is_empty():
         return {}
     found = model.encode_document(documents["text"].to_list(), show_progress_bar=False)
-    cosines = metrics.cosines(found, store.lookup(documents["key"].to_list()))
-    if cosines.min() < LOWEST_STORED:
-        row = int(cosines.argmin())
+    similar = cosines(found, store.lookup(documents["key"].to_list()))
+    if similar.min() < LOWEST_STORED:
+        row = int(similar.argmin())
         raise LeafError(
-            f"{store.path}: the teacher's vector of `{documents['id'][row]}` has a cosine of {cosines[row]:.4f} to the "
+            f"{store.path}: the teacher's vector of `{documents['id'][row]}` has a cosine of {similar[row]:.4f} to the "
             "stored one; the section `teacher` describes another teacher than the one that encoded"
         )
-    return {"documents": {"n": len(cosines), "cosine": parity.summary(cosines)}}
+    return {"documents": {"n": len(similar), "cosine": parity.summary(similar)}}
 
 
 def _onnx_card(figures: dict[str, Any], origin: Origin, student: Student) -> str:

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import LeafError
-from pipeline.files import replace_directory
-from pipeline.onnx_encoder import MODELS, TOKENIZER
-from pipeline.student import Student
+from pipeline.base.optional import import_optional
+from pipeline.model.student import Student, model_directory
+from pipeline.serve.onnx_encoder import MODELS, TOKENIZER
 
 OPSET = 18
 EXAMPLE_SHAPE = (2, 8)  # texts, tokens: what is traced; both are free in the graph
@@ -43,18 +41,12 @@ def export_onnx(student: Student, out: Path) -> None:
     Raises:
         LeafError: the package `onnx` or `onnxruntime` is missing.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise LeafError(f"`{error.name}` is not installed: `pip install -e '.[onnx]'`") from None
-    temporary = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    _trace(student, temporary / MODELS["float32"])
-    _quantise(temporary / MODELS["float32"], temporary / MODELS["int8"])
-    student.tokenizer().save(str(temporary / TOKENIZER))
-    replace_directory(temporary, out)
+    for module in ("onnx", "onnxruntime"):
+        import_optional(module, "onnx", "export to ONNX")
+    with model_directory(out) as directory:
+        _trace(student, directory / MODELS["float32"])
+        _quantise(directory / MODELS["float32"], directory / MODELS["int8"])
+        student.tokenizer().save(str(directory / TOKENIZER))
 
 
 def _trace(student: Student, file: Path) -> None:

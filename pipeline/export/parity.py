@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline import metrics
-from pipeline.evaluate import pairs
-from pipeline.onnx_encoder import OnnxEncoder
-from pipeline.params import ExportParams
-from pipeline.store import Store
-from pipeline.student import Student, StudentEncoder
+from pipeline.base.arrays import cosines
+from pipeline.evaluate import metrics
+from pipeline.evaluate.datasets import pairs
+from pipeline.model.student import Student, StudentEncoder
+from pipeline.params.sections import ExportParams
+from pipeline.serve.onnx_encoder import OnnxEncoder
+from pipeline.store.store import Store
 
 ROUNDS = 3  # of each encoder, in turn, so that a slow moment of the machine hits all
 SINGLE_QUERIES = 20
@@ -43,8 +44,8 @@ def compare(
     scores = _scores(vectors, place, store, held)
     result: dict[str, Any] = {}
     for precision in graphs:
-        cosines = metrics.cosines(vectors[precision], vectors["pytorch"])
-        result[precision] = {"n": len(cosines), "cosine": summary(cosines), **_loss(scores, precision, params)}
+        similar = cosines(vectors[precision], vectors["pytorch"])
+        result[precision] = {"n": len(similar), "cosine": summary(similar), **_loss(scores, precision, params)}
     return result
 
 

@@ -11,10 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import LeafError
-from pipeline.params import TeacherParams
-from pipeline.student import staged
-from pipeline.teacher import load_sentence_transformer, resolve_model
+from pipeline.base.errors import LeafError
+from pipeline.model.model_files import load_sentence_transformer, resolve_model
+from pipeline.model.student import model_directory
+from pipeline.params.sections import TeacherParams
 
 PROBE = "How a text becomes a vector."
 PROBE_DIGITS = 7
@@ -54,7 +54,7 @@ def build(student: Path, teacher: TeacherParams) -> Any:
 
 def save(model: Any, out: Path, card: str | None = None) -> None:
     """Write the model with the teacher inside; what was at `out` is replaced only once the new one is whole."""
-    with staged(out, card) as temporary:
+    with model_directory(out, card) as temporary:
         model.save(str(temporary), create_model_card=False, safe_serialization=True)
 
 
@@ -73,8 +73,8 @@ def save_named(model: Any, student: Path, teacher: TeacherParams, *, name: str |
         "probe": {"text": PROBE, "vector": [round(x, PROBE_DIGITS) for x in model.encode_document(PROBE).tolist()]},
     }
     text = json.dumps(named, indent=1, ensure_ascii=False) + "\n"
-    loader = files("pipeline").joinpath("templates/asymmetric.py").read_text(encoding="utf-8")
-    with staged(out, card) as temporary:
+    loader = files("pipeline.export").joinpath("templates/asymmetric.py").read_text(encoding="utf-8")
+    with model_directory(out, card) as temporary:
         shutil.copytree(student, temporary / "student")
         (temporary / "teacher.json").write_text(text, encoding="utf-8")
         (temporary / "asymmetric.py").write_text(loader, encoding="utf-8")
@@ -84,6 +84,6 @@ def leave_out(teacher: TeacherParams, outs: Sequence[Path]) -> str:
     """Put a README.md that says why there is no asymmetric model at `outs`, which DVC expects; return its reason."""
     reason = f"the teacher `{teacher.model}` is an API: no model can contain it"
     for out in outs:
-        with staged(out, f"# No asymmetric model\n\nLeft out: {reason}. {INSTEAD}\n"):
+        with model_directory(out, f"# No asymmetric model\n\nLeft out: {reason}. {INSTEAD}\n"):
             pass
     return reason

@@ -8,10 +8,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from pipeline.corpus import scan
-from pipeline.params import FitParams
-from pipeline.store import StoreMeta
-from pipeline.student import Student
+from pipeline.corpus.files import scan
+from pipeline.model.student import Student
+from pipeline.params.sections import FitParams, name_of
+from pipeline.store.shard import StoreMeta
 
 
 def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[str, Any], student: Student) -> str:
@@ -20,7 +20,7 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
     prompts = meta.teacher.get("prompts") or {}
     shown = {role: prompt for role, prompt in sorted(prompts.items()) if prompt}
     config: Any = student.backbone.config
-    return Template(files("pipeline").joinpath("templates/student.md").read_text(encoding="utf-8")).substitute(
+    return Template(files("pipeline.fit").joinpath("templates/student.md").read_text(encoding="utf-8")).substitute(
         teacher=name_of(str(meta.teacher.get("model", "unknown"))),
         fingerprint=meta.fingerprint,
         base=name_of(params.student.model),
@@ -53,11 +53,6 @@ def corpus_table(corpus: Path) -> str:
     lines = ["| source | role | split | texts |", "|---|---|---|---|"]
     lines += [f"| {source} | {role} | {split} | {rows:,} |" for source, role, split, rows in counts.iter_rows()]
     return "\n".join(lines)
-
-
-def name_of(model: str) -> str:
-    """A local path's last part: where a model lay on somebody's machine is nobody's business."""
-    return Path(model).name if Path(model).is_absolute() or model.startswith((".", "~")) else model
 
 
 def _documents(teacher: dict[str, Any], prompt: str) -> str:

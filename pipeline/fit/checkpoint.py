@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.errors import LeafError
-from pipeline.shard import sync
+from pipeline.base.errors import LeafError
+from pipeline.base.files import sync
 
 NAME = "state.safetensors"
 
@@ -25,14 +25,14 @@ class Checkpoint:
 
 
 def capture(
-    model: nn.Module, optimiser: torch.optim.Optimizer, progress: dict[str, Any], begun: dict[str, Tensor]
+    model: nn.Module, optimiser: torch.optim.Optimizer, progress: dict[str, Any], initial_weights: dict[str, Tensor]
 ) -> Checkpoint:
     """The state of a run between two steps. The tensors are the live ones: save before the next step.
 
-    `begun` are the weights before the first step, if they are still wanted.
+    `initial_weights` are the weights before the first step, if they are still wanted.
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"begun.{name}": value for name, value in begun.items()}
+    tensors |= {f"begun.{name}": value for name, value in initial_weights.items()}
     for number, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
     tensors["random.cpu"] = torch.get_rng_state()
@@ -55,7 +55,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Opt
         torch.cuda.set_rng_state(tensors["random.cuda"])
 
 
-def begun(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def initial_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The weights before the first step that `capture` was given."""
     return _under(checkpoint.tensors, "begun.")
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.chunks import CHUNK_ROWS
-from pipeline.errors import LeafError
-from pipeline.packed import STEP, Batch, pack
-from pipeline.store import Store
-from pipeline.tokens import Tokens
+from pipeline.base.errors import LeafError
+from pipeline.fit.token_cache import Tokens
+from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack
+from pipeline.store.chunks import CHUNK_ROWS
+from pipeline.store.store import Store
 
 WINDOW_BATCHES = 64  # batches' worth of rows that are sorted by length together
 
@@ -32,7 +32,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Example:
+class TrainingBatch:
     """One batch: where it stands, the position after it, its texts, and their vectors [texts, dim] float32."""
 
     position: Position
@@ -106,7 +106,7 @@ def pack_sorted(tokens: Tokens, texts: np.ndarray, sizes: np.ndarray) -> Iterato
     """
     lengths, firsts = tokens.lengths(texts), np.cumsum(sizes) - sizes
     counts = np.add.reduceat(lengths, firsts)
-    padded = -(-counts // STEP) * STEP
+    padded = -(-counts // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
     ends, before = np.cumsum(padded), np.cumsum(lengths) - lengths
     # A token's place: behind all texts before its own, and the spare tokens of the batches before.
     within = np.arange(int(counts.sum())) - np.repeat(before, lengths)
@@ -118,12 +118,12 @@ def pack_sorted(tokens: Tokens, texts: np.ndarray, sizes: np.ndarray) -> Iterato
     new = np.diff(lengths, prepend=-1) != 0
     new[firsts] = True
     starts = np.flatnonzero(new)
-    runs = list(zip(np.diff(starts, append=len(texts)).tolist(), lengths[starts].tolist(), strict=True))
+    length_groups = list(zip(np.diff(starts, append=len(texts)).tolist(), lengths[starts].tolist(), strict=True))
     cuts = np.searchsorted(starts, [*firsts, len(texts)]).tolist()
     orders = {size: torch.arange(size) for size in set(sizes.tolist())}
     for batch, (size, end, length) in enumerate(zip(sizes.tolist(), ends.tolist(), padded.tolist(), strict=True)):
         place = slice(end - length, end)
-        yield Batch(ids[place], positions[place], tuple(runs[cuts[batch] : cuts[batch + 1]]), orders[size])
+        yield Batch(ids[place], positions[place], tuple(length_groups[cuts[batch] : cuts[batch + 1]]), orders[size])
 
 
 class Loader:
@@ -181,7 +181,7 @@ class Loader:
             batches += [by_length[i : i + size] for i in range(0, len(by_length), size)]
         return [batches[i] for i in random.permutation(len(batches))]
 
-    def examples(self, position: Position) -> Iterator[Example]:
+    def examples(self, position: Position) -> Iterator[TrainingBatch]:
         """Batches without end, from `position` on."""
         epoch = position.epoch + position.batch // self.batches_per_epoch
         skip = position.batch % self.batches_per_epoch
@@ -189,7 +189,7 @@ class Loader:
             yield from self._epoch(epoch, skip)
             epoch, skip = epoch + 1, 0
 
-    def _epoch(self, epoch: int, skip: int) -> Iterator[Example]:
+    def _epoch(self, epoch: int, skip: int) -> Iterator[TrainingBatch]:
         number = 0
         for batches in self.plan(epoch):
             if number + len(batches) <= skip:
@@ -203,7 +203,7 @@ class Loader:
                 last = number + 1 == self.batches_per_epoch
                 following = Position(epoch + 1, 0) if last else Position(epoch, number + 1)
                 stop = start + len(packed.order)
-                yield Example(Position(epoch, number), following, packed, vectors[start:stop].float())
+                yield TrainingBatch(Position(epoch, number), following, packed, vectors[start:stop].float())
                 number, start = number + 1, stop
 
     def _packed(self, batches: list[np.ndarray]) -> Iterator[Batch]:

@@ -5,29 +5,10 @@ Schedule: the run's steps are split evenly into `cycles`; within each the learni
 shorter. Warm-up multiplies the rate over the first `warmup_steps` of the run.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from pipeline.params import FitParams
-
-
-def _l2(vectors: Tensor, targets: Tensor) -> Tensor:
-    distances: Tensor = torch.linalg.vector_norm(vectors - targets, dim=1)  # its gradient at 0 is 0
-    return distances.mean()
-
-
-def _mse(vectors: Tensor, targets: Tensor) -> Tensor:
-    return (vectors - targets).square().sum(1).mean()
-
-
-def _cosine(vectors: Tensor, targets: Tensor) -> Tensor:
-    return 1 - functional.cosine_similarity(vectors, targets).mean()
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l2": _l2, "mse": _mse, "cosine": _cosine}
+from pipeline.params.sections import FitParams
 
 
 def total_steps(params: FitParams, batches_per_epoch: int) -> int:

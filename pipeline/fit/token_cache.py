@@ -5,7 +5,6 @@ for vocabularies above 65,536), `offsets.bin` (int64 [rows + 1]), `keys.bin` (16
 """
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from pipeline import keys
-from pipeline.corpus import part_files
-from pipeline.errors import LeafError
-from pipeline.files import locked
-from pipeline.shard import KEY_DTYPE, sha256
+from pipeline.base.errors import LeafError
+from pipeline.base.files import locked, sha256, written_directory
+from pipeline.base.keys import KEY_DTYPE
+from pipeline.corpus.files import check_rows, part_files
 
 BATCH_ROWS = 8192  # texts tokenised at a time
 
@@ -66,11 +64,8 @@ def tokenize(corpus: Path, digest: str, tokenizer: Tokenizer, caches: Path) -> T
         caches.mkdir(parents=True, exist_ok=True)
         with locked(caches / f"{name}.lock", f"{corpus}: tokenising it for a fit"):
             if not path.is_dir():
-                temporary = caches / f".{name}.partial"
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir()
-                _write(corpus, tokenizer, ids_dtype, temporary)
-                temporary.rename(path)
+                with written_directory(path) as directory:
+                    _write(corpus, tokenizer, ids_dtype, directory)
     kinds = {"ids": ids_dtype, "offsets": np.dtype(np.int64), "keys": KEY_DTYPE, "train": np.dtype(np.bool_)}
     # As plain arrays: each slice of a memmap costs eight times as much, and the loader takes many.
     return Tokens(**{name: np.asarray(np.memmap(path / f"{name}.bin", kind, "r")) for name, kind in kinds.items()})
@@ -94,7 +89,7 @@ def _batches(files: list[Path]) -> Iterator[pl.DataFrame]:
         with _reading(file), pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(BATCH_ROWS, columns=["key", "role", "id", "text", "split"]):
                 rows = pl.DataFrame(pl.from_arrow(batch))
-                keys.check(rows, str(file))
+                check_rows(rows, str(file))
                 yield rows
 
 

@@ -17,21 +17,22 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from pipeline import checkpoint, head
-from pipeline.card import write_card
-from pipeline.errors import LeafError
-from pipeline.files import locked
-from pipeline.loader import Example, Loader, Position
-from pipeline.machine import KEEP_BYTES_OF_A_STEP, bf16_is_fast, keep_pages, release_pages
-from pipeline.packed import by_budget, pack, split
-from pipeline.params import FitParams
-from pipeline.prefetch import prefetch
-from pipeline.regression import LOSSES, Update, learning_rate, total_steps
-from pipeline.shard import sha256
-from pipeline.store import Store
-from pipeline.student import TOKEN_BUDGET, Student, build
-from pipeline.teacher import resolve_model, weights_sha256
-from pipeline.tokens import corpus_digest, tokenize
+from pipeline.base.errors import LeafError
+from pipeline.base.files import locked, sha256
+from pipeline.base.memory import KEEP_BYTES_OF_A_STEP, keep_pages, release_pages
+from pipeline.base.prefetch import prefetch
+from pipeline.fit import checkpoint, head
+from pipeline.fit.card import write_card
+from pipeline.fit.loader import Loader, Position, TrainingBatch
+from pipeline.fit.losses import LOSSES
+from pipeline.fit.optimiser import Update, learning_rate, total_steps
+from pipeline.fit.token_cache import corpus_digest, tokenize
+from pipeline.model.batch import pack, split, token_batches
+from pipeline.model.device import bf16_is_fast
+from pipeline.model.model_files import resolve_model, weights_sha256
+from pipeline.model.student import TOKEN_BUDGET, Student, build
+from pipeline.params.sections import FitParams
+from pipeline.store.store import Store
 
 AHEAD = 32  # batches ready before they are wanted
 MOST_TOKENS = {"cpu": 2048, "cuda": 65_536}
@@ -139,7 +140,9 @@ class Run:
         # Losses are added up on the device: reading each would make a GPU wait for the host at every step.
         self.window = torch.zeros((), dtype=torch.float64, device=self.device)
         self.loss = LOSSES[params.loss]
-        self.begun: dict[str, Tensor] = {}  # the weights before the first step, where they have a share in those saved
+        self.initial_weights: dict[
+            str, Tensor
+        ] = {}  # the weights before the first step, where they have a share in those saved
 
     def train(self, directory: Path, out: Path) -> Result:
         """Run all steps that are still to do, then save the student."""
@@ -151,7 +154,7 @@ class Run:
             self._checkpoint(directory)
         else:
             checkpoint.restore(state, self.student, self.update.adamw)
-            self.begun = checkpoint.begun(state)
+            self.initial_weights = checkpoint.initial_weights(state)
             self.progress = Progress.parse(state.progress)
             self.window.fill_(self.progress.window_loss)
         self._steps(directory, out)
@@ -184,7 +187,7 @@ class Run:
         self.student.eval()
 
         def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-            for chosen in by_budget(lengths, TOKEN_BUDGET):
+            for chosen in token_batches(lengths, TOKEN_BUDGET):
                 with torch.no_grad():
                     features = self.student.features(self.loader.pack(rows[chosen]).to(self.device), self.precision)
                 yield features, torch.from_numpy(targets[chosen])
@@ -198,7 +201,7 @@ class Run:
         else:
             head.ridge(pairs(), self.student.head, settings.ridge)
         if self.params.start_share:
-            self.begun = {name: value.clone() for name, value in self.student.state_dict().items()}
+            self.initial_weights = {name: value.clone() for name, value in self.student.state_dict().items()}
         self.progress.start = self._validate(self.student)
         torch.manual_seed(self.params.seed)
 
@@ -229,14 +232,14 @@ class Run:
         bar.close()
         examples.close()
 
-    def _advance(self, example: Example) -> None:
+    def _advance(self, example: TrainingBatch) -> None:
         progress = self.progress
         progress.step += 1
         progress.position = example.following
         progress.presentations += len(example.targets)
         progress.window_steps += 1
 
-    def _step(self, example: Example) -> Tensor:
+    def _step(self, example: TrainingBatch) -> Tensor:
         """One update of all weights; the batch's loss before it."""
         self.student.train()
         rate = learning_rate(self.progress.step, self.total, self.params)
@@ -278,7 +281,7 @@ class Run:
         student.eval()
         lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
         loss = cosine = 0.0
-        for rows in by_budget(lengths, TOKEN_BUDGET):
+        for rows in token_batches(lengths, TOKEN_BUDGET):
             wanted = torch.from_numpy(targets[rows]).to(self.device)
             vectors = student(pack([token_ids[row] for row in rows]).to(self.device), self.precision)
             loss += float(self.loss(vectors, wanted)) * len(rows)
@@ -290,17 +293,19 @@ class Run:
         self.progress.window_loss = float(self.window)
         if not np.isfinite(self.progress.window_loss):
             return  # the window's end will say so; the checkpoint before is still good
-        state = checkpoint.capture(self.student, self.update.adamw, asdict(self.progress), self.begun)
+        state = checkpoint.capture(self.student, self.update.adamw, asdict(self.progress), self.initial_weights)
         checkpoint.save(state, directory)
 
     def _averaged(self) -> Student:
         """The student as it is measured and saved: as trained so far, with `start_share` averaged with the start."""
-        if not self.begun:
+        if not self.initial_weights:
             return self.student
         share, found = self.params.start_share, copy.deepcopy(self.student)
         now = self.student.state_dict()
-        begun = {name: start.to(self.device) for name, start in self.begun.items()}  # a checkpoint's are on the CPU
-        found.load_state_dict({name: torch.lerp(now[name], start, share) for name, start in begun.items()})
+        initial_weights = {
+            name: start.to(self.device) for name, start in self.initial_weights.items()
+        }  # a checkpoint's are on the CPU
+        found.load_state_dict({name: torch.lerp(now[name], start, share) for name, start in initial_weights.items()})
         return found
 
     def _save(self, path: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Runs = Sequence[tuple[int, int]]
+LengthGroups = Sequence[tuple[int, int]]
 Group = tuple[tuple[int, int], ...]
 KEPT = 1 << 23
 """Most probabilities of texts done together, so that memory stays bounded; a text that has more by itself keeps none
@@ -31,7 +31,9 @@ REGISTER = 32
 """Queries are padded to a multiple of this many bfloat16 values, a register of 512 bits."""
 
 
-def attention(qkv: Tensor, runs: Runs, heads: int, biases: Sequence[Tensor] = (), dropout: float = 0.0) -> Tensor:
+def attention(
+    qkv: Tensor, length_groups: LengthGroups, heads: int, biases: Sequence[Tensor] = (), dropout: float = 0.0
+) -> Tensor:
     """Softmax attention within each text: [tokens, 3 * width] -> [tokens, width]; 0 for tokens behind the last text.
 
     Args:
@@ -43,8 +45,8 @@ def attention(qkv: Tensor, runs: Runs, heads: int, biases: Sequence[Tensor] = ()
         dropout: share of the probabilities that is left out.
     """
     if qkv.is_cuda:
-        return fused_attention(qkv, tuple(runs), heads, biases[-1] if biases else None, dropout)
-    mixed: Tensor = _Attention.apply(qkv, runs, heads, dropout, *biases)  # type: ignore[no-untyped-call]
+        return fused_attention(qkv, tuple(length_groups), heads, biases[-1] if biases else None, dropout)
+    mixed: Tensor = _Attention.apply(qkv, length_groups, heads, dropout, *biases)  # type: ignore[no-untyped-call]
     return mixed
 
 
@@ -95,10 +97,12 @@ def _unpadded(dense: Tensor, group: Group) -> Tensor:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, runs: Runs, heads: int, dropout: float, *biases: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, qkv: Tensor, length_groups: LengthGroups, heads: int, dropout: float, *biases: Tensor
+    ) -> Tensor:
         out = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
         by_length = {bias.shape[3]: bias for bias in biases}
-        cut, needed = _cut(runs, heads), any(ctx.needs_input_grad)
+        cut, needed = _cut(length_groups, heads), any(ctx.needs_input_grad)
         saved: list[tuple[Tensor | None, ...]] = []
         start = 0
         explicit = [piece for piece in cut if dropout or _bounded(*piece, heads)]
@@ -156,10 +160,10 @@ class _Attention(torch.autograd.Function):
         return found, None, None, None, *(found_biases.get(bias.shape[3]) for bias in biases)
 
 
-def _cut(runs: Runs, heads: int) -> list[tuple[int, int]]:
+def _cut(length_groups: LengthGroups, heads: int) -> list[tuple[int, int]]:
     """The runs, in as many pieces as keep the probabilities of each within bounds."""
     pieces = []
-    for texts, length in runs:
+    for texts, length in length_groups:
         most = max(1, KEPT // (heads * length * _columns(length)))
         pieces += [(min(most, texts - done), length) for done in range(0, texts, most)]
     return pieces
@@ -208,7 +212,7 @@ _SPARES: list[Tensor] = []
 
 
 @contextmanager
-def _spare(qkv: Tensor, cut: Runs, heads: int) -> Iterator[Tensor]:
+def _spare(qkv: Tensor, cut: LengthGroups, heads: int) -> Iterator[Tensor]:
     """Memory of `_laid_out` for any of these texts, uninitialised, which the next call takes again.
 
     What was just used is in the processor's caches and costs no page faults, which buffers of ever other sizes do.

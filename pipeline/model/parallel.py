@@ -7,26 +7,26 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from pipeline.packed import by_budget
+from pipeline.model.batch import token_batches
 
 T = TypeVar("T")
 R = TypeVar("R")
 MOST = 4  # batches under way at once; where there are more cores, several share one
 
 
-def streams(device: torch.device) -> int:
-    """How many batches `side_by_side` has under way at once, if it is given as many: those that leave no core idle."""
+def worker_count(device: torch.device) -> int:
+    """How many batches `run_in_parallel` computes at once, given as many: the number that leaves no core idle."""
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     return max(range(1, min(threads, MOST) + 1), key=lambda count: (threads // count * count, count))
 
 
-def side_by_side(run: Callable[[T], R], batches: Sequence[T], device: torch.device) -> Iterator[R]:
+def run_in_parallel(run: Callable[[T], R], batches: Sequence[T], device: torch.device) -> Iterator[R]:
     """`run` of every batch, in order. On a CPU several are under way at once, each on its share of the threads.
 
     A batch's result does not depend on the others: only on how many threads it has. An exception of `run` is raised
     here, and batches that have not begun are left out.
     """
-    threads, count = torch.get_num_threads(), min(streams(device), len(batches))
+    threads, count = torch.get_num_threads(), min(worker_count(device), len(batches))
     if count < 2:
         yield from map(run, batches)
         return
@@ -49,8 +49,8 @@ def vectors_in_parts(
     At most `budget` tokens (or a text for each batch) are under way at once.
     """
     lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
-    count = streams(device)
-    batches = by_budget(lengths, budget // count, count)
+    count = worker_count(device)
+    batches = token_batches(lengths, budget // count, count)
     return zip(
-        batches, side_by_side(lambda rows: forward([token_ids[row] for row in rows]), batches, device), strict=True
+        batches, run_in_parallel(lambda rows: forward([token_ids[row] for row in rows]), batches, device), strict=True
     )

@@ -5,7 +5,6 @@ Normalize), which `SentenceTransformer(path)` loads with no code of this project
 """
 
 import copy
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +17,14 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.errors import LeafError
-from pipeline.files import replace_directory
-from pipeline.machine import keep_pages
-from pipeline.packed import Batch, Encoder, check_family, mean_pooled, pack
-from pipeline.params import StudentParams
-from pipeline.streams import vectors_in_parts
-from pipeline.teacher import check_sha256, resolve_model
+from pipeline.base.errors import LeafError, first_line
+from pipeline.base.files import written_directory
+from pipeline.base.memory import keep_pages
+from pipeline.model.backbones.packed import Encoder, check_family, mean_pooled
+from pipeline.model.batch import Batch, pack
+from pipeline.model.model_files import check_sha256, resolve_model
+from pipeline.model.parallel import vectors_in_parts
+from pipeline.params.sections import StudentParams
 
 TOKEN_BUDGET = 8192  # tokens under way at once in inference
 
@@ -98,13 +98,13 @@ class Student(nn.Module):
         modules = [copy.deepcopy(self._transformer[0]).cpu(), Pooling(self.width, pooling_mode="mean"), dense]
         model = SentenceTransformer(modules=modules + [Normalize()] * self.normalize, device="cpu")
         model.similarity_fn_name = "cosine"
-        with staged(path, card) as temporary:
+        with model_directory(path, card) as temporary:
             model.save(str(temporary), create_model_card=False, safe_serialization=True)
 
     @classmethod
     def load(cls, path: Path) -> "Student":
         """Read a directory written by `save`; LeafError if it is none, or computes something else than a student."""
-        from pipeline.teacher import load_sentence_transformer
+        from pipeline.model.model_files import load_sentence_transformer
 
         if not (path / "modules.json").is_file():
             raise LeafError(f"{path}: holds no student (no modules.json); run the fit stage first")
@@ -133,24 +133,21 @@ def _check_plain(path: Path, pooling: Any, dense: Any) -> None:
 
 
 @contextmanager
-def staged(path: Path, card: str | None = None) -> Iterator[Path]:
-    """An empty directory for a model, which takes the place of `path` once it is whole. `card` becomes its README.md.
+def model_directory(path: Path, card: str | None = None) -> Iterator[Path]:
+    """`written_directory` for a model; `card` becomes its README.md.
 
     Raises:
         LeafError: something cannot be written; what was at `path` is still there.
     """
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        if card is not None:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
-        replace_directory(temporary, path)
+        with written_directory(path) as directory:
+            yield directory
+            if card is not None:
+                (directory / "README.md").write_text(card, encoding="utf-8")
+    except LeafError:
+        raise
     except Exception as error:  # of a full disk safetensors and tokenizers make errors of their own
-        shutil.rmtree(temporary, ignore_errors=True)
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise LeafError(f"{path}: cannot be written ({reason}); see to the disk and run again") from None
+        raise LeafError(f"{path}: cannot be written ({first_line(error)}); see to the disk and run again") from None
 
 
 def build(params: StudentParams, dim: int, normalize: bool, dropout: float = 0.0, seed: int = 0) -> Student:
@@ -187,8 +184,7 @@ def _load_transformer(directory: Path, name: str) -> Any:
             model_kwargs={"use_safetensors": True, "dtype": torch.float32},
         )
     except Exception as error:  # every library below raises its own; the person needs one sentence
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise LeafError(f"fit.student.model `{name}`: cannot be loaded: {reason}") from None
+        raise LeafError(f"fit.student.model `{name}`: cannot be loaded: {first_line(error)}") from None
 
 
 def _check_weights(directory: Path, backbone: nn.Module, name: str) -> None:

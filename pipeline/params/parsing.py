@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 import yaml
 
-from pipeline.errors import LeafError
+from pipeline.base.errors import LeafError
 
 T = TypeVar("T")
 Check = tuple[Callable[[Any], bool], str]

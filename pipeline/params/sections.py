@@ -6,11 +6,12 @@ refused with the key's full name (`fit.batch_size`) and what would be right.
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pipeline.errors import LeafError
-from pipeline.parsing import bounded, load_section, parse, positive
+from pipeline.base.errors import LeafError
+from pipeline.params.parsing import bounded, load_section, parse, positive
 
 __all__ = ["bounded", "load_section", "parse", "positive"]
 
@@ -289,3 +290,8 @@ class ExportParams:
     """The teacher's hub id, where `teacher.model` is none but a directory, a package or an API's name."""
     student_id: str | None = None
     """The hub id of the student's checkpoint, where `fit.student.model` is a directory or a package."""
+
+
+def name_of(model: str) -> str:
+    """A local path's last part: where a model lay on somebody's machine is nobody's business."""
+    return Path(model).name if Path(model).is_absolute() or model.startswith((".", "~")) else model

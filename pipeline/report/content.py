@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import figures
-from pipeline.wording import change, number, percent
+from pipeline.report import figures
+from pipeline.report.wording import change, number, percent
 
 Rows = Sequence[Mapping[str, str]]
 MODES = ("teacher", "standard", "asymmetric")

@@ -12,10 +12,10 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pipeline import figures
-from pipeline.card import name_of
-from pipeline.errors import LeafError
-from pipeline.sections import Section, sections
+from pipeline.base.errors import LeafError
+from pipeline.params.sections import name_of
+from pipeline.report import figures
+from pipeline.report.content import Section, sections
 
 TABLES = ("alignment", "truncation", "quantisation", "map")
 
@@ -52,7 +52,9 @@ def render(sources: Sources) -> str:
             f"{error}): run `dvc repro -f evaluate`"
         ) from error
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("pipeline").joinpath("templates/report.html").read_text(encoding="utf-8"))
+    template = environment.from_string(
+        files("pipeline.report").joinpath("templates/report.html").read_text(encoding="utf-8")
+    )
     return template.render(
         teacher=name_of(str(store["teacher"].get("model", "an unnamed teacher"))),
         student=f"A student from {student}",

@@ -5,18 +5,18 @@ source, role; row i belongs to entry i) and the library's own file.
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
-from pipeline.corpus import scan
-from pipeline.errors import LeafError
-from pipeline.files import replace_directory
-from pipeline.search import Nearest, Vectors, read
-from pipeline.store import Store
+from pipeline.base.errors import LeafError
+from pipeline.base.files import written_directory
+from pipeline.base.optional import import_optional
+from pipeline.corpus.files import scan
+from pipeline.serve.search import Nearest, Vectors, read
+from pipeline.store.store import Store
 
 Kind = Literal["faiss", "usearch", "parquet"]
 FILES = {"faiss": "vectors.faiss", "usearch": "vectors.usearch"}
@@ -36,10 +36,7 @@ def write(store: Store, corpus: Path | None, kind: Kind, out: Path, *, role: str
         LeafError: the library is missing, or the store holds no such vectors.
     """
     vectors = read(store, role)
-    temporary = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with written_directory(out) as temporary:
         if kind == "parquet":
             _write_parquet(vectors, corpus, temporary)
         else:
@@ -52,9 +49,6 @@ def write(store: Store, corpus: Path | None, kind: Kind, out: Path, *, role: str
                 "fingerprint": store.meta.fingerprint,
             }
             (temporary / "index.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        replace_directory(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return len(vectors.rows)
 
 
@@ -142,9 +136,4 @@ def _usearch(file: Path) -> Nearest:
 
 
 def _library(module: str, package: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise LeafError(f"{package} is not installed: `pip install -e '.[index]'`") from None
+    return import_optional(module, "index", "an index", package)

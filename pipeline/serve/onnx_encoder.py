@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import LeafError
+from pipeline.base.errors import LeafError, first_line
+from pipeline.base.optional import import_optional
 
 MODELS = {"float32": "model.onnx", "int8": "model_int8.onnx"}
 TOKENIZER = "tokenizer.json"  # cuts at the model's longest text and does not pad
@@ -23,10 +24,7 @@ class OnnxEncoder:
         Raises:
             LeafError: onnxruntime is missing, or the directory holds no whole model.
         """
-        try:
-            import onnxruntime
-        except ImportError:
-            raise LeafError("onnxruntime is not installed: `pip install -e '.[onnx]'`") from None
+        onnxruntime = import_optional("onnxruntime", "onnx", "a model in ONNX")
         from tokenizers import Tokenizer
 
         model = directory / MODELS[precision]
@@ -38,8 +36,7 @@ class OnnxEncoder:
             self._tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
             self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # both raise bare exceptions of their own
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise LeafError(f"{model}: cannot be loaded ({reason}); run the export stage again") from None
+            raise LeafError(f"{model}: cannot be loaded ({first_line(error)}); run the export stage again") from None
         self.dim = int(self._session.get_outputs()[0].shape[1])
 
     def encode(self, texts: Sequence[str], role: str = "query") -> np.ndarray:

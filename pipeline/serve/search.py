@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pipeline.corpus import scan
-from pipeline.errors import LeafError
-from pipeline.store import Store
+from pipeline.base.errors import LeafError
+from pipeline.corpus.files import scan
+from pipeline.store.store import Store
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 Nearest = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # query [dim], k -> rows [k], scores [k]

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.errors import LeafError
-from pipeline.files import TEMPORARY
+from pipeline.base.errors import LeafError
+from pipeline.base.files import TEMPORARY
+from pipeline.base.optional import import_optional
 
 BLOCK = 8 * 2**20  # bytes asked for at a time
 
@@ -28,10 +29,7 @@ class Bucket:
                 "the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE) or from ~/.aws"
             )
         self.url, self._place = url, place
-        try:
-            import s3fs
-        except ImportError:
-            raise LeafError(f"{url}: reading from S3 needs s3fs: pip install 'leaf-pipeline[s3]'") from None
+        s3fs = import_optional("s3fs", "s3", f"{url}: reading from S3")
         with self._failing(""):
             self._system: Any = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from pipeline.errors import LeafError
+from pipeline.base.errors import LeafError
 
 CHUNK_ROWS = 1024  # rows that share one checksum; the unit of reading
 CHECKSUM_BYTES = 4

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import LeafError
-from pipeline.shard import DTYPES, MAX_DIM, ShardInfo, StoreMeta, file_sizes, regular_size
+from pipeline.base.errors import LeafError
+from pipeline.base.files import regular_size
+from pipeline.store.shard import DTYPES, MAX_DIM, ShardInfo, StoreMeta, file_sizes
 
 FORMAT = "leaf-embedding-store"
 VERSION = 1

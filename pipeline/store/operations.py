@@ -10,14 +10,15 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from pipeline.checks import SAME_VECTOR, cosines
-from pipeline.corpus import scan
-from pipeline.errors import LeafError
-from pipeline.files import check_replaceable, disk, workspace
-from pipeline.params import EncodeParams, TeacherParams
-from pipeline.pool import Pool
-from pipeline.shard import Array, StoreMeta, contains, key_array
-from pipeline.store import Store
+from pipeline.base.arrays import Array, cosines
+from pipeline.base.errors import LeafError
+from pipeline.base.files import disk, workspace
+from pipeline.base.keys import contains, key_array
+from pipeline.corpus.files import scan
+from pipeline.store.shard import StoreMeta
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
+from pipeline.store.validation import SAME_VECTOR, check_replaceable
 
 NORM_TOLERANCE = 0.02  # int8 rounds each number to 1/254 of the row's largest
 Choose = Callable[[Store, int], Array]
@@ -69,34 +70,6 @@ def verify(store: Store) -> dict[str, Any]:
                 " although the store says that all are normalised; do not trust this store"
             )
     return {"rows": store.rows, "shards": len(store.shards), "norm_min": round(low, 6), "norm_max": round(high, 6)}
-
-
-def sample(store: Store, corpus: Path, teacher: TeacherParams, params: EncodeParams, rows: int) -> dict[str, Any]:
-    """Encode up to `rows` texts of the corpus again and compare; those with the smallest keys, which are random ones.
-
-    Raises:
-        LeafError: another teacher's store, no text in common, or a vector that is another one (`encode.compare`).
-    """
-    from pipeline.encode import compare  # here, so that what needs no model does not wait for torch
-    from pipeline.teachers import describe, load
-
-    mine = describe(teacher, params, store)
-    if mine.fingerprint != store.meta.fingerprint:
-        raise LeafError(
-            f"{store.path}: was made with the fingerprint {store.meta.fingerprint[:16]}, but section `teacher` "
-            f"describes {mine.fingerprint[:16]}: name the same model, prompts, max_length and normalize"
-        )
-    stored = store.keys()
-    shared = np.sort(stored[contains(_keys(corpus), stored)])[:rows]
-    if not len(shared):
-        raise LeafError(f"{corpus}: shares no text with {store.path}: nothing to compare")
-    texts = scan(corpus).filter(pl.col("key").is_in(shared.tolist())).collect(engine="streaming")
-    found = compare(str(store.path), texts, store, load(teacher, params, mine))
-    return {
-        "compared": len(found),
-        "cosine_min": round(float(found.min()), 6),
-        "cosine_mean": round(float(found.mean()), 6),
-    }
 
 
 def merge(one: Store, two: Store, out: Path) -> dict[str, Any]:
@@ -156,7 +129,7 @@ def assemble(stores: Sequence[Store], choose: Choose, meta: StoreMeta, out: Path
     return figures
 
 
-def copy_rows(store: Store, i: int, kept: Array, pool: Pool) -> None:
+def copy_rows(store: Store, i: int, kept: Array, pool: ShardCache) -> None:
     """Bring the rows of shard `i` that `kept` marks into the pool as a shard of their own, bit for bit."""
     store.verify_shard(i)
     pool.write_stored(store.shard_rows_frame(i).filter(pl.Series(kept)), [part[kept] for part in store.stored(i)])
@@ -185,9 +158,9 @@ def diff(one: Store, two: Store, rows: int) -> dict[str, Any]:
 
 
 @contextmanager
-def scratch(out: Path, meta: StoreMeta) -> Iterator[Pool]:
+def scratch(out: Path, meta: StoreMeta) -> Iterator[ShardCache]:
     """An empty pool on the file system of `out`, gone at the end; LeafError where another run has one for `out`."""
-    with disk(out), workspace(out, "pool") as directory, Pool(directory, meta) as pool:
+    with disk(out), workspace(out, "pool") as directory, ShardCache(directory, meta) as pool:
         yield pool
 
 

@@ -8,8 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from pipeline.manifest import GROUP, README, Sources, document
-from pipeline.shard import ShardInfo, StoreMeta, sha256, sync
+from pipeline.base.files import sha256, sync
+from pipeline.store.manifest import GROUP, README, Sources, document
+from pipeline.store.shard import ShardInfo, StoreMeta
 
 UNKNOWN = "not stated; ask whoever gave you the store"
 
@@ -36,7 +37,7 @@ def text(meta: StoreMeta, shards: Sequence[ShardInfo], sources: Sources) -> str:
         if isinstance(prompts, dict)
         else []
     )
-    return Template(files("pipeline").joinpath("templates/store.md").read_text(encoding="utf-8")).substitute(
+    return Template(files("pipeline.store").joinpath("templates/store.md").read_text(encoding="utf-8")).substitute(
         teacher=_cell(str(meta.teacher.get("model", "unknown"))),
         fingerprint=meta.fingerprint,
         rows=f"{sum(info.rows for info in shards):,}",

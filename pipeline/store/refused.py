@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import LeafError
-from pipeline.files import disk
-from pipeline.keys import KEY_BYTES
+from pipeline.base.errors import LeafError
+from pipeline.base.files import disk
+from pipeline.base.keys import KEY_BYTES
 
 MOST = 100_000  # more than that is no exception but another corpus; `store.json` would grow too large
 

@@ -20,14 +20,15 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from pipeline import manifest
-from pipeline.bucket import Bucket, Cache
-from pipeline.chunks import CHUNK_ROWS, chunk_bytes
-from pipeline.errors import LeafError
-from pipeline.files import TEMPORARY
-from pipeline.manifest import MAX_DOCUMENT_BYTES, Manifest
-from pipeline.shard import Array, file_sizes, open_array, rows_path, sha256
-from pipeline.store import Store
+from pipeline.base.arrays import Array
+from pipeline.base.errors import LeafError
+from pipeline.base.files import TEMPORARY, sha256
+from pipeline.store import manifest
+from pipeline.store.bucket import Bucket, Cache
+from pipeline.store.chunks import CHUNK_ROWS, chunk_bytes
+from pipeline.store.manifest import MAX_DOCUMENT_BYTES, Manifest
+from pipeline.store.shard import file_sizes, open_array, rows_path
+from pipeline.store.store import Store
 
 AHEAD = 4  # shards on their way at once
 GIGABYTE = 10**9

@@ -7,18 +7,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline import manifest
-from pipeline.corpus import scan
-from pipeline.errors import LeafError
-from pipeline.files import TEMPORARY, disk, remove
-from pipeline.manage import scratch
-from pipeline.manifest import GROUP
-from pipeline.params import EncodeParams, TeacherParams
-from pipeline.pool import Pool
-from pipeline.readme import text
-from pipeline.remote import RemoteStore
-from pipeline.shard import ShardInfo, read_rows, sha256, sync
-from pipeline.store import Store
+from pipeline.base.errors import LeafError
+from pipeline.base.files import TEMPORARY, disk, remove, sha256, sync
+from pipeline.corpus.files import scan
+from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.store import manifest
+from pipeline.store.manifest import GROUP
+from pipeline.store.operations import scratch
+from pipeline.store.readme import text
+from pipeline.store.remote import RemoteStore
+from pipeline.store.shard import ShardInfo, read_rows
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
 
 
 def repair(path: Path, sources: Sequence[Store | Path], encoding: "Encoding | None") -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _encode_again(store: Store, lost: list[int], encoding: Encoding | None) -> i
             f"{store.path}: shard {names}: damaged, and no copy has it: name another copy (--from PATH or URL), or the "
             "corpus and the parameters to encode its texts again (--corpus, --params)"
         )
-    from pipeline.teachers import describe  # here, so that what needs no model does not wait for torch
+    from pipeline.teacher.teacher import describe  # here, so that what needs no model does not wait for torch
 
     mine = describe(encoding.teacher, encoding.params, store)
     if mine.fingerprint != store.meta.fingerprint:
@@ -171,10 +171,10 @@ def _encode_again(store: Store, lost: list[int], encoding: Encoding | None) -> i
     return encoded
 
 
-def _fill_lost(store: Store, lost: list[int], pool: Pool, encoding: Encoding) -> None:
+def _fill_lost(store: Store, lost: list[int], pool: ShardCache, encoding: Encoding) -> None:
     """Encode the rows of the lost shards; where a list of rows is lost too, the texts of the corpus that nobody has."""
-    from pipeline.encode import fill
-    from pipeline.teachers import load, once
+    from pipeline.encode.encoding import fill
+    from pipeline.teacher.teacher import load, once
 
     corpus, unknown = scan(encoding.corpus), False
     get = once(lambda: load(encoding.teacher, encoding.params, store.meta))

@@ -6,32 +6,27 @@ A shard is written once, in full, and never changed. Its name is derived from it
 import hashlib
 import io
 import json
-import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from pipeline.chunks import CHUNK_ROWS, Chunks, chunk_bytes, index_bytes
-from pipeline.errors import LeafError
-from pipeline.keys import KEY_BYTES
-
-Array = npt.NDArray[Any]
+from pipeline.base.arrays import Array
+from pipeline.base.errors import LeafError
+from pipeline.base.files import regular_size, sha256, sync
+from pipeline.base.keys import key_array
+from pipeline.store.chunks import CHUNK_ROWS, Chunks, chunk_bytes, index_bytes
 
 MAX_DIM = 65_536
 MAX_ROW_BYTES = 8192  # of a row's key, role, id, source and tokens, unpacked; more is a bomb
 DTYPES = ("float16", "float32", "int8")
 ROW_SCHEMA = pl.Schema({"key": pl.Binary, "role": pl.String, "id": pl.String, "source": pl.String, "tokens": pl.Int32})
-KEY_DTYPE = np.dtype(f"V{KEY_BYTES}")
 
 
 @dataclass(frozen=True)
@@ -58,42 +53,6 @@ class ShardInfo:
     rows: int
     bytes: int
     files: dict[str, str]
-
-
-def key_array(keys: Sequence[bytes] | Array | pl.Series) -> Array:
-    """Keys as `[n] V16`, which NumPy sorts and searches bytewise (an `S16` would lose trailing zeros).
-
-    Raises:
-        LeafError: a key is missing or not 16 bytes long.
-    """
-    if isinstance(keys, np.ndarray) and keys.dtype == KEY_DTYPE:
-        return keys
-    if isinstance(keys, pl.Series) and len(keys) and _all_keys(keys):
-        # Without an object of Python's for every key: those take four times the memory of the keys themselves.
-        values = keys.rechunk().to_arrow().cast(pa.binary(KEY_BYTES))
-        first = values.offset * KEY_BYTES
-        return np.frombuffer(values.buffers()[1], np.uint8)[first : first + len(keys) * KEY_BYTES].view(KEY_DTYPE)
-    listed: list[bytes] = list(keys)
-    for row, entry in enumerate(listed):
-        if not isinstance(entry, bytes) or len(entry) != KEY_BYTES:
-            raise LeafError(f"row {row}: a key must be {KEY_BYTES} bytes, not {entry!r:.60}")
-    return np.frombuffer(b"".join(listed), dtype=KEY_DTYPE)
-
-
-def _all_keys(keys: pl.Series) -> bool:
-    return keys.dtype == pl.Binary and bool((keys.bin.size() == KEY_BYTES).fill_null(False).all())
-
-
-def contains(ordered: Array, keys: Array) -> Array:
-    """`[n] bool`: which of `keys` are among the sorted `ordered`; both as `key_array` gives them."""
-    if not len(ordered) or not len(keys):
-        return np.zeros(len(keys), dtype=bool)
-    first = int(np.searchsorted(ordered, keys[0]))
-    if np.array_equal(ordered[first : first + len(keys)], keys):  # as of a corpus that the pool holds: no search
-        return np.ones(len(keys), dtype=bool)
-    place = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
-    found: Array = ordered[place] == keys
-    return found
 
 
 def shard_name(keys: Array) -> str:
@@ -124,21 +83,6 @@ def file_sizes(name: str, rows: int, meta: StoreMeta) -> dict[str, int | None]:
 
 def _data_path(array: str, row: tuple[int, ...]) -> str:
     return f"vectors.zarr/{array}/c/{'/'.join('0' * (1 + len(row)))}"
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Make a file or a directory survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_shard(root: Path, rows: pl.DataFrame, stored: Sequence[Array], meta: StoreMeta) -> ShardInfo:
@@ -241,17 +185,6 @@ def check_files(root: Path, info: ShardInfo, meta: StoreMeta) -> None:
     for file, digest in info.files.items():
         if sha256(root / file) != digest:
             raise LeafError(f"{root / file}: shard {info.name}: SHA-256 differs: damaged or swapped")
-
-
-def regular_size(path: Path, what: str) -> int:
-    """Size of a regular file (or of what a link points to); anything else is refused, a pipe would hang the reader."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise LeafError(f"{path}: {what}: file is missing or unreadable ({error.strerror})") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise LeafError(f"{path}: {what}: not a regular file")
-    return status.st_size
 
 
 def open_array(root: Path, info: ShardInfo, meta: StoreMeta, name: str) -> Chunks:

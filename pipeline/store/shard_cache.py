@@ -19,46 +19,44 @@ import numpy as np
 import polars as pl
 import zarr
 
-from pipeline.checks import checked_rows, checked_vectors
-from pipeline.errors import LeafError
-from pipeline.files import (
+from pipeline.base.arrays import Array
+from pipeline.base.errors import LeafError
+from pipeline.base.files import (
     TEMPORARY,
-    check_replaceable,
     disk,
     link,
     locked,
     read_json,
     remove,
     replace_directory,
+    sha256,
+    sync,
     temporary,
     workspace,
     write_json,
 )
-from pipeline.manifest import check_meta, parse_shard
-from pipeline.readme import write_manifest
-from pipeline.refused import Refused
-from pipeline.shard import (
-    Array,
+from pipeline.base.keys import contains, key_array, merge_sorted
+from pipeline.store.manifest import check_meta, parse_shard
+from pipeline.store.readme import write_manifest
+from pipeline.store.refused import Refused
+from pipeline.store.shard import (
     ShardInfo,
     StoreMeta,
     check_files,
     check_sizes,
-    contains,
     encoded,
-    key_array,
     read_rows,
     rows_path,
-    sha256,
-    sync,
     write_shard,
 )
-from pipeline.store import Store, by_source, sum_sources
+from pipeline.store.store import Store, by_source, sum_sources
+from pipeline.store.validation import check_replaceable, checked_rows, checked_vectors
 
 _NAME = re.compile(r"[0-9a-f]{16}")
 _NOT_OF_THE_POOL = ("teacher", "license", "refused")
 
 
-class Pool:
+class ShardCache:
     """Finished shards of one fingerprint. Holds the pool's lock until `close` (or the end of a `with`)."""
 
     def __init__(self, root: Path, meta: StoreMeta) -> None:
@@ -104,7 +102,7 @@ class Pool:
     def keys(self) -> Array:
         """`[n] V16` of all finished shards, sorted; `.tolist()` gives bytes."""
         if len(self._runs) != 1:
-            self._runs = [merged(self._runs) if self._runs else key_array([])]
+            self._runs = [merge_sorted(self._runs) if self._runs else key_array([])]
         return self._runs[0]
 
     def has(self, keys: Sequence[bytes] | Array | pl.Series) -> Array:
@@ -170,7 +168,7 @@ class Pool:
             LeafError: a wanted key is not in the pool, a shard is damaged, `out` is something else, another run
                 publishes there, the disk is full.
         """
-        keys = merged([key_array(wanted if isinstance(wanted, np.ndarray | pl.Series) else list(wanted))])
+        keys = merge_sorted([key_array(wanted if isinstance(wanted, np.ndarray | pl.Series) else list(wanted))])
         missing = int((~self.has(keys)).sum()) - len(self.left_out(keys))
         if missing:
             raise LeafError(f"{self.path}: {missing} of {len(keys)} wanted keys have no vector: run encode again")
@@ -234,7 +232,7 @@ class Pool:
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             self._shards = {info.name: (info, keys) for info, keys in threads.map(self._read, found)}
         if self._shards:
-            self._runs = [merged([keys for _, keys in self._shards.values()])]
+            self._runs = [merge_sorted([keys for _, keys in self._shards.values()])]
 
     def _read(self, directory: Path) -> tuple[ShardInfo, Array]:
         try:
@@ -248,10 +246,10 @@ class Pool:
 
     def _add(self, info: ShardInfo, keys: Array) -> None:
         self._shards[info.name] = (info, keys)
-        run = merged([keys])
+        run = merge_sorted([keys])
         # Runs grow like the digits of a binary counter: a key is merged log(shards) times, not once a shard.
         while self._runs and len(self._runs[-1]) <= len(run):
-            run = merged([self._runs.pop(), run])
+            run = merge_sorted([self._runs.pop(), run])
         self._runs.append(run)
 
     def _check_new(self, rows: pl.DataFrame, keys: Array) -> None:
@@ -265,11 +263,6 @@ class Pool:
 
 def _forget(directory: Path) -> str:
     return f"delete {directory} and run encode again: only its texts are encoded anew"
-
-
-def merged(runs: Sequence[Array]) -> Array:
-    """All keys of these arrays in order. The stable sort takes sorted runs, as most keys come, in one pass."""
-    return np.sort(np.concatenate(runs), kind="stable")
 
 
 def _any(ordered: Array, keys: Array) -> bool:

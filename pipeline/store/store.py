@@ -14,24 +14,15 @@ from typing import Self, cast
 import numpy as np
 import polars as pl
 
-from pipeline import manifest
-from pipeline.checks import finite_and_zero
-from pipeline.chunks import CHUNK_ROWS, Chunks
-from pipeline.errors import LeafError
-from pipeline.manifest import GROUP, README, REPAIR, Manifest, Sources
-from pipeline.shard import (
-    Array,
-    ShardInfo,
-    StoreMeta,
-    arrays,
-    check_files,
-    check_sizes,
-    key_array,
-    open_array,
-    read_rows,
-    regular_size,
-    sha256,
-)
+from pipeline.base.arrays import Array
+from pipeline.base.errors import LeafError
+from pipeline.base.files import regular_size, sha256
+from pipeline.base.keys import key_array
+from pipeline.store import manifest
+from pipeline.store.chunks import CHUNK_ROWS, Chunks
+from pipeline.store.manifest import GROUP, README, REPAIR, Manifest, Sources
+from pipeline.store.shard import ShardInfo, StoreMeta, arrays, check_files, check_sizes, open_array, read_rows
+from pipeline.store.validation import finite_and_zero
 
 __all__ = ["Array", "ShardInfo", "Store", "StoreMeta", "key_array"]
 
@@ -59,7 +50,7 @@ class Store:
             LeafError: no store, a damaged or edited one, or one of a later version; says which shard and what to do.
         """
         if url := remote_url(path):
-            from pipeline.remote import open_remote
+            from pipeline.store.remote import open_remote
 
             return cast(Self, open_remote(url))
         path = Path(path)

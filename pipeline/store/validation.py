@@ -1,13 +1,15 @@
 """What the pool asks of rows and vectors before it stores them, and what makes two vectors one text's."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from pipeline.chunks import CHUNK_ROWS
-from pipeline.errors import LeafError
-from pipeline.shard import ROW_SCHEMA, Array, StoreMeta
+from pipeline.base.arrays import Array
+from pipeline.base.errors import LeafError
+from pipeline.store.chunks import CHUNK_ROWS
+from pipeline.store.shard import ROW_SCHEMA, StoreMeta
 
 SAME_VECTOR = 0.999  # cosine; batch size and hardware change the last bits, another teacher changes the first
 
@@ -60,9 +62,9 @@ def finite_and_zero(vectors: Array) -> tuple[Array, Array]:
     return largest < infinite, largest == 0
 
 
-def cosines(ours: Array, theirs: Array) -> Array:
-    """Cosine [n] of each pair of rows."""
-    theirs = theirs.astype(np.float32)
-    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    result: Array = (ours * theirs).sum(1) / np.maximum(norms, np.finfo(np.float32).tiny)
-    return result
+def check_replaceable(out: Path) -> None:
+    """LeafError unless `out` is absent, empty or a store."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise LeafError(f"{out}: not a directory; move it away, the store is published there")
+    if out.is_dir() and any(out.iterdir()) and not (out / "store.json").exists():
+        raise LeafError(f"{out}: holds something else than a store; move it away, the store is published there")

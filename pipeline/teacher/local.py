@@ -1,7 +1,6 @@
 """The teacher: a sentence-transformers model, identified by a fingerprint of all that decides its vectors."""
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -12,15 +11,17 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from pipeline.errors import LeafError
-from pipeline.machine import bf16_is_fast, keep_pages
-from pipeline.packed import FAMILIES, Encoder, pack
-from pipeline.params import TeacherParams
-from pipeline.shard import sha256
-from pipeline.store import StoreMeta
-from pipeline.streams import vectors_in_parts
+from pipeline.base.errors import LeafError
+from pipeline.base.files import sha256
+from pipeline.base.memory import keep_pages
+from pipeline.model.backbones.packed import FAMILIES, Encoder
+from pipeline.model.batch import pack
+from pipeline.model.device import bf16_is_fast
+from pipeline.model.model_files import check_sha256, load_sentence_transformer, resolve_model
+from pipeline.model.parallel import vectors_in_parts
+from pipeline.params.sections import TeacherParams
+from pipeline.store.shard import StoreMeta
 
-PACKAGE = "package:"
 USUAL_LIMIT = 512  # tokens of a text, where a model's files name no limit
 NO_LIMIT = 10**6  # tokenizers without a limit write a huge number (transformers: 1e30)
 COUNT_FROM_PADDING = tuple(
@@ -29,64 +30,6 @@ COUNT_FROM_PADDING = tuple(
 )
 """Model types whose positions begin behind the padding id: the first rows of their table belong to no token."""
 TOKENIZER_FILES = ("vocab.*", "merges.txt", "bpe.codes", "*.model", "*.spm", "*token*.json")
-
-
-def resolve_model(model: str, revision: str | None = None) -> Path:
-    """Directory of a model given as `package:NAME/DIRECTORY`, as a local directory, or as a hub id.
-
-    Raises:
-        LeafError: there is no such package, directory or hub model.
-    """
-    if model.startswith(PACKAGE):
-        name, _, inside = model.removeprefix(PACKAGE).partition("/")
-        spec = importlib.util.find_spec(name) if name.isidentifier() else None
-        if spec is None or not spec.submodule_search_locations:
-            raise LeafError(f"model `{model}`: the package `{name}` is not installed; install it with pip")
-        directory = Path(next(iter(spec.submodule_search_locations))) / inside
-        if not directory.is_dir():
-            raise LeafError(f"model `{model}`: the package `{name}` has no directory `{inside}`")
-        return directory
-    if Path(model).is_dir():
-        return Path(model)
-    if model.startswith((".", "/", "~")):
-        raise LeafError(f"model `{model}`: no such directory")
-    return _from_hub(model, revision)
-
-
-def _from_hub(model: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LeafError(
-            f"model `{model}`: neither a local directory nor to be had from the model hub ({reason})"
-        ) from None
-
-
-def weights_sha256(directory: Path) -> str:
-    """SHA-256 of `model.safetensors`; of the lines `name sha256` where the weights are split over several files."""
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise LeafError(f"{directory.name}: holds no *.safetensors; weights in other formats are not loaded")
-    if len(files) == 1:
-        return sha256(files[0])
-    lines = "".join(f"{file.name} {sha256(file)}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def check_sha256(directory: Path, expected: str | None, name: str) -> str:
-    """Return the digest of the weights; LeafError if `expected` is given and differs."""
-    found = weights_sha256(directory)
-    if expected is not None and found != expected.lower():
-        raise LeafError(
-            f"{name}: the weights have SHA-256 {found}, but the parameters want {expected}; "
-            "do not trust them, or correct the parameter if you meant to change models"
-        )
-    return found
 
 
 def _read_json(path: Path) -> Any:
@@ -316,19 +259,3 @@ class Teacher:
         for rows, part in self.parts(token_ids):
             vectors[rows] = part
         return vectors
-
-
-def load_sentence_transformer(directory: Path, name: str) -> Any:
-    """Load a model from a directory: safetensors only, no code of the model's own; LeafError where that fails."""
-    from sentence_transformers import SentenceTransformer
-
-    try:
-        return SentenceTransformer(
-            str(directory),
-            trust_remote_code=False,
-            local_files_only=True,
-            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-        ).eval()
-    except Exception as error:  # every library below raises its own; the person needs one sentence
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LeafError(f"model `{name}`: cannot be loaded as a sentence-transformers model: {reason}") from None

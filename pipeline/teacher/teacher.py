@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from pipeline import probe
-from pipeline import teacher as local
-from pipeline.ask import ApiTeacher
-from pipeline.params import EncodeParams, TeacherParams
-from pipeline.shard import StoreMeta
-from pipeline.store import Store
-from pipeline.teacher import Teacher
+from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.store.shard import StoreMeta
+from pipeline.store.store import Store
+from pipeline.teacher import local
+from pipeline.teacher.api import identity as probe
+from pipeline.teacher.api.api_teacher import ApiTeacher
+from pipeline.teacher.local import Teacher
 
 AnyTeacher = Teacher | ApiTeacher
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from pipeline.pool import Pool
+from pipeline.store.shard_cache import ShardCache
 from tests.store_helpers import META, rows, vectors
 
 CHANGES = ("open", "os.rename", "os.mkdir", "os.link", "os.remove", "os.rmdir", "shutil.rmtree", "tempfile.mkdtemp")
@@ -25,7 +25,7 @@ def grow(directory: Path, die_at: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
-    with Pool(directory / "pool", META) as pool:
+    with ShardCache(directory / "pool", META) as pool:
         if not pool.has(rows(50, 5)["key"].to_list()).any():
             pool.write(rows(50, 5), vectors(50, 5))
         pool.publish(directory / "store", pool.keys())

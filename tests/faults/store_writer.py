@@ -3,14 +3,14 @@
 import sys
 from pathlib import Path
 
-from pipeline.pool import Pool
+from pipeline.store.shard_cache import ShardCache
 from tests.store_helpers import META, rows, vectors
 
 SIZE = 300
 
 
 def main(directory: Path, shards: int) -> None:
-    with Pool(directory / "pool", META) as pool:
+    with ShardCache(directory / "pool", META) as pool:
         for number in range(shards):
             frame = rows(number * SIZE, SIZE)
             if not pool.has(frame["key"].to_list()).any():

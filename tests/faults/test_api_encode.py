@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.keys import keys
-from pipeline.probe import TEXTS
-from pipeline.store import Store
+from pipeline.base.keys import keys
+from pipeline.store.store import Store
+from pipeline.teacher.api.identity import TEXTS
 from tests.conftest import sentence
 from tests.embeddings_server import KEY, Server, running, tokens_of, vector
 from tests.faults.test_encode_faults import contents, start

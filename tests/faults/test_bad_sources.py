@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import sources
-from pipeline.corpus import build
-from pipeline.errors import LeafError
-from pipeline.params import CorpusParams, SourceParams
+from pipeline.base.errors import LeafError
+from pipeline.corpus.build import build
+from pipeline.corpus.readers import reading as sources
+from pipeline.params.sections import CorpusParams, SourceParams
 
 
 def complaint(**fields: Any) -> str:

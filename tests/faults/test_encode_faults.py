@@ -78,12 +78,12 @@ def test_a_run_killed_again_and_again_publishes_the_bytes_of_one_never_killed(
 def test_a_second_run_is_told_that_one_is_under_way(
     tiny_corpus: Path, write_params: Callable[..., Path], tmp_path: Path, tiny_teacher: Path
 ) -> None:
-    from pipeline.params import TeacherParams
-    from pipeline.pool import Pool
-    from pipeline.teacher import describe
+    from pipeline.params.sections import TeacherParams
+    from pipeline.store.shard_cache import ShardCache
+    from pipeline.teacher.local import describe
 
     write_params()
-    with Pool(tmp_path / "pool", describe(TeacherParams(str(tiny_teacher)), "float16")):
+    with ShardCache(tmp_path / "pool", describe(TeacherParams(str(tiny_teacher)), "float16")):
         second = start(tmp_path)
         _, errors = second.communicate(timeout=120)
     assert second.returncode == 1

@@ -7,15 +7,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline import manage
-from pipeline.encode import encode
-from pipeline.errors import LeafError
-from pipeline.exchange import push
-from pipeline.params import EncodeParams, TeacherParams
-from pipeline.pool import Pool
-from pipeline.remote import RemoteStore
-from pipeline.repair import repair
-from pipeline.store import Store
+from pipeline.base.errors import LeafError
+from pipeline.encode.encoding import encode
+from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.store import operations as manage
+from pipeline.store.push import push
+from pipeline.store.remote import RemoteStore
+from pipeline.store.repair import repair
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
 from tests.store_helpers import DIM, META, contents, meta, publish, rows, vectors
 
 
@@ -120,7 +120,7 @@ def test_a_copy_that_rots_in_the_cache_is_fetched_again(tmp_path: Path, bucket: 
 def test_a_store_published_anew_replaces_what_the_cache_holds(tmp_path: Path, bucket: Any) -> None:
     push(publish(tmp_path, (60,)), url(bucket))
     Store.open(url(bucket)).verify()
-    with Pool(tmp_path / "other", META) as pool:
+    with ShardCache(tmp_path / "other", META) as pool:
         pool.write(rows(0, 60), vectors(500, 60))
         other = pool.publish(tmp_path / "other-store", pool.keys())
     bucket.objects.all().delete()
@@ -144,7 +144,7 @@ def test_a_store_of_other_vectors_is_not_overwritten(
     push(publish(tmp_path, (60,)), url(bucket))
     before = {entry.key: entry.e_tag for entry in bucket.objects.all()}
     other = meta(**changes)
-    with Pool(tmp_path / "other", other) as pool:
+    with ShardCache(tmp_path / "other", other) as pool:
         pool.write(rows(0, 60), vectors(500, 60, other.dim))
         store = pool.publish(tmp_path / "other-store", pool.keys())
     with pytest.raises(LeafError, match=rf"{url(bucket)}: .*{what}.*nothing was sent; push to another URL, or"):
@@ -158,7 +158,7 @@ def test_a_grown_store_sends_only_its_new_shard(tmp_path: Path, bucket: Any) -> 
     store = publish(tmp_path, (60, 40))
     assert push(store, url(bucket))["files_sent"] == 9
     assert push(store, url(bucket))["files_sent"] == 1
-    with Pool(tmp_path / "pool", META) as pool:
+    with ShardCache(tmp_path / "pool", META) as pool:
         pool.write(rows(100, 5), vectors(100, 5))
         grown = pool.publish(store.path, pool.keys())
     assert push(grown, url(bucket))["files_sent"] == 5

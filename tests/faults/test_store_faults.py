@@ -21,11 +21,11 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import manifest, shard
-from pipeline.chunks import crc32c
-from pipeline.errors import LeafError
-from pipeline.pool import Pool
-from pipeline.store import Store
+from pipeline.base.errors import LeafError
+from pipeline.store import manifest, shard
+from pipeline.store.chunks import crc32c
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
 from tests.store_helpers import DIM, META, contents, publish, rows, vectors
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def test_a_writer_killed_at_any_moment_loses_only_the_shard_in_hand(tmp_path: Pa
         time.sleep(float(generator.uniform(0, 0.05)))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        with Pool(tmp_path / "pool", META) as pool:
+        with ShardCache(tmp_path / "pool", META) as pool:
             assert len(pool.shards) >= finished[-1] + 1
             assert not list(pool.path.glob(".tmp-*"))
             assert all(info.rows == 300 for info in pool.shards)
@@ -101,8 +101,8 @@ def test_killed_at_any_change_of_the_file_system_the_store_is_old_new_or_absent(
 
 
 def test_a_second_writer_is_refused_with_the_process_that_holds_the_lock(tmp_path: Path) -> None:
-    command = "import sys; from tests.store_helpers import *; Pool(Path(sys.argv[1]), META)"
-    with Pool(tmp_path, META) as pool:
+    command = "import sys; from tests.store_helpers import *; ShardCache(Path(sys.argv[1]), META)"
+    with ShardCache(tmp_path, META) as pool:
         second = subprocess.run(
             [sys.executable, "-c", command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
         )
@@ -370,7 +370,7 @@ def test_nan_with_right_checksums_is_refused(store: Path) -> None:
 
 def test_a_key_in_two_shards_is_refused(tmp_path: Path) -> None:
     for number, frame in enumerate([rows(0, 10), rows(9, 10)]):
-        with Pool(tmp_path / f"pool{number}", META) as pool:
+        with ShardCache(tmp_path / f"pool{number}", META) as pool:
             pool.write(frame, vectors(0, 10))
             last = pool.publish(tmp_path / f"store{number}", pool.keys())
     first = Store.open(tmp_path / "store0")
@@ -385,7 +385,7 @@ def test_a_key_in_two_shards_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_pool_shard_is_named_with_its_repair_and_never_published(tmp_path: Path) -> None:
     publish(tmp_path, (20, 10))
     before = contents(tmp_path / "store")
-    with Pool(tmp_path / "pool", META) as pool:
+    with ShardCache(tmp_path / "pool", META) as pool:
         directory = pool.path / pool.shards[0].name
         file = directory / f"vectors.zarr/{directory.name}/c/0/0"
         raw = bytearray(file.read_bytes())
@@ -398,9 +398,9 @@ def test_a_damaged_pool_shard_is_named_with_its_repair_and_never_published(tmp_p
     for damage in ("shard.json", f"rows/{directory.name}.parquet"):
         os.truncate(directory / damage, 10)
         with pytest.raises(LeafError, match=f"delete {directory} and run encode again"):
-            Pool(tmp_path / "pool", META)
+            ShardCache(tmp_path / "pool", META)
     shutil.rmtree(directory)
-    with Pool(tmp_path / "pool", META) as pool:
+    with ShardCache(tmp_path / "pool", META) as pool:
         assert len(pool.shards) == 1
 
 
@@ -419,7 +419,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_named_and_leaves_only_whole_shards(small_disk: Path) -> None:
-    with Pool(small_disk / "pool", META) as pool:
+    with ShardCache(small_disk / "pool", META) as pool:
         pool.write(rows(0, 2000), vectors(0, 2000))
         before = contents(small_disk)
         with pytest.raises(LeafError, match="no space left for this shard; free some and run again"):
@@ -431,7 +431,7 @@ def test_a_full_disk_is_named_and_leaves_only_whole_shards(small_disk: Path) -> 
 
 def test_a_file_size_limit_is_taken_like_a_full_disk(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Pool(tmp_path, META) as pool:
+    with ShardCache(tmp_path, META) as pool:
         before = contents(tmp_path)
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))

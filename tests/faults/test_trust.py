@@ -12,12 +12,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline import manifest
-from pipeline.encode import encode
-from pipeline.errors import LeafError
-from pipeline.params import EncodeParams, TeacherParams
-from pipeline.pool import Pool
-from pipeline.store import Store
+from pipeline.base.errors import LeafError
+from pipeline.encode.encoding import encode
+from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.store import manifest
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
 from tests.conftest import ROOT
 from tests.store_helpers import META, contents, publish, rows, vectors
 
@@ -203,7 +203,7 @@ print(json.dumps(seen))
 
 
 def test_two_writers_and_two_readers_at_once_lose_and_corrupt_nothing(tmp_path: Path) -> None:
-    with Pool(tmp_path / "pool", META) as pool:
+    with ShardCache(tmp_path / "pool", META) as pool:
         pool.write(rows(0, 20), vectors(0, 20))
         pool.publish(tmp_path / "store", pool.keys())
 
@@ -232,7 +232,7 @@ def test_two_writers_and_two_readers_at_once_lose_and_corrupt_nothing(tmp_path: 
 
 def test_a_store_published_anew_while_it_is_checked_is_said_to_be_so(tmp_path: Path) -> None:
     old = publish(tmp_path, (20,))
-    with Pool(tmp_path / "pool", META) as pool:
+    with ShardCache(tmp_path / "pool", META) as pool:
         pool.write(rows(20, 20), vectors(20, 20))
         pool.publish(tmp_path / "store", pool.keys())
     with pytest.raises(LeafError, match="was published anew"):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.store import Store
+from pipeline.store.store import Store
 from tests.conftest import sentence
 from tests.stages.test_pipeline import Project
 

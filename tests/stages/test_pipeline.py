@@ -15,7 +15,7 @@ import pytest
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from pipeline.store import Store
+from pipeline.store.store import Store
 from tests.conftest import ROOT, sentence
 
 STAGES = ("corpus", "encode", "fit", "evaluate", "export", "report")

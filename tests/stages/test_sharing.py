@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import yaml
 
-from pipeline.store import Store
+from pipeline.store.store import Store
 from tests.conftest import ROOT, sentence
 from tests.stages.test_pipeline import Project
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import api
-from pipeline.api import Client, Refusal
-from pipeline.errors import LeafError
-from pipeline.pace import Meter, Stopped
-from pipeline.params import ApiParams, TeacherParams, parse
+from pipeline.base.errors import LeafError
+from pipeline.params.parsing import parse
+from pipeline.params.sections import ApiParams, TeacherParams
+from pipeline.teacher.api import client as api
+from pipeline.teacher.api.client import Client, Refusal
+from pipeline.teacher.api.rate_limit import RateLimiter, Stopped
 from tests.embeddings_server import KEY, Server, running, tokens_of, vector
 
 TEXTS = ["open the file", "close it", "a list of numbers"]
@@ -177,9 +178,9 @@ class Clock:
         return self.now
 
 
-def meter(**settings: Any) -> tuple[Meter, Clock]:
+def meter(**settings: Any) -> tuple[RateLimiter, Clock]:
     clock = Clock()
-    return Meter(ApiParams("http://host/v1", **settings), threading.Event(), clock), clock
+    return RateLimiter(ApiParams("http://host/v1", **settings), threading.Event(), clock), clock
 
 
 def test_no_minute_holds_more_requests_than_allowed() -> None:

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import beir
-from pipeline.errors import LeafError
-from pipeline.keys import key
+from pipeline.base.errors import LeafError
+from pipeline.base.keys import key
+from pipeline.evaluate import collection as beir
 
 SHARED = Path(__file__).parents[3] / "shared" / "ir"
 CORPUS = [

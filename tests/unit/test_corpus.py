@@ -15,12 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import corpus, files, partitions, sources
-from pipeline.errors import LeafError
-from pipeline.files import workspace
-from pipeline.keys import key
-from pipeline.near import NearDuplicates
-from pipeline.params import CorpusParams, SourceParams
+from pipeline.base import files
+from pipeline.base.errors import LeafError
+from pipeline.base.files import workspace
+from pipeline.base.keys import key
+from pipeline.corpus import build as corpus
+from pipeline.corpus import external_sort as partitions
+from pipeline.corpus.near_duplicates import NearDuplicates
+from pipeline.corpus.readers import reading as sources
+from pipeline.params.sections import CorpusParams, SourceParams
 from tests.store_helpers import contents
 
 ROOT = Path(__file__).parents[2]

@@ -7,13 +7,14 @@ import polars as pl
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from pipeline.encode import encode, ensure
-from pipeline.errors import LeafError
-from pipeline.keys import key
-from pipeline.params import EncodeParams, Prompts, TeacherParams
-from pipeline.pool import Pool
-from pipeline.store import Store
-from pipeline.teacher import Teacher, describe, resolve_model
+from pipeline.base.errors import LeafError
+from pipeline.base.keys import key
+from pipeline.encode.encoding import encode, ensure
+from pipeline.model.model_files import resolve_model
+from pipeline.params.sections import EncodeParams, Prompts, TeacherParams
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
+from pipeline.teacher.local import Teacher, describe
 from tests.conftest import corpus_frame
 
 
@@ -104,7 +105,7 @@ def test_a_store_whose_vectors_another_model_made_is_not_reused(
     teacher = TeacherParams(str(tiny_teacher))
     rows = pl.read_parquet(tiny_corpus).with_columns(tokens=pl.lit(5, pl.Int32)).drop("text", "split")
     noise = np.random.default_rng(0).normal(size=(len(rows), 32)).astype(np.float32)
-    with Pool(tmp_path / "forged-pool", describe(teacher, "float16")) as pool:
+    with ShardCache(tmp_path / "forged-pool", describe(teacher, "float16")) as pool:
         pool.write(rows, noise / np.linalg.norm(noise, axis=1, keepdims=True))
         pool.publish(tmp_path / "forged", rows["key"].to_list())
     ours = EncodeParams(pool=str(tmp_path / "p"), reuse=(str(tmp_path / "forged"),))
@@ -122,7 +123,7 @@ def test_one_wrong_shard_among_right_ones_is_enough_to_refuse_a_store(
     rows = pl.read_parquet(tiny_corpus).with_columns(tokens=pl.lit(5, pl.Int32)).drop("text", "split")
     right = Store.open(tmp_path / "right").lookup(rows["key"].to_list())
     for name, wrong, said in (("other", np.roll(right[-8:], 1, axis=0), "has cosine"), ("long", 2 * right[-8:], "2.0")):
-        with Pool(tmp_path / f"{name}-pool", describe(teacher, "float16")) as pool:
+        with ShardCache(tmp_path / f"{name}-pool", describe(teacher, "float16")) as pool:
             pool.write(rows[:-8], right[:-8])
             pool.write(rows[-8:], wrong)
             pool.publish(tmp_path / name, rows["key"].to_list())

@@ -14,13 +14,16 @@ from click.testing import CliRunner, Result
 
 import stages.encode
 import stages.evaluate
-from pipeline import plots
-from pipeline.errors import LeafError
-from pipeline.evaluate import Both, Evaluation, evaluate, neighbours, pairs, pooled, retrieval
-from pipeline.keys import keys
-from pipeline.params import EncodeParams, EvaluateParams, StudentParams, TeacherParams
-from pipeline.pool import Pool
-from pipeline.store import Store, StoreMeta
+from pipeline.base.errors import LeafError
+from pipeline.base.keys import keys
+from pipeline.encode.on_demand import pooled
+from pipeline.evaluate import plots
+from pipeline.evaluate.datasets import PairedVectors, pairs
+from pipeline.evaluate.evaluation import Evaluation, evaluate, neighbours, retrieval
+from pipeline.params.sections import EncodeParams, EvaluateParams, StudentParams, TeacherParams
+from pipeline.store.shard import StoreMeta
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
 from tests.conftest import corpus_frame
 
 DIM = 12
@@ -49,7 +52,7 @@ def teacher_of(store: Store) -> Callable[[pl.DataFrame], np.ndarray]:
 
 def write_store(frame: pl.DataFrame, root: Path) -> Path:
     rows = frame.select("key", "role", "id", "source").with_columns(tokens=pl.lit(1, pl.Int32))
-    with Pool(root / "made", META) as pool:
+    with ShardCache(root / "made", META) as pool:
         pool.write(rows, bag_of_words(frame["text"].to_list()))
         pool.publish(root / "embeddings", frame["key"].to_list())
     return root / "embeddings"
@@ -71,10 +74,10 @@ def embeddings(tmp_path: Path) -> Path:
     return write_store(corpus_frame(400), tmp_path)
 
 
-def both(rows: int, noise: float, seed: int = 0) -> Both:
+def both(rows: int, noise: float, seed: int = 0) -> PairedVectors:
     random = np.random.default_rng(seed)
     teacher = random.normal(size=(rows, DIM))
-    return Both(teacher, teacher + noise * random.normal(size=(rows, DIM)))
+    return PairedVectors(teacher, teacher + noise * random.normal(size=(rows, DIM)))
 
 
 def test_a_student_that_equals_the_teacher_keeps_everything(tiny_corpus: Path, embeddings: Path) -> None:
@@ -136,7 +139,7 @@ def test_pairs_join_by_source_and_id_and_leave_out_queries_without_a_document() 
 
 def test_retention_is_the_share_of_the_teachers_ndcg_with_a_paired_interval() -> None:
     queries, one = both(200, 1.0), both(200, 1.0, seed=1)
-    documents = Both(queries.teacher, queries.teacher + one.student - one.teacher)
+    documents = PairedVectors(queries.teacher, queries.teacher + one.student - one.teacher)
     found = retrieval(queries, documents, [{i: 1} for i in range(200)], PARAMS)
     assert found["teacher"]["ndcg@10"] == found["teacher"]["mrr@10"] == 1
     for mode in ("standard", "asymmetric"):
@@ -148,7 +151,7 @@ def test_retention_is_the_share_of_the_teachers_ndcg_with_a_paired_interval() ->
 
 def test_asymmetric_uses_the_teachers_documents_and_standard_the_students() -> None:
     queries = both(50, 0.0)
-    documents = Both(queries.teacher, -queries.teacher)
+    documents = PairedVectors(queries.teacher, -queries.teacher)
     found = retrieval(queries, documents, [{i: 1} for i in range(50)], PARAMS)
     assert found["asymmetric"]["ndcg@10"] == 1
     assert found["standard"]["ndcg@10"] == 0
@@ -234,7 +237,7 @@ def test_teacher_vectors_of_other_texts_are_computed_once(
 ) -> None:
     from sentence_transformers import SentenceTransformer
 
-    from pipeline import encode as stage_one
+    from pipeline.encode import encoding as stage_one
 
     teacher = TeacherParams(model=str(tiny_teacher))
     params = EncodeParams(pool=str(tmp_path / "pool"), dtype="float32")
@@ -287,7 +290,7 @@ def test_plots_are_drawn_without_held_out_texts_or_data_sets_too(tmp_path: Path)
 
 @pytest.fixture
 def fitted(tmp_path: Path, tiny_student: Path) -> Path:
-    from pipeline.student import build
+    from pipeline.model.student import build
 
     build(StudentParams(model=str(tiny_student)), dim=32, normalize=True).save(tmp_path / "models/student")
     return tmp_path / "models/student"

@@ -17,17 +17,17 @@ from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 
 import stages.export
-from pipeline import asymmetric
-from pipeline.card import write_card
-from pipeline.encode import encode
-from pipeline.errors import LeafError
-from pipeline.export import Outputs, Sections, export
-from pipeline.export_cards import license_of, origin
-from pipeline.onnx_encoder import OnnxEncoder, padded
-from pipeline.onnx_export import export_onnx
-from pipeline.params import EncodeParams, ExportParams, FitParams, Prompts, StudentParams, TeacherParams
-from pipeline.store import Store
-from pipeline.student import Student, build
+from pipeline.base.errors import LeafError
+from pipeline.encode.encoding import encode
+from pipeline.export import router as asymmetric
+from pipeline.export.cards import license_of, origin
+from pipeline.export.exporters import Outputs, Sections, export
+from pipeline.export.onnx_graph import export_onnx
+from pipeline.fit.card import write_card
+from pipeline.model.student import Student, build
+from pipeline.params.sections import EncodeParams, ExportParams, FitParams, Prompts, StudentParams, TeacherParams
+from pipeline.serve.onnx_encoder import OnnxEncoder, padded
+from pipeline.store.store import Store
 from tests import plain_environment
 from tests.conftest import ROOT, corpus_frame, make_model, sentence
 from tests.unit.test_student import file_size

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import LeafError
-from pipeline.files import locked, workspace
+from pipeline.base.errors import LeafError
+from pipeline.base.files import locked, workspace
 
 
 def test_a_lock_that_its_holder_removes_while_we_wait_is_not_taken(

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.ask import shares
-from pipeline.journal import Journal
-from pipeline.refused import Reason, Refused
+from pipeline.encode.engines.api import shares
+from pipeline.store.refused import Reason, Refused
+from pipeline.teacher.api.journal import Journal
 
 DIM = 5
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.params import EvaluateParams
-from pipeline.quantisation import Calibration, coded, quantisation, ranges, size
-from pipeline.retrieval import Both, Dataset
-from pipeline.truncation import truncation
-from pipeline.uncertainty import profiles, verdict
+from pipeline.evaluate.datasets import Dataset, PairedVectors
+from pipeline.evaluate.quantisation import Calibration, coded, quantisation, ranges, size
+from pipeline.evaluate.truncation import truncation
+from pipeline.evaluate.uncertainty import profiles, verdict
+from pipeline.params.sections import EvaluateParams
 
 DIM, ROWS = 32, 120
 PARAMS = EvaluateParams(bootstrap=200, dims=(64, 32, 8, 4))
@@ -26,7 +26,7 @@ def dataset(noise: float = 0.1, scale: np.ndarray | float = 1.0) -> Dataset:
     queries = documents + 0.7 * vectors(ROWS, 1, scale)
     student = [side + noise * vectors(ROWS, 2 + at, scale) for at, side in enumerate((queries, documents))]
     judged = [{row: 1} for row in range(ROWS)]
-    return Dataset("near", Both(queries, student[0]), Both(documents, student[1]), judged)
+    return Dataset("near", PairedVectors(queries, student[0]), PairedVectors(documents, student[1]), judged)
 
 
 def test_a_student_that_equals_the_teacher_has_its_profile() -> None:
@@ -48,7 +48,11 @@ def test_a_student_whose_first_dimensions_are_noise_does_not_follow() -> None:
     broken = [side.copy() for side in (one.queries.student, one.documents.student)]
     for at, side in enumerate(broken):
         side[:, :8] = vectors(ROWS, 20 + at)[:, :8]
-    one = replace(one, queries=Both(one.queries.teacher, broken[0]), documents=Both(one.documents.teacher, broken[1]))
+    one = replace(
+        one,
+        queries=PairedVectors(one.queries.teacher, broken[0]),
+        documents=PairedVectors(one.documents.teacher, broken[1]),
+    )
     largest = truncation(one, PARAMS)["largest"]["standard"]
     assert largest["verdict"] == "lower"
     assert largest["interval"][1] < 0 and largest["at"] in ("8", "4")
@@ -75,7 +79,9 @@ def test_binary_codes_are_signs_of_one_bit(dim: int) -> None:
 
 
 def test_quantisation_names_every_variant_with_its_bytes_and_loses_more_with_fewer_bits() -> None:
-    training = Calibration(Both(vectors(200, 5), vectors(200, 6)), Both(vectors(200, 7), vectors(200, 8)))
+    training = Calibration(
+        PairedVectors(vectors(200, 5), vectors(200, 6)), PairedVectors(vectors(200, 7), vectors(200, 8))
+    )
     one = dataset(noise=0.3)
     found = quantisation(one, training, PARAMS)
     variants = found["variants"]

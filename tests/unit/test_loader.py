@@ -8,14 +8,15 @@ import polars as pl
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from pipeline.errors import LeafError
-from pipeline.files import locked
-from pipeline.loader import Loader, Position, pack_sorted
-from pipeline.packed import pack
-from pipeline.pool import Pool
-from pipeline.prefetch import prefetch
-from pipeline.store import Store, StoreMeta
-from pipeline.tokens import Tokens, corpus_digest, tokenize
+from pipeline.base.errors import LeafError
+from pipeline.base.files import locked
+from pipeline.base.prefetch import prefetch
+from pipeline.fit.loader import Loader, Position, pack_sorted
+from pipeline.fit.token_cache import Tokens, corpus_digest, tokenize
+from pipeline.model.batch import pack
+from pipeline.store.shard import StoreMeta
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
 from tests.conftest import WORDS, corpus_frame
 
 DIM = 8
@@ -43,7 +44,7 @@ def make_store(corpus: Path, folder: Path, leave_out: int = 0, shard_rows: int =
     meta = StoreMeta(fingerprint="0" * 64, teacher={"model": "test"}, dim=DIM, dtype="float16", normalized=True)
     frame = pl.read_parquet(corpus / "*.parquet").sample(fraction=1, shuffle=True, seed=5)[leave_out:]
     rows = frame.select("key", "role", "id", "source", pl.lit(3, pl.Int32).alias("tokens"))
-    pool = Pool(folder / "pool", meta)
+    pool = ShardCache(folder / "pool", meta)
     for start in range(0, len(rows), shard_rows):
         part = rows[start : start + shard_rows]
         pool.write(part, np.stack([vector(key) for key in part["key"]]))
@@ -188,7 +189,7 @@ def test_batches_are_packed_together_as_they_are_one_by_one() -> None:
     together = pack_sorted(tokens, np.concatenate(batches), np.array([len(batch) for batch in batches]))
     for found, batch in zip(together, batches, strict=True):
         alone = pack([tokens[text] for text in batch])
-        assert found.runs == alone.runs
+        assert found.length_groups == alone.length_groups
         assert found.ids.tolist() == alone.ids.tolist()
         assert found.positions.tolist() == alone.positions.tolist()
         assert found.order.tolist() == alone.order.tolist()

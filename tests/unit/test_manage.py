@@ -17,20 +17,21 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
-from pipeline import exchange, manage
-from pipeline.encode import encode
-from pipeline.errors import LeafError
-from pipeline.params import EncodeParams, TeacherParams
-from pipeline.pool import Pool
-from pipeline.repair import Encoding, repair
-from pipeline.store import Store
+from pipeline.base.errors import LeafError
+from pipeline.encode.encoding import encode
+from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.store import formats as exchange
+from pipeline.store import operations as manage
+from pipeline.store.repair import Encoding, repair
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
 from stages.leaf import main
 from tests.conftest import ROOT
 from tests.store_helpers import contents, meta, publish, rows, vectors
 
 
 def made(directory: Path, first: int, sizes: tuple[int, ...], dtype: str = "float16", **changes: Any) -> Store:
-    with Pool(directory / "pool", replace(meta(dtype), **changes)) as pool:
+    with ShardCache(directory / "pool", replace(meta(dtype), **changes)) as pool:
         for size in sizes:
             pool.write(rows(first, size), vectors(first, size))
             first += size
@@ -247,7 +248,7 @@ def test_a_sample_encoded_again_agrees_and_a_forged_vector_does_not(
     encode(tiny_corpus, teacher, params, tmp_path / "store")
     store = Store.open(tmp_path / "store")
     assert manage.sample(store, tiny_corpus, teacher, params, 10)["cosine_min"] > 0.999
-    with Pool(tmp_path / "forged-pool", store.meta) as pool:
+    with ShardCache(tmp_path / "forged-pool", store.meta) as pool:
         pool.write(store.shard_rows_frame(0), store.read(0)[::-1])
         forged = pool.publish(tmp_path / "forged", pool.keys())
     with pytest.raises(LeafError, match="do not trust this store"):
@@ -281,7 +282,7 @@ def test_a_sample_is_found_without_holding_the_corpus(tmp_path: Path) -> None:
     for number, part in enumerate(frame.iter_slices(1000)):
         texts = part.with_columns(text=pl.lit("x" * 20_000) + pl.col("id"))
         texts.write_parquet(tmp_path / f"corpus/part-{number:05d}.parquet")
-    with Pool(tmp_path / "pool", meta()) as pool:
+    with ShardCache(tmp_path / "pool", meta()) as pool:
         pool.write(base, np.tile(vectors(0, 10), (2000, 1)))
         pool.publish(tmp_path / "store", pool.keys())
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "POLARS_MAX_THREADS": "2"}
@@ -292,7 +293,7 @@ def test_a_sample_is_found_without_holding_the_corpus(tmp_path: Path) -> None:
 
 
 def test_the_norms_of_a_normalised_store_are_checked(tmp_path: Path) -> None:
-    with Pool(tmp_path / "pool", meta()) as pool:
+    with ShardCache(tmp_path / "pool", meta()) as pool:
         pool.write(rows(0, 10), vectors(0, 10) * 3)
         store = pool.publish(tmp_path / "store", pool.keys())
     with pytest.raises(LeafError, match=f"shard {store.shards[0].name}: a vector has the norm"):
@@ -358,13 +359,13 @@ def test_a_store_carries_a_readme_whose_code_runs_and_whose_bytes_are_its_conten
         code = "\n".join(block.split("```")[0] for block in text.split("```python\n")[1:])
         exec(compile(code.replace('Path(".")', f"Path({str(store.path)!r})"), "README", "exec"), {})
         before = contents(store.path)
-        with Pool(tmp_path / dtype / "pool", store.meta) as pool:
+        with ShardCache(tmp_path / dtype / "pool", store.meta) as pool:
             pool.publish(store.path, pool.keys())
         assert contents(store.path) == before
 
 
 def test_a_store_written_before_readmes_existed_is_read(tmp_path: Path) -> None:
-    from pipeline.manifest import document
+    from pipeline.store.manifest import document
 
     store = publish(tmp_path, (30,))
     (store.path / "README.md").unlink()

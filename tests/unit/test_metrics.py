@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline import metrics
+from pipeline.evaluate import metrics
 
 
 def vectors(rows: int, dim: int = 8, seed: int = 0) -> np.ndarray:

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel
 
-from pipeline import attention as attention_module
-from pipeline.attention import attention, fused_attention
-from pipeline.errors import LeafError
-from pipeline.packed import Encoder, by_budget, mean_pooled, pack, split
+from pipeline.base.errors import LeafError
+from pipeline.model import attention as attention_module
+from pipeline.model.attention import attention, fused_attention
+from pipeline.model.backbones.packed import Encoder, mean_pooled
+from pipeline.model.batch import pack, split, token_batches
 from tests.conftest import make_model
 
 
@@ -73,7 +74,7 @@ def test_parts_hold_every_text_once_within_the_budget(texts: list[list[int]], bu
     seen: dict[int, list[int]] = {}
     for batch, rows in split(pack(texts), budget):
         start = 0
-        lengths = [length for count, length in batch.runs for _ in range(count)]
+        lengths = [length for count, length in batch.length_groups for _ in range(count)]
         for place, row in enumerate(rows[torch.argsort(batch.order)].tolist()):
             assert row not in seen
             seen[row] = batch.ids[start : start + lengths[place]].tolist()
@@ -85,13 +86,13 @@ def test_parts_hold_every_text_once_within_the_budget(texts: list[list[int]], bu
 @given(
     lengths=st.lists(st.integers(1, 90), max_size=60),
     budget=st.integers(1, 300),
-    side_by_side=st.integers(1, 4),
+    run_in_parallel=st.integers(1, 4),
 )
 def test_every_text_is_in_one_batch_and_no_batch_of_several_exceeds_the_budget(
-    lengths: list[int], budget: int, side_by_side: int
+    lengths: list[int], budget: int, run_in_parallel: int
 ) -> None:
     found = np.array(lengths, np.int64)
-    batches = by_budget(found, budget, side_by_side)
+    batches = token_batches(found, budget, run_in_parallel)
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     assert all(len(batch) == 1 or found[batch].sum() <= budget for batch in batches)
 
@@ -99,16 +100,16 @@ def test_every_text_is_in_one_batch_and_no_batch_of_several_exceeds_the_budget(
 @pytest.mark.parametrize("texts", [50, 130, 400])
 def test_those_who_work_side_by_side_get_equal_shares(texts: int) -> None:
     lengths = np.random.default_rng(texts).integers(4, 60, texts)
-    tokens = [int(lengths[batch].sum()) for batch in by_budget(lengths, 1000, 4)]
+    tokens = [int(lengths[batch].sum()) for batch in token_batches(lengths, 1000, 4)]
     assert len(tokens) % 4 == 0
     assert len(tokens) - 4 < lengths.sum() / 1000  # no more than it takes
     assert max(tokens) - min(tokens) < 60  # a text
 
 
-def plain_attention(qkv: torch.Tensor, runs: RUNS, biases: list[torch.Tensor]) -> torch.Tensor:
+def plain_attention(qkv: torch.Tensor, length_groups: RUNS, biases: list[torch.Tensor]) -> torch.Tensor:
     """PyTorch's own attention, text after text."""
     rows, start = [], 0
-    for place, (count, length) in enumerate(runs):
+    for place, (count, length) in enumerate(length_groups):
         for _ in range(count):
             q, k, v = qkv[start : start + length].view(length, 3, 4, -1).permute(1, 2, 0, 3)
             bias = biases[place][0] if biases else None
@@ -125,18 +126,18 @@ def test_attention_and_its_gradients_equal_pytorchs_own(
 ) -> None:
     monkeypatch.setattr(attention_module, "KEPT", kept)
     random = torch.Generator().manual_seed(0)
-    runs = ((2, 1), (3, 4), (1, 7), (2, 33))
+    length_groups = ((2, 1), (3, 4), (1, 7), (2, 33))
     qkv = torch.randn(2 * 1 + 3 * 4 + 7 + 66 + 3, 3 * 16, generator=random, requires_grad=True)
     whole = torch.randn(1, 4, 33, 33, generator=random, requires_grad=True)
-    biases = [whole[:, :, :length, :length] for _, length in runs] if biased else []
+    biases = [whole[:, :, :length, :length] for _, length in length_groups] if biased else []
     outward = torch.randn(len(qkv), 16, generator=random)
     results = []
     with torch.inference_mode():
-        inference = attention(qkv.detach(), runs, 4, biases)
+        inference = attention(qkv.detach(), length_groups, 4, biases)
     for mixed in (
-        plain_attention(qkv, runs, biases),
-        attention(qkv, runs, 4, biases),
-        fused_attention(qkv, runs, 4, biases[-1] if biases else None),
+        plain_attention(qkv, length_groups, biases),
+        attention(qkv, length_groups, 4, biases),
+        fused_attention(qkv, length_groups, 4, biases[-1] if biases else None),
     ):
         wanted = [qkv, whole] if biased else [qkv]
         results.append([mixed.detach(), *torch.autograd.grad((mixed * outward).sum(), wanted, retain_graph=True)])
@@ -147,11 +148,11 @@ def test_attention_and_its_gradients_equal_pytorchs_own(
 
 
 def test_what_was_prepared_for_encoding_serves_a_backward_pass() -> None:
-    runs = ((2, 3), (1, 5))
+    length_groups = ((2, 3), (1, 5))
     qkv = torch.randn(11, 48, requires_grad=True)
     with torch.inference_mode():
-        before = fused_attention(qkv.detach(), runs, 4, None)
-    after = fused_attention(qkv, runs, 4, None)
+        before = fused_attention(qkv.detach(), length_groups, 4, None)
+    after = fused_attention(qkv, length_groups, 4, None)
     after.sum().backward()
     assert torch.equal(before, after.detach())
     assert qkv.grad is not None and qkv.grad.any()
@@ -160,15 +161,15 @@ def test_what_was_prepared_for_encoding_serves_a_backward_pass() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_memory_held_before_is_in_no_result(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_module, "_SPARES", [])
-    runs = ((3, 3), (1, 5), (2, 40))
+    length_groups = ((3, 3), (1, 5), (2, 40))
     qkv = torch.randn(9 + 5 + 80, 48, dtype=dtype)
-    expected = attention(qkv, runs, 4)
+    expected = attention(qkv, length_groups, 4)
     with torch.inference_mode():
         attention(torch.full((200, 48), float("nan"), dtype=torch.float32), ((2, 100),), 4)
         (spare,) = attention_module._SPARES
         assert spare.view(torch.float32).isnan().all()
-        assert torch.equal(attention(qkv, runs, 4), expected)
-    assert torch.equal(attention(qkv, runs, 4), expected)  # memory of inference serves outside of it
+        assert torch.equal(attention(qkv, length_groups, 4), expected)
+    assert torch.equal(attention(qkv, length_groups, 4), expected)  # memory of inference serves outside of it
 
 
 def test_dropout_without_gradients_holds_probabilities_of_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,13 +182,13 @@ def test_dropout_without_gradients_holds_probabilities_of_any_number(monkeypatch
 def test_dropout_of_attention_keeps_the_mean_and_its_gradient_is_that_of_what_was_kept() -> None:
     torch.manual_seed(0)
     qkv = torch.randn(11, 48, dtype=torch.float64, requires_grad=True)
-    runs = ((2, 3), (1, 5))
-    mean = torch.stack([attention(qkv, runs, 4, dropout=0.5).detach() for _ in range(4000)]).mean(0)
-    assert torch.allclose(mean, attention(qkv, runs, 4).detach(), atol=0.1)
+    length_groups = ((2, 3), (1, 5))
+    mean = torch.stack([attention(qkv, length_groups, 4, dropout=0.5).detach() for _ in range(4000)]).mean(0)
+    assert torch.allclose(mean, attention(qkv, length_groups, 4).detach(), atol=0.1)
 
     def seeded(x: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(7)
-        return attention(x, runs, 4, dropout=0.5)
+        return attention(x, length_groups, 4, dropout=0.5)
 
     assert torch.autograd.gradcheck(seeded, (qkv,))
 

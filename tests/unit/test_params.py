@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.errors import LeafError
-from pipeline.params import CorpusParams, EncodeParams, EvaluateParams, FitParams, TeacherParams, load_section, parse
+from pipeline.base.errors import LeafError
+from pipeline.params.parsing import load_section, parse
+from pipeline.params.sections import CorpusParams, EncodeParams, EvaluateParams, FitParams, TeacherParams
 
 ROOT = Path(__file__).parents[2]
 STUDENT = {"student": {"model": "m"}}

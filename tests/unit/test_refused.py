@@ -6,13 +6,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline import manage, manifest
-from pipeline.errors import LeafError
-from pipeline.loader import join
-from pipeline.pool import Pool
-from pipeline.shard import key_array
-from pipeline.store import Store
-from pipeline.tokens import Tokens
+from pipeline.base.errors import LeafError
+from pipeline.base.keys import key_array
+from pipeline.fit.loader import join
+from pipeline.fit.token_cache import Tokens
+from pipeline.store import manifest
+from pipeline.store import operations as manage
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
 from tests.store_helpers import meta, rows, vectors
 
 
@@ -20,7 +21,7 @@ def published(directory: Path, refused: list[int], first: int = 0, count: int = 
     """Texts `first` to `first + count`, without those refused."""
     every = rows(first, count)
     kept = [row for row in range(count) if first + row not in refused]
-    with Pool(directory / "pool", meta()) as pool:
+    with ShardCache(directory / "pool", meta()) as pool:
         for number in refused:
             pool.refused.add(rows(number, 1)["key"][0], f"id {number}", f"reason {number}")
         pool.write(every[kept], vectors(first, count)[kept])
@@ -43,7 +44,10 @@ def test_refused_texts_are_listed_with_their_reason_and_verified(tmp_path: Path)
 
 def test_a_text_that_is_missing_for_no_reason_is_an_error(tmp_path: Path) -> None:
     published(tmp_path, [3])
-    with Pool(tmp_path / "pool", meta()) as pool, pytest.raises(LeafError, match="1 of 21 wanted keys have no vector"):
+    with (
+        ShardCache(tmp_path / "pool", meta()) as pool,
+        pytest.raises(LeafError, match="1 of 21 wanted keys have no vector"),
+    ):
         pool.publish(tmp_path / "store", rows(0, 21)["key"].to_list())
 
 

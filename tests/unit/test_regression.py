@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.params import FitParams, StudentParams
-from pipeline.regression import Update
+from pipeline.fit.optimiser import Update
+from pipeline.params.sections import FitParams, StudentParams
 
 
 class Bag(nn.Module):

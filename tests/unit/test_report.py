@@ -10,11 +10,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipeline import examples, plots
-from pipeline.errors import LeafError
-from pipeline.evaluate import evaluate
-from pipeline.params import EvaluateParams
-from pipeline.report import Sources, render
+from pipeline.base.errors import LeafError
+from pipeline.evaluate import examples, plots
+from pipeline.evaluate.evaluation import evaluate
+from pipeline.params.sections import EvaluateParams
+from pipeline.report.page import Sources, render
 from tests.conftest import corpus_frame
 from tests.unit.test_evaluate import blurred, teacher_of, write_store
 from tests.unit.test_tasks import labelled, pairs

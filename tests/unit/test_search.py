@@ -9,15 +9,15 @@ import polars as pl
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline import index
-from pipeline.encode import encode
-from pipeline.errors import LeafError
-from pipeline.onnx_encoder import OnnxEncoder
-from pipeline.onnx_export import export_onnx
-from pipeline.params import EncodeParams, StudentParams, TeacherParams
-from pipeline.search import Vectors, read, unit
-from pipeline.store import Store
-from pipeline.student import build
+from pipeline.base.errors import LeafError
+from pipeline.encode.encoding import encode
+from pipeline.export.onnx_graph import export_onnx
+from pipeline.model.student import build
+from pipeline.params.sections import EncodeParams, StudentParams, TeacherParams
+from pipeline.serve import index
+from pipeline.serve.onnx_encoder import OnnxEncoder
+from pipeline.serve.search import Vectors, read, unit
+from pipeline.store.store import Store
 from stages.leaf import main
 from tests.conftest import corpus_frame, make_model
 

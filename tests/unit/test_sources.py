@@ -8,9 +8,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipeline import columnar, docstrings, sources
-from pipeline.errors import LeafError
-from pipeline.params import SourceParams
+from pipeline.base.errors import LeafError
+from pipeline.corpus.readers import columnar, docstrings
+from pipeline.corpus.readers import reading as sources
+from pipeline.params.sections import SourceParams
 
 Rows = list[tuple[str, str | None, str]]
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import beir, standard
-from pipeline.errors import LeafError
-from pipeline.evaluate import retrieval
-from pipeline.params import EvaluateParams
-from pipeline.retrieval import Both
+from pipeline.base.errors import LeafError
+from pipeline.evaluate import collection as beir
+from pipeline.evaluate import mteb_tasks as standard
+from pipeline.evaluate.datasets import PairedVectors
+from pipeline.evaluate.evaluation import retrieval
+from pipeline.params.sections import EvaluateParams
 
 DIM = 96
 
@@ -37,7 +38,13 @@ def agreement(directory: Path, out: Path) -> tuple[float, float]:
     collection = beir.read(directory)
     queries, documents = (hashed(texts["text"].to_list()) for texts in (collection.queries, collection.documents))
     params = EvaluateParams(bootstrap=0)
-    ours = retrieval(Both(queries, queries), Both(documents, documents), collection.judged, params, collection.itself)
+    ours = retrieval(
+        PairedVectors(queries, queries),
+        PairedVectors(documents, documents),
+        collection.judged,
+        params,
+        collection.itself,
+    )
     return rows[0]["score"], ours["teacher"]["ndcg@10"]
 
 

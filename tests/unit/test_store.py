@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import LeafError
-from pipeline.pool import Pool
-from pipeline.shard import contains
-from pipeline.store import Store, key_array
+from pipeline.base.errors import LeafError
+from pipeline.base.keys import contains, key_array
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
 from tests.store_helpers import DIM, META, contents, meta, publish, rows, vectors
 
 TOLERANCE = {"float16": 1e-3, "float32": 0.0, "int8": 5e-3}
@@ -76,7 +76,7 @@ def test_publishing_again_keeps_the_files_and_growing_only_adds(tmp_path: Path) 
     store = publish(tmp_path, (30, 20))
     before = contents(store.path)
     inodes = {path: path.stat().st_ino for path in store.path.rglob("*/c/0/0")}
-    with Pool(tmp_path / "pool", META) as pool:
+    with ShardCache(tmp_path / "pool", META) as pool:
         pool.publish(store.path, pool.keys())
         assert contents(store.path) == before
         assert {path: path.stat().st_ino for path in store.path.rglob("*/c/0/0")} == inodes
@@ -90,7 +90,7 @@ def test_publishing_again_keeps_the_files_and_growing_only_adds(tmp_path: Path) 
 
 
 def test_only_shards_with_a_wanted_key_are_published(tmp_path: Path) -> None:
-    with Pool(tmp_path / "pool", META) as pool:
+    with ShardCache(tmp_path / "pool", META) as pool:
         pool.write(rows(0, 10), vectors(0, 10))
         wanted = pool.write(rows(10, 10), vectors(10, 10))
         store = pool.publish(tmp_path / "store", rows(12, 1)["key"].to_list())
@@ -113,9 +113,9 @@ def test_where_hard_links_are_refused_the_store_is_copied(tmp_path: Path, monkey
 
 
 def test_a_pool_remembers_its_keys(tmp_path: Path) -> None:
-    with Pool(tmp_path, META) as pool:
+    with ShardCache(tmp_path, META) as pool:
         pool.write(rows(0, 10), vectors(0, 10))
-    with Pool(tmp_path, META) as pool:
+    with ShardCache(tmp_path, META) as pool:
         assert pool.keys().tolist() == sorted(rows(0, 10)["key"].to_list())
         assert pool.has(rows(8, 4)["key"].to_list()).tolist() == [True, True, False, False]
         assert [info.rows for info in pool.shards] == [10]
@@ -123,7 +123,7 @@ def test_a_pool_remembers_its_keys(tmp_path: Path) -> None:
 
 def test_a_pool_knows_its_keys_after_every_shard_whatever_their_sizes(tmp_path: Path) -> None:
     known: list[bytes] = []
-    with Pool(tmp_path, META) as pool:
+    with ShardCache(tmp_path, META) as pool:
         for first, size in ((0, 3), (10, 3), (20, 1), (30, 9), (40, 2), (50, 1)):
             assert not pool.has(rows(first, size)["key"]).any()
             pool.write(rows(first, size), vectors(first, size))
@@ -150,17 +150,17 @@ def test_a_column_of_keys_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_a_pool_serves_one_fingerprint_and_dtype(tmp_path: Path) -> None:
     publish(tmp_path)
     with (
-        Pool(tmp_path / "pool", meta("float32")) as pool,
-        Pool(tmp_path / "pool", meta(fingerprint="cd" * 32)) as other,
+        ShardCache(tmp_path / "pool", meta("float32")) as pool,
+        ShardCache(tmp_path / "pool", meta(fingerprint="cd" * 32)) as other,
     ):
         assert not len(pool.keys())
         assert not len(other.keys())
     with pytest.raises(LeafError, match="another teacher"):
-        Pool(tmp_path / "pool", meta(fingerprint="ab" * 8 + "cd" * 24))
+        ShardCache(tmp_path / "pool", meta(fingerprint="ab" * 8 + "cd" * 24))
 
 
 def test_bad_vectors_are_refused_with_the_id_and_leave_nothing(tmp_path: Path) -> None:
-    with Pool(tmp_path, META) as pool:
+    with ShardCache(tmp_path, META) as pool:
         before = contents(tmp_path)
         for value, word in [
             (np.nan, "NaN"),
@@ -181,7 +181,7 @@ def test_bad_vectors_are_refused_with_the_id_and_leave_nothing(tmp_path: Path) -
 
 
 def test_bad_rows_are_refused(tmp_path: Path) -> None:
-    with Pool(tmp_path, META) as pool:
+    with ShardCache(tmp_path, META) as pool:
         good = rows(0, 4)
         cases = {
             "missing: .'id'": good.drop("id"),
@@ -203,7 +203,7 @@ def test_publish_replaces_nothing_but_a_store(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
-    with Pool(tmp_path / "pool", META) as pool:
+    with ShardCache(tmp_path / "pool", META) as pool:
         pool.write(rows(0, 3), vectors(0, 3))
         with pytest.raises(LeafError, match="something else than a store"):
             pool.publish(out, pool.keys())
@@ -216,7 +216,7 @@ def test_publish_replaces_nothing_but_a_store(tmp_path: Path) -> None:
 def test_impossible_meta_are_refused(tmp_path: Path) -> None:
     for bad in (meta(dim=0), meta(dim=10**9), meta(dtype="float8"), meta(fingerprint="../" * 20)):
         with pytest.raises(LeafError):
-            Pool(tmp_path, bad)
+            ShardCache(tmp_path, bad)
 
 
 def test_links_made_by_dvc_are_read_and_never_written(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_links_made_by_dvc_are_read_and_never_written(tmp_path: Path) -> None:
         path.symlink_to(moved)
     Store.open(store.path).verify()
     cached = contents(cache)
-    with Pool(tmp_path / "pool", META) as pool:
+    with ShardCache(tmp_path / "pool", META) as pool:
         pool.publish(store.path, pool.keys()).verify()
     assert contents(cache) == cached
 
@@ -253,7 +253,7 @@ def test_whatever_is_written_is_found_again(sizes: list[int], dtype: str, dim: i
     )
     directory = Path(tempfile.mkdtemp())
     try:
-        with Pool(directory / "pool", meta(dtype, dim)) as pool:
+        with ShardCache(directory / "pool", meta(dtype, dim)) as pool:
             for start, size in zip(np.cumsum([0, *sizes]).tolist(), sizes, strict=False):
                 pool.write(frame[start : start + size], made[start : start + size])
             store = pool.publish(directory / "store", keys)
@@ -276,7 +276,7 @@ def test_whatever_is_written_is_found_again(sizes: list[int], dtype: str, dim: i
 def test_keys_are_found_bytewise_whatever_their_bytes(keys: list[bytes], other: bytes) -> None:
     directory = Path(tempfile.mkdtemp())
     try:
-        with Pool(directory, meta("float32", 1)) as pool:
+        with ShardCache(directory, meta("float32", 1)) as pool:
             frame = pl.DataFrame(
                 {"key": keys, "role": "query", "id": "x", "source": "s", "tokens": 1},
                 schema_overrides={"key": pl.Binary},

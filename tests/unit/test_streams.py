@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import metrics
-from pipeline.params import TeacherParams
-from pipeline.streams import MOST, side_by_side, streams
-from pipeline.teacher import Teacher
+from pipeline.evaluate import metrics
+from pipeline.model.parallel import MOST, run_in_parallel, worker_count
+from pipeline.params.sections import TeacherParams
+from pipeline.teacher.local import Teacher
 from tests.conftest import sentence
 
 CPU = torch.device("cpu")
@@ -34,32 +34,32 @@ def test_results_come_in_order_and_no_more_threads_work_than_before(threads: int
         seen.append((threading.current_thread().name, torch.get_num_threads()))
         return item * item
 
-    assert list(side_by_side(run, list(range(20)), CPU)) == [item * item for item in range(20)]
+    assert list(run_in_parallel(run, list(range(20)), CPU)) == [item * item for item in range(20)]
     at_once = {name for name, _ in seen}
-    assert len(at_once) <= streams(CPU) == {1: 1, 2: 2, 3: 3, 9: 3}[threads] <= MOST
-    assert all(count == threads // streams(CPU) for _, count in seen)
+    assert len(at_once) <= worker_count(CPU) == {1: 1, 2: 2, 3: 3, 9: 3}[threads] <= MOST
+    assert all(count == threads // worker_count(CPU) for _, count in seen)
     assert torch.get_num_threads() == threads
 
 
 def test_a_single_batch_has_all_threads(threads: int) -> None:
-    assert list(side_by_side(lambda _: torch.get_num_threads(), ["only"], CPU)) == [threads]
+    assert list(run_in_parallel(lambda _: torch.get_num_threads(), ["only"], CPU)) == [threads]
 
 
 def test_an_error_is_raised_here_and_the_rest_does_not_begin(threads: int) -> None:
-    begun: list[int] = []
+    initial_weights: list[int] = []
 
     def run(item: int) -> int:
-        begun.append(item)
+        initial_weights.append(item)
         time.sleep(0.005)
         if item == 2:
             raise ValueError("batch 2")
         return item
 
-    found = side_by_side(run, list(range(200)), CPU)
+    found = run_in_parallel(run, list(range(200)), CPU)
     with pytest.raises(ValueError, match="batch 2"):
         list(found)
     time.sleep(0.05)
-    assert len(begun) < 100
+    assert len(initial_weights) < 100
     assert torch.get_num_threads() == threads
 
 

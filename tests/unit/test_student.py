@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models
 
-from pipeline import head as heads
-from pipeline.errors import LeafError
-from pipeline.packed import pack
-from pipeline.params import FitParams, StudentParams
-from pipeline.regression import LOSSES, learning_rate, total_steps
-from pipeline.student import Student, StudentEncoder, build, staged
-from pipeline.teacher import weights_sha256
+from pipeline.base.errors import LeafError
+from pipeline.fit import head as heads
+from pipeline.fit.losses import LOSSES
+from pipeline.fit.optimiser import learning_rate, total_steps
+from pipeline.model.batch import pack
+from pipeline.model.model_files import weights_sha256
+from pipeline.model.student import Student, StudentEncoder, build, model_directory
+from pipeline.params.sections import FitParams, StudentParams
 from tests.conftest import make_model, sentence
 
 TEXTS = [sentence(number) for number in range(60)]
@@ -131,7 +132,7 @@ def test_a_student_that_the_disk_does_not_take_is_one_message(tiny_student: Path
 
 def test_a_tokenizer_that_the_disk_does_not_take_is_one_message(tmp_path: Path) -> None:
     message = r"student: cannot be written \(No space left on device.*run again"
-    with pytest.raises(LeafError, match=message), staged(tmp_path / "student"):
+    with pytest.raises(LeafError, match=message), model_directory(tmp_path / "student"):
         Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save("/dev/full")
 
 

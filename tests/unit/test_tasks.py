@@ -5,10 +5,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.errors import LeafError
-from pipeline.params import EvaluateParams
-from pipeline.retrieval import Both
-from pipeline.tasks import classification, spearman, sts
+from pipeline.base.errors import LeafError
+from pipeline.evaluate.datasets import PairedVectors
+from pipeline.evaluate.tasks import classification, spearman, sts
+from pipeline.params.sections import EvaluateParams
 
 DIM = 16
 PARAMS = EvaluateParams(bootstrap=100)
@@ -24,10 +24,10 @@ def words(texts: Sequence[str], noise: float = 0.0) -> np.ndarray:
     return sums
 
 
-def encode(frame: pl.DataFrame) -> Both:
+def encode(frame: pl.DataFrame) -> PairedVectors:
     assert set(frame.columns) == {"key", "role", "id", "source", "text"}
     texts = frame["text"].to_list()
-    return Both(words(texts), words(texts, 2.0))
+    return PairedVectors(words(texts), words(texts, 2.0))
 
 
 def pairs(path: Path) -> Path:

@@ -11,10 +11,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from pipeline.errors import LeafError
-from pipeline.params import StudentParams, TeacherParams
-from pipeline.student import build
-from pipeline.teacher import Teacher, describe, weights_sha256
+from pipeline.base.errors import LeafError
+from pipeline.model.model_files import weights_sha256
+from pipeline.model.student import build
+from pipeline.params.sections import StudentParams, TeacherParams
+from pipeline.teacher.local import Teacher, describe
 from tests.conftest import WORDS, make_model
 
 LONG = " ".join(WORDS * 10)

@@ -7,9 +7,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import LeafError
-from pipeline.params import SourceParams
-from pipeline.sources import fields, require, texts_of
+from pipeline.base.errors import LeafError
+from pipeline.base.optional import import_optional
+from pipeline.corpus.readers.reading import fields, require, texts_of
+from pipeline.params.sections import SourceParams
 
 BATCH_ROWS = 16_384
 
@@ -62,13 +63,7 @@ def _broken(column: pa.Array) -> int:
 
 def huggingface(source: SourceParams) -> Iterator[pl.DataFrame]:
     """Frames of a data set on the hub, or in a local directory; streamed, and code in it is never run."""
-    try:
-        import datasets
-    except ImportError:
-        raise LeafError(
-            f"corpus.sources `{source.name}`: kind huggingface needs the package `datasets`; "
-            "install it with `pip install 'leaf-pipeline[hub]'`"
-        ) from None
+    datasets = import_optional("datasets", "hub", f"corpus.sources `{source.name}`: kind huggingface")
     wanted, first = fields(source), 0
     try:
         stream = datasets.load_dataset(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from pipeline.errors import LeafError
+from pipeline.base.errors import LeafError
 
 STDLIB = "stdlib"
 # Tests, and what distributors cut out of the standard library: the corpus should not depend on who packaged Python.

@@ -14,10 +14,10 @@ from typing import Any
 
 import polars as pl
 
-from pipeline import docstrings
-from pipeline.errors import LeafError
-from pipeline.keys import ROLES
-from pipeline.params import SourceParams
+from pipeline.base.errors import LeafError
+from pipeline.base.keys import ROLES
+from pipeline.corpus.readers import docstrings
+from pipeline.params.sections import SourceParams
 
 BATCH_ROWS = 32_768
 BATCH_CHARACTERS = 16_000_000  # about 16 to 64 MB, whichever of the two comes first
@@ -276,13 +276,13 @@ def _docstrings(source: SourceParams) -> Frames:
 
 
 def _parquet(source: SourceParams) -> Frames:
-    from pipeline.columnar import parquet
+    from pipeline.corpus.readers.columnar import parquet
 
     return parquet(source, files(source))
 
 
 def _huggingface(source: SourceParams) -> Frames:
-    from pipeline.columnar import huggingface
+    from pipeline.corpus.readers.columnar import huggingface
 
     return huggingface(source)
 

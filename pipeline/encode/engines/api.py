@@ -9,21 +9,19 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from pipeline import probe
-from pipeline.api import KEPT, Client, Refusal
-from pipeline.errors import LeafError
-from pipeline.journal import Journal
-from pipeline.pace import BYTES_PER_TOKEN, Stopped
-from pipeline.params import TeacherParams
-from pipeline.pool import Pool
-from pipeline.shard import StoreMeta
+from pipeline.base.errors import LeafError
+from pipeline.store.shard_cache import ShardCache
+from pipeline.teacher.api import identity as probe
+from pipeline.teacher.api.api_teacher import ApiTeacher
+from pipeline.teacher.api.client import KEPT, Refusal
+from pipeline.teacher.api.journal import Journal
+from pipeline.teacher.api.rate_limit import Stopped
 
 AHEAD = 4  # batches a thread may be ahead of the oldest one that is unanswered
 MOST_LISTED = 20  # refused texts named in one message
@@ -37,59 +35,10 @@ class Batch:
     unanswered: list[int] = field(default_factory=list)
 
 
-class ApiTeacher:
-    """The model behind `teacher.api`, once its probe has shown that it is the one of `meta`."""
-
-    def __init__(self, params: TeacherParams, meta: StoreMeta) -> None:
-        """Ask the probe.
-
-        Raises:
-            LeafError: the model has changed; the server does not answer; the key is not taken.
-        """
-        assert params.api is not None
-        self.params, self.api, self.meta = params, params.api, meta
-        self.client = Client(params)
-        probe.confirm(self.client, meta)
-
-    def keep(self, root: Path) -> None:
-        """Record the probe beside the pool."""
-        probe.keep(self.meta, self.params, root)
-
-    def prompted(self, rows: pl.DataFrame) -> list[str]:
-        """What is sent for each row of `role, text`: its role's prompt before it, cut to `max_characters`."""
-        prompts = {"query": self.params.prompts.query, "document": self.params.prompts.document}
-        texts = [prompts[role] + text for role, text in rows.select("role", "text").iter_rows()]
-        return [text[: self.api.max_characters] for text in texts]
-
-    def vectors(self, rows: pl.DataFrame) -> np.ndarray:
-        """Vectors [rows, dim] float32 of a few texts, in order; nothing is stored. LeafError where one is refused."""
-        texts, found = self.prompted(rows), np.empty((len(rows), self.meta.dim), np.float32)
-        try:
-            for places in self.cut(texts, range(len(texts))):
-                found[places] = self.client.embed([texts[place] for place in places]).vectors
-        except Refusal as refusal:
-            raise LeafError(f"teacher.api: the server refuses a text of the sample: {refusal}") from None
-        return found
-
-    def cut(self, texts: Sequence[str], places: Iterable[int]) -> Iterator[list[int]]:
-        """The places, in order, in groups that one request may hold."""
-        group: list[int] = []
-        tokens = 0
-        for place in places:
-            size = -(-len(texts[place].encode()) // BYTES_PER_TOKEN)
-            if group and (len(group) == self.api.items_per_request or tokens + size > self.api.tokens_per_request):
-                yield group
-                group, tokens = [], 0
-            group.append(place)
-            tokens += size
-        if group:
-            yield group
-
-
 class Asking:
     """Filling a pool from an API."""
 
-    def __init__(self, teacher: ApiTeacher, pool: Pool, journal: Journal, shard_rows: int) -> None:
+    def __init__(self, teacher: ApiTeacher, pool: ShardCache, journal: Journal, shard_rows: int) -> None:
         self.teacher, self.pool, self.journal, self.shard_rows = teacher, pool, journal, shard_rows
         self.rows = 0
         self._held: list[pl.DataFrame] = []
@@ -214,7 +163,7 @@ class Asking:
             ) from None
 
 
-def fill(blocks: Iterable[pl.DataFrame], missing: int, pool: Pool, teacher: ApiTeacher, shard_rows: int) -> int:
+def fill(blocks: Iterable[pl.DataFrame], missing: int, pool: ShardCache, teacher: ApiTeacher, shard_rows: int) -> int:
     """Ask for the rows of `blocks` (`missing` of them) and commit them to the pool; how many were answered.
 
     Raises:
@@ -229,7 +178,7 @@ def fill(blocks: Iterable[pl.DataFrame], missing: int, pool: Pool, teacher: ApiT
         return asking.rows
 
 
-def said(pool: Pool) -> str:
+def said(pool: ShardCache) -> str:
     """The refused texts and the server's reasons, for a message."""
     listed = [f"`{one.id}` ({one.reason})" for one in list(pool.refused.values())[:MOST_LISTED]]
     more = len(pool.refused) - len(listed)

@@ -8,102 +8,20 @@ Two forms of the same computation: `mean_pooled` uses a transformers model's own
 them (stage two); `Encoder` holds copies laid out for inference (stage one). Families: BERT and MPNet.
 """
 
-from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.attention import attention
-from pipeline.errors import LeafError
-from pipeline.machine import bf16_is_fast
+from pipeline.base.errors import LeafError
+from pipeline.model.attention import attention
+from pipeline.model.batch import Batch
+from pipeline.model.device import bf16_is_fast
 
 FAMILIES = ("bert", "mpnet")
 Pooling = Literal["mean", "cls"]
-STEP = 64
-"""Tokens of a batch are rounded up to this many: oneDNN builds a kernel for every shape that it does not know, and
-keeps the last of them, some hundreds of kilobytes each."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Texts end to end: `ids`, `positions` [tokens]; `runs` of (texts, tokens each); `order` back to the caller's.
-
-    Behind the texts stand up to STEP - 1 tokens that belong to none: no text attends to them, and no pool has them.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    runs: tuple[tuple[int, int], ...]
-    order: Tensor
-
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
-        return Batch(self.ids.to(device), self.positions.to(device), self.runs, self.order.to(device))
-
-
-def pack(token_ids: Sequence[Sequence[int] | np.ndarray]) -> Batch:
-    """Lay texts, given as token ids with their special tokens, end to end in order of length (stable)."""
-    lengths = np.fromiter((len(ids) for ids in token_ids), dtype=np.int64, count=len(token_ids))
-    if lengths.size == 0 or lengths.min() == 0:
-        raise LeafError("a batch needs at least one text and every text at least one token")
-    by_length = np.argsort(lengths, kind="stable")
-    spare = np.zeros(-int(lengths.sum()) % STEP, dtype=np.int64)
-    flat = np.concatenate([*(np.asarray(token_ids[i], dtype=np.int64) for i in by_length), spare])
-    values, counts = np.unique(lengths, return_counts=True)
-    positions = np.concatenate([*(np.tile(np.arange(v), c) for v, c in zip(values, counts, strict=True)), spare])
-    order = np.empty_like(by_length)
-    order[by_length] = np.arange(len(by_length))
-    runs = tuple((int(c), int(v)) for v, c in zip(values, counts, strict=True))
-    return Batch(torch.from_numpy(flat), torch.from_numpy(positions), runs, torch.from_numpy(order))
-
-
-def split(batch: Batch, budget: int) -> list[tuple[Batch, Tensor]]:
-    """Parts of at most `budget` tokens (or one text), each with the rows of the caller that it holds, in its order."""
-    rows = torch.argsort(batch.order)
-    if len(batch.ids) <= budget:
-        return [(batch, torch.arange(len(rows)))]
-    lengths = np.repeat([length for _, length in batch.runs], [count for count, _ in batch.runs])
-    ids = np.split(batch.ids[: lengths.sum()].numpy(), np.cumsum(lengths)[:-1])
-    cuts, tokens = [0], 0
-    for place, length in enumerate(lengths):
-        if tokens and tokens + length > budget:
-            cuts.append(place)
-            tokens = 0
-        tokens += length
-    both = pairwise([*cuts, len(ids)])
-    return [(pack(ids[start:stop]), rows[start:stop]) for start, stop in both]  # in order already: `pack` is stable
-
-
-def by_budget(lengths: np.ndarray, budget: int, side_by_side: int = 1) -> list[np.ndarray]:
-    """Cut texts into batches of similar length and at most `budget` tokens (or one text): lists of row numbers.
-
-    There are as few as possible, but so many that those who work `side_by_side` get equally many, and all are about
-    equally large. They come in a fixed mixed order, so that a rate seen halfway holds for the rest.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    ends = np.cumsum(lengths[order])
-    if not len(order):
-        return []
-    most = -(-(len(_cuts(ends, budget)) - 1) // side_by_side) * side_by_side
-    least = min(int(ends[-1]) // most, budget)
-    even = bisect_left(range(budget), True, lo=least, key=lambda size: len(_cuts(ends, size)) - 1 <= most)
-    batches = [order[a:b] for a, b in pairwise(_cuts(ends, even))]
-    return [batches[i] for i in np.random.default_rng(0).permutation(len(batches))]
-
-
-def _cuts(ends: np.ndarray, budget: int) -> list[int]:
-    """Where batches begin and the last one ends, each as large as `budget` allows; `ends` are sums of tokens so far."""
-    cuts = [0]
-    while cuts[-1] < len(ends):
-        done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
-        cuts.append(max(cuts[-1] + 1, int(np.searchsorted(ends, done + budget, side="right"))))
-    return cuts
 
 
 def check_family(backbone: nn.Module) -> str:
@@ -172,7 +90,7 @@ def _position_bias(backbone: Any, family: str, length: int) -> Tensor | None:
 def _pool(hidden: Tensor, batch: Batch, mode: Pooling) -> Tensor:
     """Mean over each text's tokens, or its first token, in float32 and in the caller's order: [texts, width]."""
     pooled, start = [], 0
-    for count, length in batch.runs:
+    for count, length in batch.length_groups:
         block = hidden[start : start + count * length].view(count, length, -1)
         pooled.append(block.mean(1, dtype=torch.float32) if mode == "mean" else block[:, 0].float())
         start += count * length
@@ -204,11 +122,11 @@ def mean_pooled(backbone: nn.Module, batch: Batch, dtype: torch.dtype = torch.fl
         return functional.layer_norm(x, norm.normalized_shape, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
 
     hidden = drop(_embed(model, family, batch)).to(dtype)
-    found = (_position_bias(model, family, length) for _, length in batch.runs)
+    found = (_position_bias(model, family, length) for _, length in batch.length_groups)
     biases = [bias.to(dtype) for bias in found if bias is not None]
     for layer in _layers(model, family):
         qkv = linear(hidden, layer.query, layer.key, layer.value)
-        mixed = attention(qkv, batch.runs, config.num_attention_heads, biases, attention_dropout)
+        mixed = attention(qkv, batch.length_groups, config.num_attention_heads, biases, attention_dropout)
         hidden = normed(hidden + drop(linear(mixed, layer.output)), layer.attention_norm)
         hidden = normed(hidden + drop(linear(functional.gelu(linear(hidden, layer.up)), layer.down)), layer.norm)
     return _pool(hidden, batch, "mean")
@@ -294,12 +212,12 @@ class Encoder:
     def _biases(self, batch: Batch) -> list[Tensor]:
         if self.family == "bert":
             return []
-        for _, length in batch.runs:
+        for _, length in batch.length_groups:
             if length not in self._bias:
                 bias = _position_bias(self.backbone, self.family, length)
                 assert bias is not None  # MPNet always has one
                 self._bias[length] = bias.to(self.dtype).contiguous()
-        return [self._bias[length] for _, length in batch.runs]
+        return [self._bias[length] for _, length in batch.length_groups]
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
@@ -308,7 +226,7 @@ class Encoder:
         hidden = _embed(self.backbone, self.family, batch).to(self.dtype)
         biases, width = self._biases(batch), (hidden.shape[1],)
         for block in self._blocks:
-            mixed = attention(block.qkv(hidden), batch.runs, self.config.num_attention_heads, biases)
+            mixed = attention(block.qkv(hidden), batch.length_groups, self.config.num_attention_heads, biases)
             summed = block.output(mixed, hidden)
             hidden = functional.layer_norm(summed, width, *block.attention_norm, eps=self._epsilon)
             summed = block.down(block.up(hidden), hidden)

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import LeafError
-from pipeline.pace import Meter
-from pipeline.params import ApiParams, TeacherParams
-from pipeline.shard import MAX_DIM
+from pipeline.base.errors import LeafError
+from pipeline.base.optional import import_optional
+from pipeline.params.sections import ApiParams, TeacherParams
+from pipeline.store.shard import MAX_DIM
+from pipeline.teacher.api.rate_limit import RateLimiter
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds, of waits that nobody asked for
 LONGEST_ASKED = 600.0  # a server that asks for more is asked again by the next run
@@ -55,15 +56,6 @@ class Answer:
     tokens: int
 
 
-def library() -> Any:
-    """The official client's package; LeafError where it is not installed."""
-    try:
-        import openai
-    except ImportError:
-        raise LeafError("teacher.api: needs the package `openai`: pip install -e '.[api]'") from None
-    return openai
-
-
 class Client:
     """One endpoint and model. `embed` may be called from many threads."""
 
@@ -77,10 +69,10 @@ class Client:
         assert teacher.api is not None
         self.teacher, self.api, self.dim = teacher, teacher.api, teacher.api.dimensions
         self.stop = threading.Event()
-        self.meter = Meter(self.api, self.stop)
+        self.meter = RateLimiter(self.api, self.stop)
         self.encoding = "float" if self.api.encoding == "float" else "base64"
         self._key = _key(self.api)
-        self._openai = library()
+        self._openai = import_optional("openai", "api", "teacher.api:")
         try:
             self._client = self._openai.OpenAI(
                 base_url=self.api.base_url, api_key=self._key or NO_KEY, max_retries=0, timeout=self.api.timeout

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.api import Client
-from pipeline.checks import cosines
-from pipeline.errors import LeafError
-from pipeline.files import TEMPORARY, disk, read_json, write_json
-from pipeline.params import EncodeParams, TeacherParams
-from pipeline.shard import MAX_DIM, StoreMeta, sync
-from pipeline.store import Store
+from pipeline.base.arrays import cosines
+from pipeline.base.errors import LeafError
+from pipeline.base.files import TEMPORARY, disk, read_json, sync, write_json
+from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.store.shard import MAX_DIM, StoreMeta
+from pipeline.store.store import Store
+from pipeline.teacher.api.client import Client
 
 TEXTS = (
     "What is a text embedding?",

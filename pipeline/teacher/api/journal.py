@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.files import TEMPORARY, disk
-from pipeline.shard import KEY_DTYPE, key_array, sync
+from pipeline.base.files import TEMPORARY, disk, sync
+from pipeline.base.keys import KEY_DTYPE, key_array
 
 _READ_RECORDS = 4096
 

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.errors import LeafError
-from pipeline.params import ApiParams
+from pipeline.base.errors import LeafError
+from pipeline.params.sections import ApiParams
 
 MINUTE = 60.0
 BYTES_PER_TOKEN = 3  # of UTF-8: English has four, Chinese about three
@@ -25,7 +25,7 @@ class Sent:
     tokens: int
 
 
-class Meter:
+class RateLimiter:
     """Holds requests back as the limits want, and adds up tokens. For all threads of a run."""
 
     def __init__(self, api: ApiParams, stop: threading.Event, clock: Callable[[], float] = time.monotonic) -> None:

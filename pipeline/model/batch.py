@@ -1,0 +1,92 @@
+"""TODO."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.base.errors import LeafError
+
+TOKEN_MULTIPLE = 64
+"""Tokens of a batch are rounded up to this many: oneDNN builds a kernel for every shape that it does not know, and
+keeps the last of them, some hundreds of kilobytes each."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts end to end: `ids`, `positions` [tokens]; `length_groups` (texts, tokens each); `order`.
+
+    Behind the texts stand up to TOKEN_MULTIPLE - 1 tokens of no text: none attends to them, and no pooling counts them.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    length_groups: tuple[tuple[int, int], ...]
+    order: Tensor
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return Batch(self.ids.to(device), self.positions.to(device), self.length_groups, self.order.to(device))
+
+
+def pack(token_ids: Sequence[Sequence[int] | np.ndarray]) -> Batch:
+    """Lay texts, given as token ids with their special tokens, end to end in order of length (stable)."""
+    lengths = np.fromiter((len(ids) for ids in token_ids), dtype=np.int64, count=len(token_ids))
+    if lengths.size == 0 or lengths.min() == 0:
+        raise LeafError("a batch needs at least one text and every text at least one token")
+    by_length = np.argsort(lengths, kind="stable")
+    spare = np.zeros(-int(lengths.sum()) % TOKEN_MULTIPLE, dtype=np.int64)
+    flat = np.concatenate([*(np.asarray(token_ids[i], dtype=np.int64) for i in by_length), spare])
+    values, counts = np.unique(lengths, return_counts=True)
+    positions = np.concatenate([*(np.tile(np.arange(v), c) for v, c in zip(values, counts, strict=True)), spare])
+    order = np.empty_like(by_length)
+    order[by_length] = np.arange(len(by_length))
+    length_groups = tuple((int(c), int(v)) for v, c in zip(values, counts, strict=True))
+    return Batch(torch.from_numpy(flat), torch.from_numpy(positions), length_groups, torch.from_numpy(order))
+
+
+def split(batch: Batch, budget: int) -> list[tuple[Batch, Tensor]]:
+    """Parts of at most `budget` tokens (or one text), each with the rows of the caller that it holds, in its order."""
+    rows = torch.argsort(batch.order)
+    if len(batch.ids) <= budget:
+        return [(batch, torch.arange(len(rows)))]
+    lengths = np.repeat([length for _, length in batch.length_groups], [count for count, _ in batch.length_groups])
+    ids = np.split(batch.ids[: lengths.sum()].numpy(), np.cumsum(lengths)[:-1])
+    cuts, tokens = [0], 0
+    for place, length in enumerate(lengths):
+        if tokens and tokens + length > budget:
+            cuts.append(place)
+            tokens = 0
+        tokens += length
+    both = pairwise([*cuts, len(ids)])
+    return [(pack(ids[start:stop]), rows[start:stop]) for start, stop in both]  # in order already: `pack` is stable
+
+
+def token_batches(lengths: np.ndarray, budget: int, run_in_parallel: int = 1) -> list[np.ndarray]:
+    """Cut texts into batches of similar length and at most `budget` tokens (or one text): lists of row numbers.
+
+    There are as few as possible, but so many that those who work `run_in_parallel` get equally many, and all are about
+    equally large. They come in a fixed mixed order, so that a rate seen halfway holds for the rest.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    if not len(order):
+        return []
+    most = -(-(len(_cuts(ends, budget)) - 1) // run_in_parallel) * run_in_parallel
+    least = min(int(ends[-1]) // most, budget)
+    even = bisect_left(range(budget), True, lo=least, key=lambda size: len(_cuts(ends, size)) - 1 <= most)
+    batches = [order[a:b] for a, b in pairwise(_cuts(ends, even))]
+    return [batches[i] for i in np.random.default_rng(0).permutation(len(batches))]
+
+
+def _cuts(ends: np.ndarray, budget: int) -> list[int]:
+    """Where batches begin and the last one ends, each as large as `budget` allows; `ends` are sums of tokens so far."""
+    cuts = [0]
+    while cuts[-1] < len(ends):
+        done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0
+        cuts.append(max(cuts[-1] + 1, int(np.searchsorted(ends, done + budget, side="right"))))
+    return cuts

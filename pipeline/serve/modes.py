@@ -1,0 +1,3 @@
+"""TODO."""
+
+MODES = ("teacher", "standard", "asymmetric")

@@ -1,4 +1,4 @@
-"""Write the stored vectors for other search engines: `leaf index --to faiss`."""
+"""Write the stored vectors as an index for other search engines: `leaf index --to faiss`."""
 
 from pathlib import Path
 from typing import cast
@@ -21,8 +21,7 @@ def main(*, kind: str, embeddings: Path, corpus: Path, role: str, out: Path | No
     """Write the store as an index for faiss or usearch (HNSW, cosine), or as Parquet for a vector database."""
     place = out or Path(f"data/index-{kind}")
     texts = corpus if kind == "parquet" and corpus.is_dir() else None
-    wanted = None if role == "all" else role
-    count = indexes.write(Store.open(embeddings), texts, cast(Kind, kind), place, role=wanted)
+    count = indexes.write(Store.open(embeddings), texts, cast(Kind, kind), place, role=None if role == "all" else role)
     click.echo(f"{place}: {count:,} vectors")
 
 

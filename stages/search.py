@@ -9,7 +9,7 @@ import click
 from pipeline.base.errors import LeafError
 from pipeline.serve import index as indexes
 from pipeline.serve.onnx_encoder import MODELS, OnnxEncoder
-from pipeline.serve.search import Answer, Searcher, check_dim, read
+from pipeline.serve.search import Answer, Searcher, check_dim, read_vectors
 from pipeline.store.store import Store
 from stages.common import command
 
@@ -27,7 +27,7 @@ SHOWN = 300  # characters of a text
 @click.option("--json", "as_json", is_flag=True, help="A JSON object per query.")
 def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, precision: str, index: Path | None,
          top: int, as_json: bool) -> None:  # fmt: skip
-    """Find the documents nearest to QUERY, or to one query after another where none is given.
+    """Find the documents nearest to QUERY; without it, ask for queries until an empty one.
 
     The query's vector is the student's, through ONNX; the documents' are the teacher's, as stored.
     """
@@ -38,22 +38,22 @@ def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, prec
     else:
         store = Store.open(embeddings)
         check_dim(encoder.dim, store.meta.dim, embeddings)
-        documents = read(store)
+        documents = read_vectors(store)
         rows, nearest = documents.rows, documents.nearest
     encoder.encode(["the first call prepares the graph"])
     searcher = Searcher(encoder.encode, rows, nearest, corpus)
     if query is not None:
         _show(searcher.search(query, top), len(rows), as_json)
         return
-    while line := _ask(as_json):
+    while line := _read_query(as_json):
         try:
             _show(searcher.search(line, top), len(rows), as_json)
         except LeafError as error:
             click.echo(str(error), err=True)
 
 
-def _ask(quiet: bool) -> str:
-    """The next line of the person; empty at the end of the input or on a line without text."""
+def _read_query(quiet: bool) -> str:
+    """The next query from the terminal; empty at the end of the input or for a blank line."""
     try:
         return str(click.prompt("query (empty to end)", default="", show_default=False, err=True)).strip()
     except click.Abort:

@@ -1,4 +1,4 @@
-"""`leaf store`: what people do with embedding stores besides reading them."""
+"""`leaf store`: commands that describe, check, combine, convert, repair and send embedding stores."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from pipeline.base.errors import LeafError
-from pipeline.encode import comparison
+from pipeline.corpus.files import corpus_keys
 from pipeline.params.parsing import load_section
 from pipeline.params.sections import EncodeParams, TeacherParams
-from pipeline.store import formats as exchange
-from pipeline.store import operations as manage
-from pipeline.store import push as pushing
-from pipeline.store import repair
-from pipeline.store.store import Store, remote_url
+from pipeline.store import formats, operations, upload
+from pipeline.store.bucket import remote_url
+from pipeline.store.repair import EncodeAgain
+from pipeline.store.repair import repair as repair_store
+from pipeline.store.store import Store
 from stages.common import command, params_option
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -28,17 +28,18 @@ def main() -> None:
 
 
 def _command(function: Callable[..., None]) -> click.Command:
-    made = command(json_option(function))
-    made.name = function.__name__.rstrip("_")
-    main.add_command(made)
-    return made
+    """Make a function a command of the group `store`, with the option --json."""
+    subcommand = command(json_option(function))
+    subcommand.name = function.__name__.rstrip("_")
+    main.add_command(subcommand)
+    return subcommand
 
 
 @_command
 @click.argument("path")
 def info(path: str, as_json: bool) -> None:
     """Teacher, licence, rows, dimension, bytes, roles and sources, from store.json alone."""
-    _show(manage.info(Store.open(path)), as_json)
+    _show(operations.info(Store.open(path)), as_json)
 
 
 @_command
@@ -52,8 +53,10 @@ def verify(path: str, sample: int, corpus: Path, params: Path, as_json: bool) ->
     With --sample N, N texts of the corpus are encoded again with section `teacher` of the parameters and compared.
     """
     opened = Store.open(path)
-    figures = manage.verify(opened)
+    figures = operations.verify(opened)
     if sample:
+        from pipeline.encode import comparison  # here, so that commands that need no model do not wait for torch
+
         teacher, encode = _sections(params)
         figures |= comparison.sample(opened, corpus, teacher, encode, sample)
     _show(figures, as_json)
@@ -65,7 +68,7 @@ def verify(path: str, sample: int, corpus: Path, params: Path, as_json: bool) ->
 @click.option("--out", type=Path, required=True, help="Store to write.")
 def merge(first: str, second: str, out: Path, as_json: bool) -> None:
     """One store of the keys of both. Vectors are moved, never computed; stores of different teachers are refused."""
-    _show(manage.merge(Store.open(first), Store.open(second), out), as_json)
+    _show(operations.merge(Store.open(first), Store.open(second), out), as_json)
 
 
 @_command
@@ -74,16 +77,16 @@ def merge(first: str, second: str, out: Path, as_json: bool) -> None:
 @click.option("--cosines", type=click.IntRange(0), default=10_000, show_default=True, help="Shared keys; 0: all.")
 def diff(first: str, second: str, cosines: int, as_json: bool) -> None:
     """Keys in one store or in both, and the cosine of the vectors that both have."""
-    _show(manage.diff(Store.open(first), Store.open(second), cosines), as_json)
+    _show(operations.diff(Store.open(first), Store.open(second), cosines), as_json)
 
 
 @_command
 @click.argument("path")
-@click.option("--to", "form", type=click.Choice(exchange.FORMATS), required=True, help="Form.")
+@click.option("--to", "form", type=click.Choice(formats.FORMATS), required=True, help="Format.")
 @click.option("--out", type=Path, required=True, help="Directory to make.")
 def export(path: str, form: str, out: Path, as_json: bool) -> None:
     """Write Parquet files, a NumPy array, or a data set directory for the Hugging Face hub."""
-    _show(exchange.export(Store.open(path), out, form), as_json)
+    _show(formats.convert(Store.open(path), out, form), as_json)
 
 
 @_command
@@ -94,26 +97,26 @@ def compact(path: str, corpus: Path, out: Path | None, as_json: bool) -> None:
     """Drop the rows whose text is not in the corpus."""
     if out is None and remote_url(path):
         raise LeafError("--out: name a directory; a store behind a URL is not changed")
-    _show(manage.compact(Store.open(path), corpus, out or Path(path)), as_json)
+    _show(operations.compact(Store.open(path), corpus_keys(corpus), str(corpus), out or Path(path)), as_json)
 
 
 @_command
 @click.argument("path", type=Path)
 @click.option("--from", "copies", multiple=True, help="Another copy of the store, path or URL; may be repeated.")
-@click.option("--pool", type=Path, help="Pool that may have the shard  [default: encode.pool of --params]")
+@click.option("--pool", type=Path, help="Shard cache that may have the shard  [default: encode.pool of --params]")
 @click.option("--corpus", type=Path, help="Corpus to encode lost shards from, with the teacher of --params.")
 @click.option("--params", type=Path, help="Parameter file  [default: params.yaml if there is one]")
 def repair_(
     *, path: Path, copies: tuple[str, ...], pool: Path | None, corpus: Path | None, params: Path | None, as_json: bool
 ) -> None:
-    """Restore damaged shards, and only those, from other copies or the pool, or encode their texts again."""
+    """Restore damaged shards, and only those, from other copies or the shard cache, or encode their texts again."""
     here = Path("params.yaml")
     params = params or (here if corpus or here.exists() else None)
     if pool is None:  # a store may be repaired where there are no parameters
         pool = Path(load_section(params, "encode", EncodeParams).pool if params else EncodeParams.pool)
-    encoding = repair.Encoding(corpus, *_sections(params)) if corpus and params else None
-    pools = sorted(entry for entry in pool.glob("*") if entry.is_dir())
-    _show(repair.repair(path, [*(Store.open(copy) for copy in copies), *pools], encoding), as_json)
+    encode_again = _encoder_of_lost_shards(corpus, params) if corpus and params else None
+    caches = sorted(entry for entry in pool.glob("*") if entry.is_dir())
+    _show(repair_store(path, [*(Store.open(copy) for copy in copies), *caches], encode_again), as_json)
 
 
 @_command
@@ -126,7 +129,18 @@ def push(path: Path, url: str, as_json: bool) -> None:
     """
     if remote_url(url) is None:
         raise LeafError("URL: must be s3://BUCKET/PREFIX")
-    _show(pushing.push(Store.open(path), remote_url(url) or url), as_json)
+    _show(upload.push(Store.open(path), remote_url(url) or url), as_json)
+
+
+def _encoder_of_lost_shards(corpus: Path, params: Path) -> EncodeAgain:
+    teacher, encode = _sections(params)
+
+    def encode_again(store: Store, lost: list[int]) -> int:
+        from pipeline.encode.repair import encode_lost_shards  # here, so that a repair from copies needs no torch
+
+        return encode_lost_shards(store, lost, corpus, teacher, encode)
+
+    return encode_again
 
 
 def _sections(params: Path) -> tuple[TeacherParams, EncodeParams]:

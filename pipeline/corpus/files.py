@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
+from pipeline.base.arrays import Array
 from pipeline.base.errors import LeafError
-from pipeline.base.keys import ROLES, keys
+from pipeline.base.keys import ROLES, key_array, keys
 from pipeline.corpus.external_sort import SCHEMA
 from pipeline.corpus.readers import reading as sources
 
@@ -31,6 +33,11 @@ def part_files(directory: Path) -> list[Path]:
             raise LeafError(f"{part}: damaged ({error}); run the stage `corpus` again") from None
         sources.require(part, SCHEMA.names, columns)
     return found
+
+
+def corpus_keys(directory: Path) -> Array:
+    """`[n] V16`, sorted: the keys of all texts of the corpus. Errors: `part_files`."""
+    return np.sort(key_array(scan(directory).select("key").collect()["key"]))
 
 
 def check_rows(rows: pl.DataFrame, place: str) -> None:

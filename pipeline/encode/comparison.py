@@ -11,9 +11,8 @@ import polars as pl
 from pipeline.base.arrays import Array, cosines
 from pipeline.base.errors import LeafError
 from pipeline.base.keys import contains
-from pipeline.corpus.files import scan
+from pipeline.corpus.files import corpus_keys, scan
 from pipeline.params.sections import EncodeParams, TeacherParams
-from pipeline.store.operations import _keys
 from pipeline.store.store import Store
 from pipeline.store.validation import SAME_VECTOR
 from pipeline.teacher.api.api_teacher import ApiTeacher
@@ -68,7 +67,7 @@ def sample(store: Store, corpus: Path, teacher: TeacherParams, params: EncodePar
             f"describes {mine.fingerprint[:16]}: name the same model, prompts, max_length and normalize"
         )
     stored = store.keys()
-    shared = np.sort(stored[contains(_keys(corpus), stored)])[:rows]
+    shared = np.sort(stored[contains(corpus_keys(corpus), stored)])[:rows]
     if not len(shared):
         raise LeafError(f"{corpus}: shares no text with {store.path}: nothing to compare")
     texts = scan(corpus).filter(pl.col("key").is_in(shared.tolist())).collect(engine="streaming")

@@ -1,4 +1,4 @@
-"""The store in formats that others search: faiss, usearch, and Parquet for a vector database.
+"""Writes the vectors of a store as an index for faiss or usearch, or as Parquet for a vector database; loads an index.
 
 An index is a directory: `index.json` (kind, rows, dim, fingerprint of the teacher's vectors), `rows.parquet` (key, id,
 source, role; row i belongs to entry i) and the library's own file.
@@ -15,27 +15,27 @@ from pipeline.base.errors import LeafError
 from pipeline.base.files import written_directory
 from pipeline.base.optional import import_optional
 from pipeline.corpus.files import scan
-from pipeline.serve.search import Nearest, Vectors, read
+from pipeline.serve.search import Nearest, Vectors, read_vectors
 from pipeline.store.store import Store
 
 Kind = Literal["faiss", "usearch", "parquet"]
 FILES = {"faiss": "vectors.faiss", "usearch": "vectors.usearch"}
-LINKS = 32  # of a node in the graph of both libraries (HNSW)
-SEARCHED = 128  # nodes looked at for a query, at least
-BUILT = 200  # nodes looked at for each entry while building
-ADDED_ROWS = 16_384  # at a time, float32
-PARQUET_ROWS = 65_536  # of a file
+GRAPH_LINKS = 32  # per node of the HNSW graph, in both libraries
+SEARCH_NODES = 128  # candidates of a query, at least (efSearch)
+BUILD_NODES = 200  # candidates of an entry while the graph is built (efConstruction)
+ADDED_ROWS = 16_384  # rows added at once, as float32
+PARQUET_ROWS = 65_536  # rows of a Parquet file
 
 
 def write(store: Store, corpus: Path | None, kind: Kind, out: Path, *, role: str | None = "document") -> int:
-    """Write the vectors of a role (None: of both) to the directory `out`, all or nothing; returns how many.
+    """Write the vectors of a role (None: of both) to the directory `out`, whole or not at all; returns how many.
 
-    Parquet files get the texts too where `corpus` is given.
+    Parquet files also get the texts where `corpus` is given.
 
     Raises:
         LeafError: the library is missing, or the store holds no such vectors.
     """
-    vectors = read(store, role)
+    vectors = read_vectors(store, role)
     with written_directory(out) as temporary:
         if kind == "parquet":
             _write_parquet(vectors, corpus, temporary)
@@ -55,9 +55,8 @@ def write(store: Store, corpus: Path | None, kind: Kind, out: Path, *, role: str
 def _write_parquet(vectors: Vectors, corpus: Path | None, out: Path) -> None:
     rows = vectors.rows
     if corpus is not None:
-        rows = (
-            rows.lazy().join(scan(corpus).select("key", "text"), on="key", how="left", maintain_order="left").collect()
-        )
+        texts = scan(corpus).select("key", "text")
+        rows = rows.lazy().join(texts, on="key", how="left", maintain_order="left").collect()
     rows = rows.with_columns(pl.col("key").bin.encode("hex"))
     for number, start in enumerate(range(0, len(rows), PARQUET_ROWS)):
         part = np.ascontiguousarray(vectors.vectors[start : start + PARQUET_ROWS], np.float32)
@@ -70,11 +69,11 @@ def _build(vectors: Vectors, kind: str, file: Path) -> None:
     index: Any
     if kind == "faiss":
         faiss = _library("faiss", "faiss-cpu")
-        index = faiss.IndexHNSWFlat(dim, LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = BUILT
+        index = faiss.IndexHNSWFlat(dim, GRAPH_LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = BUILD_NODES
     else:
         index = _library("usearch.index", "usearch").Index(
-            ndim=dim, metric="ip", dtype="f16", connectivity=LINKS, expansion_add=BUILT
+            ndim=dim, metric="ip", dtype="f16", connectivity=GRAPH_LINKS, expansion_add=BUILD_NODES
         )
     for start in range(0, rows, ADDED_ROWS):
         part = np.ascontiguousarray(vectors.vectors[start : start + ADDED_ROWS], np.float32)
@@ -89,7 +88,7 @@ def _build(vectors: Vectors, kind: str, file: Path) -> None:
 
 
 def load(directory: Path) -> tuple[pl.DataFrame, int, Nearest]:
-    """Rows, dimension and search function of an index; LeafError if it is none or damaged."""
+    """Rows, dimension and search function of an index; LeafError if the directory holds none or a damaged one."""
     try:
         about = json.loads((directory / "index.json").read_text(encoding="utf-8"))
         kind, dim, count = about["kind"], int(about["dim"]), int(about["rows"])
@@ -99,10 +98,10 @@ def load(directory: Path) -> tuple[pl.DataFrame, int, Nearest]:
             raise ValueError(f"{file.name} is missing or rows.parquet is not whole")
     except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
         raise LeafError(f"{directory}: is no whole index ({error}); write it again with `leaf index`") from None
-    return rows, dim, _faiss(file) if kind == "faiss" else _usearch(file)
+    return rows, dim, _load_faiss(file) if kind == "faiss" else _load_usearch(file)
 
 
-def _faiss(file: Path) -> Nearest:
+def _load_faiss(file: Path) -> Nearest:
     faiss = _library("faiss", "faiss-cpu")
     try:
         index = faiss.read_index(str(file))
@@ -110,7 +109,7 @@ def _faiss(file: Path) -> Nearest:
         raise LeafError(f"{file}: cannot be read: {error}; write it again with `leaf index`") from None
 
     def nearest(query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        index.hnsw.efSearch = max(SEARCHED, 2 * k)
+        index.hnsw.efSearch = max(SEARCH_NODES, 2 * k)
         scores, rows = index.search(np.ascontiguousarray(query[None], np.float32), min(k, index.ntotal))
         kept = rows[0] >= 0
         return rows[0][kept], scores[0][kept]
@@ -118,19 +117,19 @@ def _faiss(file: Path) -> Nearest:
     return nearest
 
 
-def _usearch(file: Path) -> Nearest:
+def _load_usearch(file: Path) -> Nearest:
     library = _library("usearch.index", "usearch")
     try:
         index = library.Index.restore(str(file))
-    except Exception as error:  # the library raises what its C++ threw
+    except Exception as error:  # usearch raises bare exceptions from its C++
         raise LeafError(f"{file}: cannot be read: {error}; write it again with `leaf index`") from None
     if index is None:
         raise LeafError(f"{file}: is no index of usearch; write it again with `leaf index`")
 
     def nearest(query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        index.expansion_search = max(SEARCHED, 2 * k)
-        found = index.search(query.astype(np.float32), min(k, len(index)))
-        return np.asarray(found.keys, np.int64), 1 - np.asarray(found.distances, np.float32)
+        index.expansion_search = max(SEARCH_NODES, 2 * k)
+        matches = index.search(query.astype(np.float32), min(k, len(index)))
+        return np.asarray(matches.keys, np.int64), 1 - np.asarray(matches.distances, np.float32)
 
     return nearest
 

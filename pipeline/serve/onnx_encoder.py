@@ -1,4 +1,4 @@
-"""A model exported to ONNX, run by onnxruntime and tokenizers alone: token ids in, final vectors out."""
+"""Embeds texts with an ONNX model, using onnxruntime and tokenizers alone (no torch, no sentence-transformers)."""
 
 import os
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from pipeline.base.errors import LeafError, first_line
 from pipeline.base.optional import import_optional
 
 MODELS = {"float32": "model.onnx", "int8": "model_int8.onnx"}
-TOKENIZER = "tokenizer.json"  # cuts at the model's longest text and does not pad
+TOKENIZER = "tokenizer.json"  # truncates to the model's maximal length and does not pad
 BATCH_TEXTS = 32
 
 
 class OnnxEncoder:
-    """`models/onnx`: a tokenizer and a graph that pools, projects and normalises."""
+    """A directory such as `models/onnx`: a tokenizer, and a graph that pools, projects and normalises."""
 
     def __init__(self, directory: Path, precision: str = "float32", threads: int = 0) -> None:
-        """`threads` of onnxruntime, 0 for the process's share of the cores.
+        """`threads` is the number of threads of onnxruntime, 0 for all cores that the process may use.
 
         Raises:
             LeafError: onnxruntime is missing, or the directory holds no whole model.
@@ -31,18 +31,18 @@ class OnnxEncoder:
         if not model.is_file() or not (directory / TOKENIZER).is_file():
             raise LeafError(f"{directory}: holds no {model.name} with its {TOKENIZER}; run the export stage first")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or _cores()
+        options.intra_op_num_threads = threads or _usable_cores()
         try:
             self._tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
             self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # both raise bare exceptions of their own
+        except Exception as error:  # both libraries raise bare exceptions of their own
             raise LeafError(f"{model}: cannot be loaded ({first_line(error)}); run the export stage again") from None
         self.dim = int(self._session.get_outputs()[0].shape[1])
 
     def encode(self, texts: Sequence[str], role: str = "query") -> np.ndarray:
-        """Vectors [texts, dim] float32 in order; `role` changes nothing, as in `StudentEncoder.encode`.
+        """Vectors `[texts, dim]` float32 in the texts' order. `role` is ignored: a student embeds both roles alike.
 
-        In int8 the scale of the activations is that of a whole batch, so a text's last digits depend on its neighbours.
+        In int8 a batch shares the scale of its activations, so a text's last digits depend on the others in its batch.
         """
         token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
         order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
@@ -54,13 +54,13 @@ class OnnxEncoder:
 
 
 def padded(token_ids: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The graph's inputs, both [texts, longest] int64. What pads is masked, so any id will do."""
+    """The graph's inputs, both `[texts, longest]` int64. Padding is masked, so the padding id does not matter."""
     lengths = np.array([len(ids) for ids in token_ids])
     mask = np.arange(lengths.max()) < lengths[:, None]
     ids = np.zeros(mask.shape, np.int64)
-    ids[mask] = np.concatenate([np.asarray(one, np.int64) for one in token_ids])
+    ids[mask] = np.concatenate([np.asarray(text_ids, np.int64) for text_ids in token_ids])
     return {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
 
 
-def _cores() -> int:
+def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

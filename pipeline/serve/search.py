@@ -1,4 +1,4 @@
-"""Search the stored vectors of the teacher: exactly, or through an index that `pipeline.index` wrote."""
+"""Nearest-neighbour search over the teacher's stored vectors: exact here, or through an index (`serve/index.py`)."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,13 +13,15 @@ from pipeline.corpus.files import scan
 from pipeline.store.store import Store
 
 Encode = Callable[[Sequence[str]], np.ndarray]
-Nearest = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # query [dim], k -> rows [k], scores [k]
+"""Queries -> vectors `[queries, dim]`."""
+Nearest = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+"""Query `[dim]` and k -> rows `[k]` and scores `[k]`, best first."""
 BLOCK_ROWS = 65_536  # stored vectors that are float32 at a time
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One document found."""
+    """A document that was returned for a query."""
 
     score: float
     id: str
@@ -29,7 +31,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found, and the milliseconds for the query's vector and for the search (texts are read afterwards)."""
+    """The hits of a query, and the milliseconds for its vector and for the search (without reading the texts)."""
 
     hits: tuple[Hit, ...]
     encode_ms: float
@@ -38,13 +40,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Rows `key, id, source` and their vectors `[n, dim]`, of length one, as precise as they are stored."""
+    """Rows `key, id, source, role` and their unit vectors `[n, dim]`, in the precision of the store."""
 
     rows: pl.DataFrame
     vectors: np.ndarray
 
     def nearest(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and cosines of the `k` nearest to `query [dim]` (of length one), best first; exact."""
+        """Rows and cosines of the `k` nearest to the unit vector `query [dim]`, best first; exact."""
         scores = np.empty(len(self.vectors), np.float32)
         for start in range(0, len(scores), BLOCK_ROWS):
             scores[start : start + BLOCK_ROWS] = self.vectors[start : start + BLOCK_ROWS].astype(np.float32) @ query
@@ -54,57 +56,61 @@ class Vectors:
         return best, scores[best]
 
 
-def read(store: Store, role: str | None = "document") -> Vectors:
-    """All vectors of a role (None: of both) of a store, in memory; LeafError where it holds none."""
+def read_vectors(store: Store, role: str | None = "document") -> Vectors:
+    """Read all vectors of a role (None: of both) into memory; LeafError where the store holds none."""
     frames, blocks = [], []
     for shard in range(len(store.shards)):
         frame = store.shard_rows_frame(shard)
         kept = np.arange(len(frame)) if role is None else np.flatnonzero((frame["role"] == role).to_numpy())
         if len(kept):
             frames.append(frame[kept].select("key", "id", "source", "role"))
-            blocks.append(unit(store.read(shard))[kept])
+            blocks.append(unit_vectors(store.read(shard))[kept])
     if not frames:
-        raise LeafError(f"{store.path}: holds no vectors of {role or 'any'} texts to search")
+        raise LeafError(f"{store.name}: holds no vectors of {role or 'any'} texts to search")
     return Vectors(pl.concat(frames), np.concatenate(blocks))
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors `[n, dim]` of length one, in the precision that they came in."""
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
+    """Vectors `[n, dim]` scaled to length one, in the precision of the input."""
     lengths = np.linalg.norm(vectors.astype(np.float32), axis=1, keepdims=True)
     scaled: np.ndarray = (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(vectors.dtype)
     return scaled
 
 
 class Searcher:
-    """Answers queries over rows `key, id, source` whose texts lie in `corpus`."""
+    """Answers queries with documents: rows `key, id, source`, whose texts are in `corpus`."""
 
     def __init__(self, encode: Encode, rows: pl.DataFrame, nearest: Nearest, corpus: Path) -> None:
         self._encode, self._rows, self._nearest = encode, rows, nearest
         self._texts = scan(corpus).select("key", "text")
 
     def search(self, query: str, top: int = 5) -> Answer:
-        """The `top` documents nearest to the query, best first; LeafError if it is blank or one's text is not there."""
+        """The `top` documents nearest to the query, best first.
+
+        Raises:
+            LeafError: the query is blank, or the corpus lacks a document's text.
+        """
         if not query.strip():
             raise LeafError("the query is empty")
         started = time.perf_counter()
-        vector = unit(self._encode([query]))[0]
+        vector = unit_vectors(self._encode([query]))[0]
         encoded = time.perf_counter()
         rows, scores = self._nearest(vector, top)
         searched = time.perf_counter()
-        found = self._rows[rows]
-        texts = dict(self._texts.filter(pl.col("key").is_in(found["key"].to_list())).collect().iter_rows())
-        if missing := [name for name, key in zip(found["id"], found["key"], strict=True) if key not in texts]:
+        documents = self._rows[rows]
+        texts = dict(self._texts.filter(pl.col("key").is_in(documents["key"].to_list())).collect().iter_rows())
+        if missing := [row["id"] for row in documents.iter_rows(named=True) if row["key"] not in texts]:
             raise LeafError(f"the corpus lacks the text of `{missing[0]}`: name the corpus that was encoded (--corpus)")
         hits = tuple(
             Hit(float(score), row["id"], row["source"], texts[row["key"]])
-            for score, row in zip(scores, found.iter_rows(named=True), strict=True)
+            for score, row in zip(scores, documents.iter_rows(named=True), strict=True)
         )
         return Answer(hits, 1000 * (encoded - started), 1000 * (searched - encoded))
 
 
-def check_dim(found: int, wanted: int, place: Path) -> None:
-    """LeafError where the student's vectors do not fit those of the index at `place`."""
-    if found != wanted:
+def check_dim(model_dim: int, index_dim: int, place: Path) -> None:
+    """LeafError where the model's vectors do not fit those at `place` (an index or a store)."""
+    if model_dim != index_dim:
         raise LeafError(
-            f"{place}: holds {wanted} dimensions, but the model gives {found}: it was fitted to another store"
+            f"{place}: holds {index_dim} dimensions, but the model gives {model_dim}: it was fitted to another store"
         )

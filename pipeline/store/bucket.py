@@ -1,8 +1,9 @@
-"""Files below an `s3://` URL, and a bounded directory of local copies, each hashed while it arrives."""
+"""Files below an `s3://` URL, and a bounded local cache of them in which every file is hashed while it arrives."""
 
 import hashlib
 import json
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,14 +15,20 @@ from pipeline.base.errors import LeafError
 from pipeline.base.files import TEMPORARY
 from pipeline.base.optional import import_optional
 
-BLOCK = 8 * 2**20  # bytes asked for at a time
+BLOCK_BYTES = 8 * 2**20  # of one request
+
+
+def remote_url(path: Path | str) -> str | None:
+    """The URL that `path` stands for, None if it is no URL. A URL that went through `pathlib` has lost a slash."""
+    scheme = re.match(r"s3:/+(?=[^/])", str(path))
+    return f"s3://{str(path)[scheme.end() :].rstrip('/')}" if scheme else None
 
 
 class Bucket:
     """The files below one URL. Every failure is a LeafError without the request, which might hold a secret."""
 
     def __init__(self, url: str) -> None:
-        """Refuses URLs with credentials or queries in them, without repeating them."""
+        """LeafError for a URL with credentials or a query in it; the message does not repeat them."""
         place = url.removeprefix("s3://")
         if "@" in place or "?" in place or "#" in place or "//" in place or not place.split("/")[0]:
             raise LeafError(
@@ -30,11 +37,11 @@ class Bucket:
             )
         self.url, self._place = url, place
         s3fs = import_optional("s3fs", "s3", f"{url}: reading from S3")
-        with self._failing(""):
+        with self._errors_without_secrets(""):
             self._system: Any = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
 
     @contextmanager
-    def _failing(self, file: str) -> Iterator[None]:
+    def _errors_without_secrets(self, file: str) -> Iterator[None]:
         try:
             yield
         except LeafError:
@@ -43,43 +50,44 @@ class Bucket:
             raise LeafError(f"{self.url}/{file}: file is missing") from None
         except PermissionError:
             raise LeafError(f"{self.url}/{file}: access denied; look at your AWS credentials") from None
-        except Exception as error:  # botocore and aiohttp raise anything; their text may quote the request
+        except Exception as error:  # botocore and aiohttp raise many classes; their texts may quote the request
             raise LeafError(f"{self.url}/{file}: cannot be reached ({type(error).__name__})") from None
 
     def read(self, file: str, start: int, stop: int) -> bytes:
-        """Bytes `[start, stop)` of a file; fewer where it ends before."""
-        with self._failing(file):
+        """Bytes `[start, stop)` of a file; fewer where the file ends earlier."""
+        with self._errors_without_secrets(file):
             return cast(bytes, self._system.cat_file(f"{self._place}/{file}", start=start, end=stop))
 
     def size(self, file: str) -> int:
-        """Bytes of a file."""
-        with self._failing(file):
+        """Size of a file in bytes."""
+        with self._errors_without_secrets(file):
             return int(self._system.info(f"{self._place}/{file}")["size"])
 
     def files(self) -> dict[str, int]:
-        """Every file below the URL and its size."""
-        with self._failing(""):
-            found = self._system.find(self._place, detail=True)
-            return {name.removeprefix(f"{self._place}/"): int(entry["size"]) for name, entry in found.items()}
+        """Every file below the URL, with its size in bytes."""
+        with self._errors_without_secrets(""):
+            listing = self._system.find(self._place, detail=True)
+            return {name.removeprefix(f"{self._place}/"): int(entry["size"]) for name, entry in listing.items()}
 
     def put(self, source: Path, file: str) -> None:
-        """Send a file."""
-        with self._failing(file):
+        """Upload a file."""
+        with self._errors_without_secrets(file):
             self._system.put_file(str(source), f"{self._place}/{file}")
 
 
-class Cache:
-    """Local copies of one store's files; the bound holds over all stores of the directory."""
+class FileCache:
+    """Local copies of one store's files. The bound holds over all stores that share the directory `root`."""
 
     def __init__(self, root: Path, limit: int, bucket: Bucket, identity: str) -> None:
+        """`limit` is in bytes; `identity` names this store's directory below `root`."""
         self.root, self.limit, self.bucket = root, limit, bucket
         self.path = root / identity
         self._turn = threading.Lock()
-        self._busy: dict[str, threading.Lock] = {}
+        self._downloads: dict[str, threading.Lock] = {}
         self._pinned: Counter[Path] = Counter()
-        self._incoming = 0
+        self._incoming_bytes = 0
 
-    def expect(self, digests: Mapping[str, str]) -> None:
+    def drop_outdated(self, digests: Mapping[str, str]) -> None:
         """Drop local copies of files that have other digests now: the store behind the URL was published anew."""
         self.path.mkdir(parents=True, exist_ok=True)
         known = self.path / "known.json"
@@ -96,7 +104,7 @@ class Cache:
 
     @contextmanager
     def pinned(self, file: str) -> Iterator[None]:
-        """Within the block the local copy is not dropped by this process."""
+        """Within the block this process does not drop the local copy."""
         with self._turn:
             self._pinned[self.path / file] += 1
         try:
@@ -106,47 +114,62 @@ class Cache:
                 self._pinned[self.path / file] -= 1
 
     def fetch(self, file: str, digest: str, size: int | None, limit: int, evictable: bool = False) -> Path:
-        """The local path of a file, fetched and checked if it is not there. `size` is exact, `limit` the most."""
+        """The local path of a file, downloaded and checked if it is not there.
+
+        Args:
+            file: path below the URL.
+            digest: the file's SHA-256.
+            size: its exact size in bytes, where the format fixes it.
+            limit: the most bytes it may have.
+            evictable: it counts against the cache's bound, and files like it are dropped to make room.
+
+        Raises:
+            LeafError: the file is missing, has another size or digest, or cannot be reached.
+        """
         with self._turn:
-            busy = self._busy.setdefault(file, threading.Lock())
-        with busy:
+            download = self._downloads.setdefault(file, threading.Lock())
+        with download:
             path = self.path / file
             try:
-                os.utime(path)
+                os.utime(path)  # marks it as used just now
                 return path
             except OSError:
-                return self._arrive(file, digest, size, limit, evictable)
+                return self._download(file, digest, size, limit, evictable)
 
-    def _arrive(self, file: str, digest: str, size: int | None, limit: int, evictable: bool) -> Path:
-        found = self.bucket.size(file)
-        if size is not None and found != size:
-            raise LeafError(f"{self.bucket.url}/{file}: has {found} bytes instead of {size}: truncated or changed")
-        if found > limit:
-            raise LeafError(f"{self.bucket.url}/{file}: has {found} bytes, more than its shard may have: refused")
+    def _download(self, file: str, digest: str, size: int | None, limit: int, evictable: bool) -> Path:
+        actual = self.bucket.size(file)
+        if size is not None and actual != size:
+            raise LeafError(f"{self.bucket.url}/{file}: has {actual} bytes instead of {size}: truncated or changed")
+        if actual > limit:
+            raise LeafError(f"{self.bucket.url}/{file}: has {actual} bytes, more than its shard may have: refused")
         path = self.path / file
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}-{path.name}")
         if evictable:
-            self._make_room(found)
-        hashed = hashlib.sha256()
+            self._make_room(actual)
         try:
-            with part.open("wb") as target:
-                for start in range(0, found, BLOCK):
-                    block = self.bucket.read(file, start, min(start + BLOCK, found))
-                    hashed.update(block)
-                    target.write(block)
-            if hashed.hexdigest() != digest:
+            if self._copy_and_hash(file, actual, part) != digest:
                 raise LeafError(f"{self.bucket.url}/{file}: SHA-256 differs: damaged or swapped")
             part.rename(path)
         finally:
             part.unlink(missing_ok=True)
             if evictable:
                 with self._turn:
-                    self._incoming -= found
+                    self._incoming_bytes -= actual
         return path
 
-    def _make_room(self, wanted: int) -> None:
-        """Drop the files of vectors used longest ago, of whatever store, until `wanted` bytes fit."""
+    def _copy_and_hash(self, file: str, size: int, target: Path) -> str:
+        """Write the file's bytes to `target`; returns their SHA-256."""
+        hashed = hashlib.sha256()
+        with target.open("wb") as out:
+            for start in range(0, size, BLOCK_BYTES):
+                block = self.bucket.read(file, start, min(start + BLOCK_BYTES, size))
+                hashed.update(block)
+                out.write(block)
+        return hashed.hexdigest()
+
+    def _make_room(self, incoming: int) -> None:
+        """Drop the least recently used files of vectors, of any store in the cache, until `incoming` bytes fit."""
         with self._turn:
             held = []
             for path in self.root.glob("*/vectors.zarr/*/c/0/0"):
@@ -154,8 +177,8 @@ class Cache:
                     held.append((path.stat().st_mtime_ns, path.stat().st_size, path))
                 except OSError:  # another process dropped it
                     continue
-            self._incoming += wanted
-            total = sum(size for _, size, _ in held) + self._incoming
+            self._incoming_bytes += incoming
+            total = sum(size for _, size, _ in held) + self._incoming_bytes
             for _, size, path in sorted(held):
                 if total <= self.limit:
                     return

@@ -1,8 +1,8 @@
-"""Reading the chunks of a shard's Zarr array: straight from the file into the array that the caller gets.
+"""Reads the chunks of a shard's Zarr array, without Zarr: straight from the file into the returned array.
 
-The format fixes the one layout that a shard may have (Zarr 3 `sharding_indexed`, one chunk of 1024 rows after another,
-`bytes` and `crc32c`, the index at the end), so that a read is a seek and a checksum. Through Zarr itself, which holds
-each chunk three times over and crosses into a thread of its own, a chunk takes four times as long.
+The format fixes the only layout that a shard may have (Zarr 3 `sharding_indexed`, chunks of 1024 rows in order, `bytes`
+and `crc32c`, the index at the end), so that a read is a seek and a checksum. Zarr itself takes four times as long for a
+chunk: it holds each chunk in memory three times and hands it to a thread of its own.
 """
 
 import io
@@ -16,14 +16,14 @@ import numpy as np
 
 from pipeline.base.errors import LeafError
 
-CHUNK_ROWS = 1024  # rows that share one checksum; the unit of reading
+CHUNK_ROWS = 1024  # rows that share a checksum; the unit of reading
 CHECKSUM_BYTES = 4
 INDEX_ENTRY_BYTES = 16
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """The data file of one array, whose index has been read and found sound."""
+    """The data file of a Zarr array, opened: its index has been read and checked."""
 
     path: Path
     rows: int
@@ -34,10 +34,10 @@ class Chunks:
 
     @classmethod
     def open(cls, path: Path, rows: int, row: tuple[int, ...], dtype: str) -> "Chunks":
-        """Read the index; LeafError where that fails, or it names a chunk that is missing or lies outside the file."""
-        kind, count = np.dtype(dtype).newbyteorder("<"), -(-rows // CHUNK_ROWS)
-        size = chunk_bytes(row, kind)
-        with _reading(path) as file:
+        """Read the index; LeafError where that fails, or where a chunk is missing or lies outside the file."""
+        little, count = np.dtype(dtype).newbyteorder("<"), -(-rows // CHUNK_ROWS)
+        size = chunk_bytes(row, little)
+        with _opened(path) as file:
             end = file.seek(0, io.SEEK_END) - index_bytes(rows)
             file.seek(max(end, 0))
             raw = file.read()
@@ -45,16 +45,17 @@ class Chunks:
         if len(raw) != index_bytes(rows) or crc32c(index) != checksum:
             raise LeafError(f"{path}: the checksum of its index of chunks differs")
         offsets, sizes = np.frombuffer(index, "<u8").reshape(count, 2).T.tolist()
-        bad = [at for at in range(count) if sizes[at] != size or offsets[at] > end - size]
-        if bad:
-            what = "is missing" if sizes[bad[0]] == offsets[bad[0]] == 2**64 - 1 else "lies outside the file"
-            raise LeafError(f"{path}: the chunk of rows from {bad[0] * CHUNK_ROWS} on {what}")
-        return cls(path, rows, row, kind, tuple(offsets))
+        for number in range(count):
+            if sizes[number] != size or offsets[number] > end - size:
+                missing = sizes[number] == offsets[number] == 2**64 - 1
+                what = "is missing" if missing else "lies outside the file"
+                raise LeafError(f"{path}: the chunk of rows from {number * CHUNK_ROWS} on {what}")
+        return cls(path, rows, row, little, tuple(offsets))
 
     def read(self, low: int, high: int) -> np.ndarray:
-        """Rows `[high - low, *row]`; LeafError where a chunk's checksum differs. Fastest by whole chunks."""
+        """Rows `[high - low, *row]`; LeafError where a chunk's checksum differs. Fastest for whole chunks."""
         out = np.empty((max(high - low, 0), *self.row), self.dtype)
-        with _reading(self.path) as file:
+        with _opened(self.path) as file:
             for start in range(low - low % CHUNK_ROWS, high, CHUNK_ROWS):
                 first, last = max(low, start), min(high, start + CHUNK_ROWS)
                 part = out[first - low : last - low]
@@ -69,15 +70,15 @@ class Chunks:
     def _read_chunk(self, file: io.FileIO, start: int, into: np.ndarray) -> None:
         raw = into.reshape(-1).view(np.uint8)
         file.seek(self.offsets[start // CHUNK_ROWS])
-        got = file.readinto(raw.data)
+        length = file.readinto(raw.data)
         checksum = file.read(CHECKSUM_BYTES)
-        raw.flags.writeable = False  # the checksum's library takes nothing that could change
-        if got != len(raw) or crc32c(raw) != checksum:
+        raw.flags.writeable = False  # google_crc32c accepts read-only buffers alone
+        if length != len(raw) or crc32c(raw) != checksum:
             raise LeafError(f"{self.path}: the checksum of the chunk of rows from {start} on differs")
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[io.FileIO]:
+def _opened(path: Path) -> Iterator[io.FileIO]:
     try:
         with path.open("rb", buffering=0) as file:
             yield file
@@ -86,15 +87,15 @@ def _reading(path: Path) -> Iterator[io.FileIO]:
 
 
 def chunk_bytes(row: tuple[int, ...], dtype: np.dtype[np.generic]) -> int:
-    """Bytes of one chunk with its checksum; the last one is as long as the others."""
+    """Bytes of a chunk with its checksum; the last chunk is padded to the same length."""
     return CHUNK_ROWS * int(np.prod(row, dtype=np.int64)) * dtype.itemsize + CHECKSUM_BYTES
 
 
 def index_bytes(rows: int) -> int:
-    """Bytes of the index of an array of so many rows, with its checksum."""
+    """Bytes of the index of an array of `rows` rows, with its checksum."""
     return -(-rows // CHUNK_ROWS) * INDEX_ENTRY_BYTES + CHECKSUM_BYTES
 
 
 def crc32c(raw: bytes | np.ndarray) -> bytes:
-    """Checksum of read-only bytes, as it lies in the file."""
+    """The crc32c of read-only bytes, in the 4 bytes that the file holds."""
     return int(google_crc32c.value(raw)).to_bytes(CHECKSUM_BYTES, "little")

@@ -1,9 +1,8 @@
-"""`store.json`: what a store says about itself, written canonically and distrusted when read."""
+"""`store.json`, the manifest of a store: written in one canonical form, and validated in full when it is read."""
 
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,72 +33,64 @@ Sources = dict[str, dict[str, int]]
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `store.json` says. `readme` and `sources` are absent from stores written before they existed."""
+    """What `store.json` says. A README and `sources` are absent from stores written before they existed."""
 
     meta: StoreMeta
     shards: tuple[ShardInfo, ...]
-    group: str
-    """SHA-256 of the Zarr group's document."""
-    readme: str | None = None
-    """SHA-256 of README.md."""
+    group_sha256: str
+    """Of the Zarr group's document."""
+    readme_sha256: str | None = None
+    """Of README.md."""
     sources: Sources | None = None
 
     @property
     def files(self) -> dict[str, str]:
         """SHA-256 of the files that belong to no shard."""
-        return {GROUP: self.group} | ({} if self.readme is None else {README: self.readme})
+        return {GROUP: self.group_sha256} | ({} if self.readme_sha256 is None else {README: self.readme_sha256})
 
+    @classmethod
+    def read(cls, file: Path) -> "Manifest":
+        """Parse and validate.
 
-def read(file: Path) -> Manifest:
-    """Parse and validate.
+        Raises:
+            LeafError: not a store, edited or damaged, impossible, or of a later version.
+        """
+        raw, document = _load(file)
+        _require(document.get("format") == FORMAT, f"{file}: not an embedding store")
+        version = document.get("version")
+        _require(
+            type(version) is int and version == VERSION,
+            f"{file}: format version {version!r:.40}, but this program reads version {VERSION}: use a later program",
+        )
+        try:
+            manifest = _parse(document)
+            canonical = manifest.to_bytes()
+        except (LeafError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise LeafError(f"{file}: invalid: {error!s:.200}; {REPAIR}") from None
+        # The document holds its own digest and has one layout only, so that no byte of it can change unnoticed.
+        _require(raw == canonical, f"{file}: edited or damaged (its digest or layout differs); {REPAIR}")
+        return manifest
 
-    Raises:
-        LeafError: not a store, edited or damaged, impossible, or of a later version.
-    """
-    raw, found = _load(file)
-    _require(found.get("format") == FORMAT, f"{file}: not an embedding store")
-    version = found.get("version")
-    _require(
-        type(version) is int and version == VERSION,
-        f"{file}: format version {version!r:.40}, but this program reads version {VERSION}: use a later program",
-    )
-    try:
-        manifest = _parse(found)
-        canonical = document(*vars(manifest).values())
-    except (LeafError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise LeafError(f"{file}: invalid: {error!s:.200}; {REPAIR}") from None
-    # A digest in the document and one layout only: no byte of it can change unnoticed.
-    _require(raw == canonical, f"{file}: edited or damaged (its digest or layout differs); {REPAIR}")
-    return manifest
-
-
-def document(
-    meta: StoreMeta,
-    shards: Sequence[ShardInfo],
-    group_sha256: str,
-    readme_sha256: str | None = None,
-    sources: Sources | None = None,
-) -> bytes:
-    """The bytes of `store.json`: sorted keys, no timestamps, and a digest over all the rest."""
-    body: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "fingerprint": meta.fingerprint,
-        "teacher": meta.teacher,
-        "dim": meta.dim,
-        "dtype": meta.dtype,
-        "normalized": meta.normalized,
-        "files": {GROUP: group_sha256},
-        "shards": [vars(info) for info in shards],
-        "rows": sum(info.rows for info in shards),
-        "bytes": sum(info.bytes for info in shards),
-    }
-    if readme_sha256 is not None:
-        body["files"][README] = readme_sha256
-    optional = {"license": meta.license, "refused": meta.refused, "sources": sources}
-    body |= {name: value for name, value in optional.items() if value is not None}
-    digest = hashlib.sha256(_dump(body)).hexdigest()
-    return _dump(body | {"digest": digest})
+    def to_bytes(self) -> bytes:
+        """The bytes of `store.json`: sorted keys, no timestamps, and a digest over all the rest."""
+        meta = self.meta
+        body: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "fingerprint": meta.fingerprint,
+            "teacher": meta.teacher,
+            "dim": meta.dim,
+            "dtype": meta.dtype,
+            "normalized": meta.normalized,
+            "files": self.files,
+            "shards": [vars(info) for info in self.shards],
+            "rows": sum(info.rows for info in self.shards),
+            "bytes": sum(info.bytes for info in self.shards),
+        }
+        optional = {"license": meta.license, "refused": meta.refused, "sources": self.sources}
+        body |= {name: value for name, value in optional.items() if value is not None}
+        digest = hashlib.sha256(_dump(body)).hexdigest()
+        return _dump(body | {"digest": digest})
 
 
 def _dump(body: dict[str, Any]) -> bytes:
@@ -111,11 +102,11 @@ def _load(file: Path) -> tuple[bytes, dict[str, Any]]:
         raise LeafError(f"{file}: larger than {MAX_DOCUMENT_BYTES} bytes: not an embedding store")
     try:
         raw = file.read_bytes()
-        found = json.loads(raw)
+        document = json.loads(raw)
     except (OSError, ValueError, RecursionError) as error:
         raise LeafError(f"{file}: cannot be read as JSON: {error!s:.100}; {REPAIR}") from None
-    _require(isinstance(found, dict), f"{file}: not an embedding store")
-    return raw, found
+    _require(isinstance(document, dict), f"{file}: not an embedding store")
+    return raw, document
 
 
 def _require(condition: bool, message: str) -> None:
@@ -123,34 +114,32 @@ def _require(condition: bool, message: str) -> None:
         raise LeafError(message)
 
 
-def _parse(found: dict[str, Any]) -> Manifest:
-    plain = ("fingerprint", "teacher", "dim", "dtype", "normalized")
-    meta = StoreMeta(
-        **{name: found[name] for name in plain}, license=found.get("license"), refused=found.get("refused")
-    )
+def _parse(document: dict[str, Any]) -> Manifest:
+    fields = {name: document[name] for name in ("fingerprint", "teacher", "dim", "dtype", "normalized")}
+    meta = StoreMeta(**fields, license=document.get("license"), refused=document.get("refused"))
     check_meta(meta)
-    shards = tuple(parse_shard(entry, meta) for entry in found["shards"])
+    shards = tuple(parse_shard(entry, meta) for entry in document["shards"])
     _require(len({info.name for info in shards}) == len(shards), "a shard is listed twice")
-    group, readme = found["files"][GROUP], found["files"].get(README)
+    group, readme = document["files"][GROUP], document["files"].get(README)
     for digest in (group, readme):
         valid = digest is None or (isinstance(digest, str) and _HEX64.fullmatch(digest))
         _require(bool(valid), "a SHA-256 under `files` is not one")
-    sources = _parse_sources(found.get("sources"), sum(info.rows for info in shards))
+    sources = _parse_sources(document.get("sources"), sum(info.rows for info in shards))
     return Manifest(meta, shards, group, readme, sources)
 
 
-def _parse_sources(found: Any, rows: int) -> Sources | None:
-    if found is None:
+def _parse_sources(sources: Any, rows: int) -> Sources | None:
+    if sources is None:
         return None
-    _require(isinstance(found, dict) and len(found) <= MAX_SOURCES, "sources: not a mapping")
+    _require(isinstance(sources, dict) and len(sources) <= MAX_SOURCES, "sources: not a mapping")
     total = 0
-    for roles in found.values():
+    for roles in sources.values():
         _require(isinstance(roles, dict), "sources: not a mapping of mappings")
         for count in roles.values():
             _require(type(count) is int and count > 0, f"sources: {count!r:.40} is no number of rows")
             total += count
     _require(total == rows, "sources: their rows do not add up to the store's")
-    return dict(found)
+    return dict(sources)
 
 
 def check_meta(meta: StoreMeta) -> None:
@@ -165,18 +154,16 @@ def check_meta(meta: StoreMeta) -> None:
     if meta.refused is not None:
         _require(isinstance(meta.refused, dict) and 0 < len(meta.refused) <= MAX_REFUSED, "refused: not a mapping")
         for key, reason in meta.refused.items():
-            _require(
-                bool(_KEY.fullmatch(key)) and isinstance(reason, str), f"refused: {key!r:.40} is no key and reason"
-            )
+            valid = bool(_KEY.fullmatch(key)) and isinstance(reason, str)
+            _require(valid, f"refused: {key!r:.40} is no key and reason")
 
 
 def parse_shard(entry: Any, meta: StoreMeta) -> ShardInfo:
     """A ShardInfo from JSON; raises LeafError unless its name, sizes and file names are what the format derives."""
     _require(isinstance(entry, dict) and set(entry) == {"name", "rows", "bytes", "files"}, "a shard has other fields")
     info = ShardInfo(**entry)
-    _require(
-        isinstance(info.name, str) and bool(_NAME.fullmatch(info.name)), f"shard name {info.name!r:.60} is impossible"
-    )
+    named = isinstance(info.name, str) and bool(_NAME.fullmatch(info.name))
+    _require(named, f"shard name {info.name!r:.60} is impossible")
     for field, value in (("rows", info.rows), ("bytes", info.bytes)):
         possible = type(value) is int and 1 <= value <= MAX_ROWS * MAX_DIM
         _require(possible, f"shard {info.name}: {field} {value!r:.40} is impossible")

@@ -1,4 +1,4 @@
-"""What is done to whole stores: tell, check, merge, compare, cut to a corpus. Vectors move as the bits they are."""
+"""Operations on whole stores: describe, check, merge, compare, reduce to a set of keys. Vectors move bit for bit."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,18 +14,18 @@ from pipeline.base.arrays import Array, cosines
 from pipeline.base.errors import LeafError
 from pipeline.base.files import disk, workspace
 from pipeline.base.keys import contains, key_array
-from pipeline.corpus.files import scan
 from pipeline.store.shard import StoreMeta
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
 from pipeline.store.validation import SAME_VECTOR, check_replaceable
 
 NORM_TOLERANCE = 0.02  # int8 rounds each number to 1/254 of the row's largest
-Choose = Callable[[Store, int], Array]
+ChooseRows = Callable[[Store, int], Array]
+"""Store and number of a shard -> `[rows] bool`: which rows of the shard to keep."""
 
 
 def info(store: Store) -> dict[str, Any]:
-    """What the store says about itself; reads `store.json` only (rows files too where an old one counts no sources)."""
+    """What the store says about itself, from `store.json`; an old store's sources are counted from its rows files."""
     sources = store.manifest.sources
     if sources is None:
         sources = store.count_sources()
@@ -59,122 +59,124 @@ def verify(store: Store) -> dict[str, Any]:
     """
     store.verify()
     low, high = np.inf, 0.0
-    for i in _bar(store, "norms"):
+    for i in progress_bar(store, "norms"):
         for _, vectors in store.chunks(i):
             norms = np.linalg.norm(vectors.astype(np.float32), axis=1)
             low, high = min(low, float(norms.min())), max(high, float(norms.max()))
         if store.meta.normalized and max(1 - low, high - 1) > NORM_TOLERANCE:
             worst = low if 1 - low > high - 1 else high
             raise LeafError(
-                f"{store.path}: shard {store.shards[i].name}: a vector has the norm {worst:.4f}"
+                f"{store.name}: shard {store.shards[i].name}: a vector has the norm {worst:.4f}"
                 " although the store says that all are normalised; do not trust this store"
             )
     return {"rows": store.rows, "shards": len(store.shards), "norm_min": round(low, 6), "norm_max": round(high, 6)}
 
 
-def merge(one: Store, two: Store, out: Path) -> dict[str, Any]:
-    """The store of all keys of both, at `out`: shards as they are, of overlapping ones of `two` only the new rows.
+def merge(first: Store, second: Store, out: Path) -> dict[str, Any]:
+    """Publish at `out` the store of all keys of two stores. A key that both have keeps the vector of `first`.
+
+    Shards are taken as they are; of a shard of `second` that shares keys with `first`, only the new rows.
 
     Raises:
         LeafError: the stores differ in fingerprint or dtype, or a shard is damaged.
     """
     for name in ("fingerprint", "dtype", "dim", "normalized"):
-        mine, theirs = getattr(one.meta, name), getattr(two.meta, name)
-        if mine != theirs:
-            raise LeafError(f"{two.path}: cannot be merged with {one.path}: {name} {theirs!s:.16} is not {mine!s:.16}")
-    have = np.sort(one.keys())
+        expected, actual = getattr(first.meta, name), getattr(second.meta, name)
+        if actual != expected:
+            raise LeafError(
+                f"{second.name}: cannot be merged with {first.name}: {name} {actual!s:.16} is not {expected!s:.16}"
+            )
+    taken = np.sort(first.keys())
 
     def choose(store: Store, i: int) -> Array:
         keys = key_array(store.shard_rows_frame(i)["key"])
-        return np.ones(len(keys), dtype=bool) if store is one else ~contains(have, keys)
+        return np.ones(len(keys), dtype=bool) if store is first else ~contains(taken, keys)
 
-    refused = {**(one.meta.refused or {}), **(two.meta.refused or {})} or None
-    meta = replace(one.meta, license=_both(one.meta.license, two.meta.license), refused=refused)
-    return assemble([one, two], choose, meta, out)
+    refused = {**(first.meta.refused or {}), **(second.meta.refused or {})} or None
+    meta = replace(first.meta, license=_joint_license(first.meta.license, second.meta.license), refused=refused)
+    return assemble([first, second], choose, meta, out)
 
 
-def compact(store: Store, corpus: Path, out: Path) -> dict[str, Any]:
-    """The store without the rows whose key is not in the corpus, at `out`."""
-    wanted = _keys(corpus)
-    if not contains(wanted, store.keys()).any():
-        raise LeafError(f"{corpus}: shares no text with {store.path}: nothing would be left")
-    refused = {key.hex() for key in store.refused[contains(wanted, store.refused)].tolist()}
+def compact(store: Store, keys: Array, corpus: str, out: Path) -> dict[str, Any]:
+    """Publish at `out` the store without the rows whose key is not among `keys` (sorted, `[n] V16`).
+
+    `corpus` names where the keys come from, for the message of a LeafError where nothing would be left.
+    """
+    if not contains(keys, store.keys()).any():
+        raise LeafError(f"{corpus}: shares no text with {store.name}: nothing would be left")
+    refused = {key.hex() for key in store.refused[contains(keys, store.refused)].tolist()}
     kept = {key: reason for key, reason in (store.meta.refused or {}).items() if key in refused} or None
     meta = replace(store.meta, refused=kept)
-    return assemble([store], lambda s, i: contains(wanted, key_array(s.shard_rows_frame(i)["key"])), meta, out)
+    return assemble([store], lambda s, i: contains(keys, key_array(s.shard_rows_frame(i)["key"])), meta, out)
 
 
-def assemble(stores: Sequence[Store], choose: Choose, meta: StoreMeta, out: Path) -> dict[str, Any]:
+def assemble(stores: Sequence[Store], choose: ChooseRows, meta: StoreMeta, out: Path) -> dict[str, Any]:
     """Publish at `out` the rows that `choose(store, shard)` marks: whole shards by links, others by copying bits.
 
-    It is built beside `out`, which stays what it was until the end.
+    The store is built beside `out`, which does not change until the end.
     """
     check_replaceable(out)
     figures = {"rows": 0, "rows_dropped": 0, "shards_linked": 0, "shards_rewritten": 0, "shards_dropped": 0}
-    with scratch(out, meta) as pool:
+    with scratch_cache(out, meta) as cache:
         for store in stores:
-            for i in _bar(store, out.name):
+            for i in progress_bar(store, out.name):
                 kept = choose(store, i)
                 figures["rows"] += int(kept.sum())
                 figures["rows_dropped"] += int((~kept).sum())
                 if not kept.any():
                     figures["shards_dropped"] += 1
                 elif kept.all():
-                    pool.adopt(store.root(i), store.shards[i])
+                    cache.adopt(store.files.shard(store.shards[i]), store.shards[i])
                     figures["shards_linked"] += 1
                 else:
-                    copy_rows(store, i, kept, pool)
+                    copy_rows(store, i, kept, cache)
                     figures["shards_rewritten"] += 1
-        pool.publish(out, pool.keys())
+        cache.publish(out, cache.keys())
     return figures
 
 
-def copy_rows(store: Store, i: int, kept: Array, pool: ShardCache) -> None:
-    """Bring the rows of shard `i` that `kept` marks into the pool as a shard of their own, bit for bit."""
+def copy_rows(store: Store, i: int, kept: Array, cache: ShardCache) -> None:
+    """Copy the rows of shard `i` that `kept` marks into the cache as a shard of their own, bit for bit."""
     store.verify_shard(i)
-    pool.write_stored(store.shard_rows_frame(i).filter(pl.Series(kept)), [part[kept] for part in store.stored(i)])
+    cache.write_stored(store.shard_rows_frame(i).filter(pl.Series(kept)), [part[kept] for part in store.stored(i)])
 
 
-def diff(one: Store, two: Store, rows: int) -> dict[str, Any]:
-    """Keys in one store or both, and the cosine of up to `rows` shared ones (0: of all)."""
-    mine, theirs = np.sort(one.keys()), np.sort(two.keys())
-    shared = mine[contains(theirs, mine)]
+def diff(first: Store, second: Store, rows: int) -> dict[str, Any]:
+    """Count the keys of one store and of both, and the cosines of up to `rows` shared keys' vectors (0: of all)."""
+    first_keys, second_keys = np.sort(first.keys()), np.sort(second.keys())
+    shared = first_keys[contains(second_keys, first_keys)]
     figures: dict[str, Any] = {
-        "same_fingerprint": one.meta.fingerprint == two.meta.fingerprint,
-        "only_in_first": len(mine) - len(shared),
-        "only_in_second": len(theirs) - len(shared),
+        "same_fingerprint": first.meta.fingerprint == second.meta.fingerprint,
+        "only_in_first": len(first_keys) - len(shared),
+        "only_in_second": len(second_keys) - len(shared),
         "in_both": len(shared),
     }
-    chosen = shared[: rows or None]
-    if len(chosen) and one.meta.dim == two.meta.dim:
-        found = cosines(one.lookup(chosen), two.lookup(chosen))
+    compared = shared[: rows or None]
+    if len(compared) and first.meta.dim == second.meta.dim:
+        similarity = cosines(first.lookup(compared), second.lookup(compared))
         figures["cosine"] = {
-            "rows": len(found),
-            "mean": round(float(found.mean()), 6),
-            "min": round(float(found.min()), 6),
-            "below_0.999": int((found < SAME_VECTOR).sum()),
+            "rows": len(similarity),
+            "mean": round(float(similarity.mean()), 6),
+            "min": round(float(similarity.min()), 6),
+            "below_0.999": int((similarity < SAME_VECTOR).sum()),
         }
     return figures
 
 
 @contextmanager
-def scratch(out: Path, meta: StoreMeta) -> Iterator[ShardCache]:
-    """An empty pool on the file system of `out`, gone at the end; LeafError where another run has one for `out`."""
-    with disk(out), workspace(out, "pool") as directory, ShardCache(directory, meta) as pool:
-        yield pool
+def scratch_cache(out: Path, meta: StoreMeta) -> Iterator[ShardCache]:
+    """An empty shard cache on the file system of `out`, removed at the end; LeafError where another run has one."""
+    with disk(out), workspace(out, "pool") as directory, ShardCache(directory, meta) as cache:
+        yield cache
 
 
-def _keys(corpus: Path) -> Array:
-    """`[n] V16` of the texts of a corpus, sorted."""
-    return np.sort(key_array(scan(corpus).select("key").collect()["key"]))
-
-
-def _bar(store: Store, what: str) -> "tqdm[int]":
+def progress_bar(store: Store, what: str | None = None) -> "tqdm[int]":
+    """The numbers of the store's shards, with a progress bar where there are several."""
     return tqdm(range(len(store.shards)), desc=what, unit="shard", disable=len(store.shards) < 2)
 
 
-def _both(one: str | None, two: str | None) -> str | None:
-    """The licence of a merged store: both hold, as SPDX writes it; unknown if either is."""
-    if one == two or one is None or two is None:
-        return one if one == two else None
-    return " AND ".join(sorted({*one.split(" AND "), *two.split(" AND ")}))
+def _joint_license(first: str | None, second: str | None) -> str | None:
+    """The licence of a merged store: both apply, as an SPDX expression; None (unknown) if either is unknown."""
+    if first == second or first is None or second is None:
+        return first if first == second else None
+    return " AND ".join(sorted({*first.split(" AND "), *second.split(" AND ")}))

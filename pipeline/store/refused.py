@@ -1,4 +1,4 @@
-"""Texts that an API will not embed, with its reasons: a file of the pool, so that they are not asked for again."""
+"""Texts that a teacher behind an API refused to embed: a file in the shard cache, so that they are not sent again."""
 
 import json
 import os
@@ -11,23 +11,27 @@ from pipeline.base.errors import LeafError
 from pipeline.base.files import disk
 from pipeline.base.keys import KEY_BYTES
 
-MOST = 100_000  # more than that is no exception but another corpus; `store.json` would grow too large
+MOST = 100_000  # more are no exceptions but another kind of corpus, and `store.json` would grow too large
 
 
 @dataclass(frozen=True)
-class Reason:
-    """A refused text's id, and what the server said."""
+class RefusedText:
+    """A refused text's id, and the server's reason."""
 
     id: str
     reason: str
 
 
-class Refused(Mapping[bytes, Reason]):
-    """key -> Reason; a JSON line each. A line that a killed writer left torn is passed over."""
+class RefusedTexts(Mapping[bytes, RefusedText]):
+    """Key -> RefusedText, kept in a file of one JSON object per line.
+
+    A line that a killed writer left incomplete is ignored.
+    """
 
     def __init__(self, file: Path) -> None:
+        """Reads the file if it exists."""
         self.file = file
-        self._found: dict[bytes, Reason] = {}
+        self._texts: dict[bytes, RefusedText] = {}
         self._lock = threading.Lock()
         if file.exists():
             with disk(file):
@@ -35,37 +39,37 @@ class Refused(Mapping[bytes, Reason]):
             for line in lines:
                 self._parse(line)
 
-    def __getitem__(self, key: bytes) -> Reason:
-        return self._found[key]
+    def __getitem__(self, key: bytes) -> RefusedText:
+        return self._texts[key]
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(list(self._found))
+        return iter(list(self._texts))
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._texts)
 
     def add(self, key: bytes, name: str, reason: str) -> None:
-        """List a text of id `name`; it is on the disk when this returns. LeafError where there are too many."""
+        """List the text whose id is `name`; it is on the disk when this returns. LeafError where there are too many."""
         with self._lock, disk(self.file):
-            if len(self._found) >= MOST:
+            if len(self._texts) >= MOST:
                 raise LeafError(f"teacher.api.refused: the server has refused {MOST:,} texts; last reason: {reason}")
             line = json.dumps({"key": key.hex(), "id": name, "reason": reason}, ensure_ascii=False)
             with self.file.open("ab") as out:
-                out.write(f"\n{line}\n".encode())  # the first line end closes what may be torn
+                out.write(f"\n{line}\n".encode())  # the first newline ends a line that may be incomplete
                 out.flush()
                 os.fsync(out.fileno())
-            self._found[key] = Reason(name, reason)
+            self._texts[key] = RefusedText(name, reason)
 
     def clear(self) -> None:
-        """Forget all, so that they are asked for again."""
+        """Forget all, so that they are sent to the server again."""
         self.file.unlink(missing_ok=True)
-        self._found.clear()
+        self._texts.clear()
 
     def _parse(self, line: bytes) -> None:
         try:
-            found = json.loads(line)
-            key = bytes.fromhex(found["key"])
+            entry = json.loads(line)
+            key = bytes.fromhex(entry["key"])
             if len(key) == KEY_BYTES:
-                self._found[key] = Reason(str(found["id"]), str(found["reason"]))
+                self._texts[key] = RefusedText(str(entry["id"]), str(entry["reason"]))
         except (ValueError, TypeError, KeyError):
             pass

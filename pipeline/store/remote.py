@@ -1,195 +1,213 @@
-"""A store in an object store (`s3://bucket/prefix`), fetched shard by shard into a bounded local cache.
+"""The files of a store in an object store (`s3://bucket/prefix`), downloaded by shards into a bounded local cache.
 
-Every file is hashed while it arrives and is refused if it is not the one that `store.json` names. Files of vectors are
-the large ones: the least recently used are dropped where the cache would grow beyond its bound. What is then asked for
-again comes chunk by chunk, each compared with the digest taken when the whole file had been checked.
+Every file is hashed while it arrives and is refused unless it is the file that `store.json` names. The files of vectors
+are the large ones: the least recently used are dropped where the cache would exceed its bound. A dropped file that was
+checked before is then read from the bucket in ranges of whole chunks, each compared with the digest taken at the check.
 
 Credentials come from the environment or the usual files (`~/.aws`), never from a URL or a parameter.
-`LEAF_CACHE` names the directory (default `.cache/remote`) and `LEAF_CACHE_GB` the bound (default 20): they belong to
-the machine, not to the result.
+`LEAF_CACHE` names the cache's directory (default `.cache/remote`) and `LEAF_CACHE_GB` its bound (default 20). They are
+environment variables and not parameters because they belong to the machine and do not change the result.
 """
 
 import hashlib
 import os
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import numpy as np
-import polars as pl
 from tqdm import tqdm
 
 from pipeline.base.arrays import Array
 from pipeline.base.errors import LeafError
 from pipeline.base.files import TEMPORARY, sha256
-from pipeline.store import manifest
-from pipeline.store.bucket import Bucket, Cache
-from pipeline.store.chunks import CHUNK_ROWS, chunk_bytes
+from pipeline.store.bucket import Bucket, FileCache
+from pipeline.store.chunks import CHECKSUM_BYTES, CHUNK_ROWS, Chunks, chunk_bytes
 from pipeline.store.manifest import MAX_DOCUMENT_BYTES, Manifest
-from pipeline.store.shard import file_sizes, open_array, rows_path
-from pipeline.store.store import Store
+from pipeline.store.shard import ShardInfo, arrays, data_path, document_path, file_sizes, open_array, rows_path
+from pipeline.store.shard_files import ArrayReader, ShardFiles, naming_repair
 
-AHEAD = 4  # shards on their way at once
+AHEAD = 4  # shards downloaded at once
 GIGABYTE = 10**9
-_REPAIR = "ask its owner to publish that shard again, or run `leaf store repair` on a copy"
 
 
-class RemoteStore(Store):
-    """A store whose `path` is a partial local copy. Build it with `Store.open`."""
+class RemoteFiles(ShardFiles):
+    """A store behind a URL. `path` is a partial local copy; `store.json` is read on opening, data on demand."""
 
-    def __init__(self, bucket: Bucket, cache: Cache, found: Manifest) -> None:
-        super().__init__(cache.path, found)
-        self.bucket, self.cache = bucket, cache
-        self._chunks: dict[int, list[bytes]] = {}
+    repair = "ask its owner to publish that shard again, or run `leaf store repair` on a copy"
 
-    def _fetch(self, i: int, vectors: bool) -> None:
-        info = self.shards[i]
-        sizes = file_sizes(info.name, info.rows, self.meta)
-        for file, digest in info.files.items():
-            if vectors or file == rows_path(info.name):
-                self.cache.fetch(file, digest, sizes[file], info.bytes, evictable=file == self._large(i))
+    def __init__(self, bucket: Bucket, cache: FileCache, manifest: Manifest) -> None:
+        self.bucket, self.cache, self.manifest = bucket, cache, manifest
+        self.path = cache.path
+        self._arrays: dict[str, list[RemoteArray]] = {}
 
-    def _large(self, i: int) -> str:
-        return f"vectors.zarr/{self.shards[i].name}/c/0/0"
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """The store at an s3:// URL; LeafError where there is none, or it is damaged or cannot be reached."""
+        bucket = Bucket(url)
+        root = Path(os.environ.get("LEAF_CACHE", ".cache/remote"))
+        cache = FileCache(root, _cache_limit(), bucket, hashlib.sha256(url.encode()).hexdigest()[:16])
+        manifest = _download_manifest(bucket, cache.path)
+        shards = {file: digest for info in manifest.shards for file, digest in info.files.items()}
+        cache.drop_outdated(manifest.files | shards)
+        return cls(bucket, cache, manifest)
 
-    def verify(self) -> None:
-        """Fetch, check and read every shard, a few ahead; see `Store.verify`."""
-        listed = self.bucket.files()
-        for info in self.shards:
-            for file in info.files:
-                if file not in listed:
-                    raise LeafError(f"{self.bucket.url}/{file}: shard {info.name}: file is missing; {_REPAIR}")
-        self._common()
-        largest = max((info.bytes for info in self.shards), default=1)
-        ahead = max(1, min(AHEAD, self.cache.limit // largest - 1))
-        with ThreadPoolExecutor(ahead, "fetch") as threads, ExitStack() as stack:
-            bar = stack.enter_context(tqdm(total=len(self.shards), desc="fetch and check", unit="shard"))
-            coming: list[Future[None]] = []
-            stack.callback(lambda: [one.cancel() for one in coming])
-            for i in range(len(self.shards)):
-                soon = range(len(coming), min(i + ahead, len(self.shards)))
-                coming += [threads.submit(self._local, j) for j in soon]
-                coming[i].result()
-                self.verify_shard(i)
-                bar.update()
-        self._check_common()
-        self._check_unique()
+    @property
+    def name(self) -> str:
+        """See `ShardFiles.name`."""
+        return self.bucket.url
 
-    def _common(self) -> None:
+    def common(self) -> Path:
+        """See `ShardFiles.common`."""
         for file, digest in self.manifest.files.items():
             self.cache.fetch(file, digest, None, MAX_DOCUMENT_BYTES)
-
-    def verify_shard(self, i: int) -> None:
-        """`Store.verify_shard` on the local copy, which is fetched once more if it has rotted here."""
-        with self.cache.pinned(self._large(i)):
-            self._local(i)
-            for file, digest in self.shards[i].files.items():
-                if sha256(self.path / file) != digest:
-                    (self.path / file).unlink()
-            self._local(i)
-            super().verify_shard(i)
-            self._remember(i)
-
-    def _local(self, i: int) -> None:
-        try:
-            self._fetch(i, vectors=True)
-        except LeafError as error:
-            raise LeafError(f"{error}; shard {self.shards[i].name}; {_REPAIR}") from None
-
-    def fetch(self, i: int | None) -> None:
-        """Bring the files of shard `i`, or those that belong to no shard, into the local copy, checked."""
-        if i is None:
-            self._common()
-        else:
-            self._local(i)
-
-    def root(self, i: int) -> Path:
-        """The local copy, in which all files of shard `i` lie now."""
-        self._local(i)
         return self.path
 
-    def stored(self, i: int) -> list[Array]:
-        """See `Store.stored`."""
-        self._local(i)
-        return super().stored(i)
+    def rows(self, info: ShardInfo) -> Path:
+        """See `ShardFiles.rows`."""
+        return self.fetch(info, [rows_path(info.name)])
 
-    def shard_rows_frame(self, i: int) -> pl.DataFrame:
-        """See `Store.shard_rows_frame`; fetches only the rows file."""
-        self._fetch(i, vectors=False)
-        return super().shard_rows_frame(i)
+    def shard(self, info: ShardInfo) -> Path:
+        """See `ShardFiles.shard`."""
+        return self.fetch(info, info.files)
 
-    def read(self, i: int, start: int = 0, stop: int | None = None) -> Array:
-        """See `Store.read`. A shard that was dropped from the cache gives single chunks by their digests."""
-        large = self.path / self._large(i)
-        if i in self._chunks and not large.exists():
-            return self._read_chunks(i, *slice(start, stop).indices(self.shards[i].rows)[:2])
-        self._local(i)
+    def fetch(self, info: ShardInfo, files: Iterable[str]) -> Path:
+        """Download those of the named files of a shard that are not in the cache, and mark all as used just now."""
+        sizes = file_sizes(info.name, info.rows, self.manifest.meta)
+        with naming_repair(f"shard {info.name}; {self.repair}"):
+            for file in files:
+                evictable = file == self._vectors_path(info)
+                self.cache.fetch(file, info.files[file], sizes[file], info.bytes, evictable)
+        return self.path
+
+    def _vectors_path(self, info: ShardInfo) -> str:
+        return data_path(info.name, (self.manifest.meta.dim,))
+
+    def arrays(self, info: ShardInfo) -> Sequence[ArrayReader]:
+        """See `ShardFiles.arrays`."""
+        return self._remote_arrays(info)
+
+    def _remote_arrays(self, info: ShardInfo) -> "list[RemoteArray]":
+        if info.name not in self._arrays:
+            names = arrays(info.name, self.manifest.meta)
+            self._arrays[info.name] = [RemoteArray(self, info, name) for name in names]
+        return self._arrays[info.name]
+
+    def check_listing(self) -> None:
+        """Refuse a bucket that lacks a file. Other files may be there: shards that the store no longer has."""
+        listed = self.bucket.files()
+        for info in self.manifest.shards:
+            for file in info.files:
+                if file not in listed:
+                    raise LeafError(f"{self.bucket.url}/{file}: shard {info.name}: file is missing; {self.repair}")
+
+    def arrivals(self) -> Generator[int, None, None]:
+        """See `ShardFiles.arrivals`. A few shards are downloaded ahead, as many as the cache's bound allows."""
+        shards = self.manifest.shards
+        largest = max((info.bytes for info in shards), default=1)
+        ahead = max(1, min(AHEAD, self.cache.limit // largest - 1))
+        with ThreadPoolExecutor(ahead, "fetch") as threads, ExitStack() as stack:
+            bar = stack.enter_context(tqdm(total=len(shards), desc="fetch and check", unit="shard"))
+            fetches: list[Future[Path]] = []
+            stack.callback(lambda: [fetch.cancel() for fetch in fetches])
+            for i in range(len(shards)):
+                upcoming = shards[len(fetches) : i + ahead]
+                fetches += [threads.submit(self.shard, info) for info in upcoming]
+                fetches[i].result()
+                yield i
+                bar.update()
+
+    @contextmanager
+    def held_for_check(self, info: ShardInfo) -> Iterator[Path]:
+        """See `ShardFiles.held_for_check`. A file that has rotted in the cache is downloaded once more."""
+        with self.cache.pinned(self._vectors_path(info)):
+            self.shard(info)
+            for file, digest in info.files.items():
+                if sha256(self.path / file) != digest:
+                    (self.path / file).unlink()
+            yield self.shard(info)
+            self._remote_arrays(info)[0].remember_chunks()
+
+    def current_manifest(self) -> Manifest:
+        """See `ShardFiles.current_manifest`."""
+        return _download_manifest(self.bucket, self.path)
+
+
+class RemoteArray:
+    """One Zarr array of a remote shard: read from the local copy, or from the bucket where that has been dropped."""
+
+    def __init__(self, files: RemoteFiles, info: ShardInfo, name: str) -> None:
+        dtype, self.row = arrays(info.name, files.manifest.meta)[name]
+        self.files, self.info, self.name = files, info, name
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.data = data_path(name, self.row)
+        self._opened: Chunks | None = None
+        self._digests: list[bytes] = []
+
+    def read(self, low: int, high: int) -> Array:
+        """See `ArrayReader.read`."""
+        local = self.files.path / self.data
+        if self._digests and not local.exists():
+            return self._read_from_bucket(low, high)
+        self.files.fetch(self.info, (document_path(self.name), self.data))
         try:
-            return super().read(i, start, stop)
+            return self._chunks().read(low, high)
         except LeafError:
-            if large.exists():
+            if local.exists():
                 raise
-        return self.read(i, start, stop)  # dropped between looking and reading
+        return self.read(low, high)  # dropped between looking and reading
 
-    def _layout(self) -> tuple[np.dtype[Any], int]:
-        """Type of the stored numbers, and bytes of a chunk with its crc32c."""
-        dtype = np.dtype(self.meta.dtype).newbyteorder("<")
-        return dtype, chunk_bytes((self.meta.dim,), dtype)
-
-    def _remember(self, i: int) -> None:
-        """Digests of the chunks of a file that has just been checked. The writer lays chunks one after another."""
-        if i in self._chunks:
+    def remember_chunks(self) -> None:
+        """Note the digest of every chunk of the local copy, whose SHA-256 the caller has just checked."""
+        if self._digests:
             return
-        _, size = self._layout()
-        with (self.path / self._large(i)).open("rb") as file:
-            count = -(-self.shards[i].rows // CHUNK_ROWS)
-            self._chunks[i] = [hashlib.blake2b(file.read(size), digest_size=16).digest() for _ in range(count)]
-        if self._arrays(i)[0].offsets != tuple(range(0, count * size, size)):
-            del self._chunks[i]  # another order: such a shard is always fetched whole
+        size = chunk_bytes(self.row, self.dtype)
+        offsets = tuple(range(0, -(-self.info.rows // CHUNK_ROWS) * size, size))
+        if self._chunks().offsets != offsets:
+            return  # chunks in another order than our writer's: such a shard is always downloaded whole
+        with (self.files.path / self.data).open("rb") as file:
+            self._digests = [_chunk_digest(file.read(size)) for _ in offsets]
 
-    def _read_chunks(self, i: int, low: int, high: int) -> Array:
-        info, (dtype, size) = self.shards[i], self._layout()
+    def _chunks(self) -> Chunks:
+        if self._opened is None:
+            self._opened = open_array(self.files.path, self.info, self.files.manifest.meta, self.name)
+        return self._opened
+
+    def _read_from_bucket(self, low: int, high: int) -> Array:
+        if high <= low:
+            return np.empty((0, *self.row), self.dtype)
+        size = chunk_bytes(self.row, self.dtype)
         first, last = low // CHUNK_ROWS, -(-high // CHUNK_ROWS)
-        file = self._large(i)
-        raw = self.bucket.read(file, first * size, last * size) if high > low else b""
-        parts = []
-        for number in range(first, last if high > low else first):
-            chunk = raw[(number - first) * size : (number - first + 1) * size]
-            if hashlib.blake2b(chunk, digest_size=16).digest() != self._chunks[i][number]:
-                raise LeafError(f"{self.bucket.url}/{file}: shard {info.name}: changed since it was checked; {_REPAIR}")
-            parts.append(np.frombuffer(chunk[:-4], dtype).reshape(CHUNK_ROWS, self.meta.dim))
-        whole = np.concatenate(parts) if parts else np.empty((0, self.meta.dim), dtype)
-        codes = whole[low - first * CHUNK_ROWS : high - first * CHUNK_ROWS]
-        if self.meta.dtype != "int8":
-            return codes.astype(dtype.newbyteorder("="), copy=True)
-        return codes.astype(np.float32) * self._scales(i)[low:high, None]
-
-    def _scales(self, i: int) -> Array:
-        info = self.shards[i]
-        return open_array(self.path, info, self.meta, f"{info.name}_scale").read(0, info.rows)
+        raw = self.files.bucket.read(self.data, first * size, last * size)
+        chunks = [raw[start : start + size] for start in range(0, (last - first) * size, size)]
+        if list(map(_chunk_digest, chunks)) != self._digests[first:last]:
+            place = f"{self.files.name}/{self.data}: shard {self.info.name}"
+            raise LeafError(f"{place}: changed since it was checked; {self.files.repair}")
+        whole = np.frombuffer(b"".join(chunk[:-CHECKSUM_BYTES] for chunk in chunks), self.dtype)
+        return whole.reshape(-1, *self.row)[low - first * CHUNK_ROWS : high - first * CHUNK_ROWS].copy()
 
 
-def open_remote(url: str) -> RemoteStore:
-    """The store at an s3:// URL: `store.json` is read anew each time, data on demand."""
-    bucket = Bucket(url)
+def _chunk_digest(chunk: bytes) -> bytes:
+    return hashlib.blake2b(chunk, digest_size=16).digest()
+
+
+def _download_manifest(bucket: Bucket, directory: Path) -> Manifest:
     raw = bucket.read("store.json", 0, MAX_DOCUMENT_BYTES + 1)
-    root = Path(os.environ.get("LEAF_CACHE", ".cache/remote"))
-    cache = Cache(root, _limit(), bucket, hashlib.sha256(url.encode()).hexdigest()[:16])
-    cache.path.mkdir(parents=True, exist_ok=True)
-    part = cache.path / f"{TEMPORARY}{os.getpid()}-store.json"
+    directory.mkdir(parents=True, exist_ok=True)
+    part = directory / f"{TEMPORARY}{os.getpid()}-store.json"
     part.write_bytes(raw)
     try:
-        found = manifest.read(part)
+        return Manifest.read(part)
     except LeafError as error:
-        raise LeafError(str(error).replace(str(part), f"{url}/store.json")) from None
+        raise LeafError(str(error).replace(str(part), f"{bucket.url}/store.json")) from None
     finally:
         part.unlink()
-    cache.expect(found.files | {file: digest for info in found.shards for file, digest in info.files.items()})
-    return RemoteStore(bucket, cache, found)
 
 
-def _limit() -> int:
+def _cache_limit() -> int:
+    """The bound of the cache in bytes."""
     raw = os.environ.get("LEAF_CACHE_GB", "20")
     try:
         limit = float(raw)

@@ -1,6 +1,7 @@
 """One shard on disk: a Zarr array of vectors beside a Parquet file of rows (`docs/format.md`).
 
-A shard is written once, in full, and never changed. Its name is derived from its keys, its bytes from its input.
+A shard is written once, in full, and never changed. Its name is derived from its keys, and the same input gives the
+same bytes.
 """
 
 import hashlib
@@ -24,14 +25,14 @@ from pipeline.base.keys import key_array
 from pipeline.store.chunks import CHUNK_ROWS, Chunks, chunk_bytes, index_bytes
 
 MAX_DIM = 65_536
-MAX_ROW_BYTES = 8192  # of a row's key, role, id, source and tokens, unpacked; more is a bomb
+MAX_ROW_BYTES = 8192  # of a row's key, role, id, source and tokens, unpacked; more is a decompression bomb
 DTYPES = ("float16", "float32", "int8")
 ROW_SCHEMA = pl.Schema({"key": pl.Binary, "role": pl.String, "id": pl.String, "source": pl.String, "tokens": pl.Int32})
 
 
 @dataclass(frozen=True)
 class StoreMeta:
-    """What all shards of a store share. `teacher` is any JSON; the store does not read it."""
+    """What all shards of a store share. `teacher` is any JSON object; the store does not interpret it."""
 
     fingerprint: str
     """64 hexadecimal digits; vectors of different fingerprints never mix."""
@@ -72,23 +73,29 @@ def rows_path(name: str) -> str:
 
 
 def file_sizes(name: str, rows: int, meta: StoreMeta) -> dict[str, int | None]:
-    """Every file of the shard with its exact size where the format fixes it."""
+    """Every file of the shard, with its exact size in bytes where the format fixes it."""
     sizes: dict[str, int | None] = {rows_path(name): None}
     for array, (dtype, row) in arrays(name, meta).items():
-        sizes[f"vectors.zarr/{array}/zarr.json"] = None
+        sizes[document_path(array)] = None
         data = -(-rows // CHUNK_ROWS) * chunk_bytes(row, np.dtype(dtype))
-        sizes[_data_path(array, row)] = data + index_bytes(rows)
+        sizes[data_path(array, row)] = data + index_bytes(rows)
     return sizes
 
 
-def _data_path(array: str, row: tuple[int, ...]) -> str:
+def document_path(array: str) -> str:
+    """Path of a Zarr array's metadata inside the store."""
+    return f"vectors.zarr/{array}/zarr.json"
+
+
+def data_path(array: str, row: tuple[int, ...]) -> str:
+    """Path of a Zarr array's data inside the store; `row` is the shape of one row."""
     return f"vectors.zarr/{array}/c/{'/'.join('0' * (1 + len(row)))}"
 
 
 def write_shard(root: Path, rows: pl.DataFrame, stored: Sequence[Array], meta: StoreMeta) -> ShardInfo:
-    """Write a whole shard under the empty directory `root`, as it will lie in a store, and flush it to the disk.
+    """Write a whole shard under the empty directory `root`, in the layout of a store, and flush it to the disk.
 
-    `rows` has ROW_SCHEMA; `stored` comes from `encoded`, one array for each of `arrays`. OSError passes through.
+    `rows` has ROW_SCHEMA; `stored` comes from `encoded`, with an array for each of `arrays`. OSError passes through.
     """
     name = shard_name(key_array(rows["key"]))
     for array, data in zip(arrays(name, meta), stored, strict=True):
@@ -105,7 +112,7 @@ def write_shard(root: Path, rows: pl.DataFrame, stored: Sequence[Array], meta: S
 
 
 def encoded(vectors: Array, meta: StoreMeta) -> list[Array]:
-    """`[n, dim]` from `checked_vectors` as it is stored: one array, or int8 codes and their scales."""
+    """Vectors `[n, dim]` from `checked_vectors` as the arrays that are stored: one, or int8 codes and their scales."""
     if meta.dtype != "int8":
         return [vectors.astype(meta.dtype, copy=False)]
     scale = np.abs(vectors).max(axis=1).astype(np.float32) / np.float32(127)
@@ -123,19 +130,19 @@ def _write_array(path: Path, data: Array) -> None:
         shards=(padded, *data.shape[1:]),
         filters=None,
         compressors=[Crc32cCodec()],
-        fill_value=_fill(data.dtype),
+        fill_value=_fill_value(data.dtype),
         config={"write_empty_chunks": True},
     )
     array[:] = data
 
 
-def _fill(dtype: np.dtype[Any]) -> float | int:
-    """What a missing chunk reads as. int8 has no NaN; there the scales have."""
+def _fill_value(dtype: np.dtype[Any]) -> float | int:
+    """What a missing chunk reads as: NaN. int8 has no NaN, but the scales that belong to it are float32."""
     return 0 if dtype == np.int8 else float("nan")
 
 
 def _array_document(rows: int, dtype: str, row: tuple[int, ...]) -> dict[str, Any]:
-    """The only `zarr.json` that a reader accepts for an array of this shape."""
+    """The content of `zarr.json` for an array of this shape; readers accept no other."""
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     plain = {"name": "bytes"} if dtype == "int8" else little
     sharding = {
@@ -160,17 +167,17 @@ def _array_document(rows: int, dtype: str, row: tuple[int, ...]) -> dict[str, An
 
 
 def check_sizes(root: Path, info: ShardInfo, meta: StoreMeta) -> None:
-    """All files of the shard are there and have the right sizes; reads no data.
+    """Check that all files of the shard are there and have the right sizes; reads no data.
 
     Raises:
         LeafError: names the first file that is missing or has another size, and the shard.
     """
     total = 0
-    for file, wanted in file_sizes(info.name, info.rows, meta).items():
+    for file, expected in file_sizes(info.name, info.rows, meta).items():
         size = regular_size(root / file, f"shard {info.name}")
-        if wanted is not None and size != wanted:
+        if expected is not None and size != expected:
             raise LeafError(
-                f"{root / file}: shard {info.name}: has {size} bytes instead of {wanted}: truncated or changed"
+                f"{root / file}: shard {info.name}: has {size} bytes instead of {expected}: truncated or changed"
             )
         total += size
     if total != info.bytes:
@@ -180,7 +187,7 @@ def check_sizes(root: Path, info: ShardInfo, meta: StoreMeta) -> None:
 
 
 def check_files(root: Path, info: ShardInfo, meta: StoreMeta) -> None:
-    """`check_sizes`, and the SHA-256 of every file of the shard."""
+    """`check_sizes`, and compare the SHA-256 of every file of the shard."""
     check_sizes(root, info, meta)
     for file, digest in info.files.items():
         if sha256(root / file) != digest:
@@ -188,26 +195,25 @@ def check_files(root: Path, info: ShardInfo, meta: StoreMeta) -> None:
 
 
 def open_array(root: Path, info: ShardInfo, meta: StoreMeta, name: str) -> Chunks:
-    """The Zarr array `name` of the shard, after its metadata have been found to be exactly what the format says."""
+    """The Zarr array `name` of the shard; LeafError unless its metadata are exactly what the format fixes."""
     dtype, row = arrays(info.name, meta)[name]
-    path = root / "vectors.zarr" / name
-    document = path / "zarr.json"
+    document = root / document_path(name)
     if regular_size(document, f"shard {info.name}") > 65_536:
         raise LeafError(f"{document}: shard {info.name}: too large for array metadata")
     try:
-        found = json.loads(document.read_bytes())
+        metadata = json.loads(document.read_bytes())
     except (OSError, ValueError, RecursionError):
         raise LeafError(f"{document}: shard {info.name}: cannot be read as JSON") from None
     expected = _array_document(info.rows, dtype, row)
-    if not isinstance(found, dict) or {"storage_transformers": []} | found != expected:
+    if not isinstance(metadata, dict) or {"storage_transformers": []} | metadata != expected:
         raise LeafError(
             f"{document}: shard {info.name}: does not describe {info.rows} rows of {meta.dim} {dtype}: changed"
         )
-    return Chunks.open(root / _data_path(name, row), info.rows, row, dtype)
+    return Chunks.open(root / data_path(name, row), info.rows, row, dtype)
 
 
 def read_rows(root: Path, info: ShardInfo) -> pl.DataFrame:
-    """Rows of the shard with ROW_SCHEMA, after SHA-256, row count, schema and the keys' digest have been checked."""
+    """Rows of the shard with ROW_SCHEMA; LeafError where SHA-256, row count, schema or the keys' digest differ."""
     path = root / rows_path(info.name)
     regular_size(path, f"shard {info.name}")
     if sha256(path) != info.files[rows_path(info.name)]:

@@ -1,7 +1,9 @@
-"""The pool: the local, disposable cache of finished shards, from which stores are published by hard links.
+"""The shard cache: finished shards on this machine, disposable, from which stores are published by hard links.
 
-One directory per fingerprint and dtype, locked by one writer at a time. A shard is built in a temporary directory and
-renamed into place, so that a writer killed at any moment leaves whole shards and `.tmp-*`, which the next one sweeps.
+It has a directory per fingerprint and dtype, which a single writer locks. A shard is built in a temporary directory
+and renamed into place, so that a writer killed at any moment leaves whole shards and `.tmp-*`, which the next writer
+sweeps. Other processes may commit shards into the directory for the writer that holds the lock: `commit_shard` there,
+`ShardCache.register` here.
 """
 
 import os
@@ -10,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace as changed
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -38,7 +40,7 @@ from pipeline.base.files import (
 from pipeline.base.keys import contains, key_array, merge_sorted
 from pipeline.store.manifest import check_meta, parse_shard
 from pipeline.store.readme import write_manifest
-from pipeline.store.refused import Refused
+from pipeline.store.refused import RefusedTexts
 from pipeline.store.shard import (
     ShardInfo,
     StoreMeta,
@@ -49,35 +51,35 @@ from pipeline.store.shard import (
     rows_path,
     write_shard,
 )
-from pipeline.store.store import Store, by_source, sum_sources
+from pipeline.store.store import Store, count_by_source, total_by_source
 from pipeline.store.validation import check_replaceable, checked_rows, checked_vectors
 
 _NAME = re.compile(r"[0-9a-f]{16}")
-_NOT_OF_THE_POOL = ("teacher", "license", "refused")
+_NOT_OF_THE_IDENTITY = ("teacher", "license", "refused")
 
 
 class ShardCache:
-    """Finished shards of one fingerprint. Holds the pool's lock until `close` (or the end of a `with`)."""
+    """Finished shards of one fingerprint and dtype. Holds the cache's lock until `close` (or the end of a `with`)."""
 
     def __init__(self, root: Path, meta: StoreMeta) -> None:
         """Open `root/<fingerprint[:16]>-<dtype>/`, lock it and sweep what killed writers left.
 
         Raises:
-            LeafError: another run holds the lock, or a shard of the pool is damaged.
+            LeafError: another run holds the lock, or a shard of the cache is damaged.
         """
         check_meta(meta)
         self.meta = meta
         self.path = root / f"{meta.fingerprint[:16]}-{meta.dtype}"
         self._shards: dict[str, tuple[ShardInfo, Array]] = {}
-        self._runs: list[Array] = []
+        self._sorted_keys: list[Array] = []
         self._lock = ExitStack()
         with disk(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.enter_context(locked(self.path / "lock", str(self.path)))
             try:
-                for left in self.path.glob(f"{TEMPORARY}*"):
-                    remove(left)
-                self.refused = Refused(self.path / "refused.jsonl")
+                for leftover in self.path.glob(f"{TEMPORARY}*"):
+                    remove(leftover)
+                self.refused = RefusedTexts(self.path / "refused.jsonl")
                 self._check_identity()
                 self._load()
             except BaseException:
@@ -101,17 +103,17 @@ class ShardCache:
 
     def keys(self) -> Array:
         """`[n] V16` of all finished shards, sorted; `.tolist()` gives bytes."""
-        if len(self._runs) != 1:
-            self._runs = [merge_sorted(self._runs) if self._runs else key_array([])]
-        return self._runs[0]
+        if len(self._sorted_keys) != 1:
+            self._sorted_keys = [merge_sorted(self._sorted_keys) if self._sorted_keys else key_array([])]
+        return self._sorted_keys[0]
 
     def has(self, keys: Sequence[bytes] | Array | pl.Series) -> Array:
-        """`[n] bool`: which of these keys have a vector in the pool."""
-        wanted = key_array(keys)
-        found = np.zeros(len(wanted), dtype=bool)
-        for run in self._runs:
-            found |= contains(run, wanted)
-        return found
+        """`[n] bool`: which of these keys have a vector in the cache."""
+        queries = key_array(keys)
+        present = np.zeros(len(queries), dtype=bool)
+        for ordered in self._sorted_keys:
+            present |= contains(ordered, queries)
+        return present
 
     def write(self, rows: pl.DataFrame, vectors: Array) -> ShardInfo:
         """Add one shard: `rows` with `key, role, id, source, tokens`; `vectors` `[n, dim]` in the same order.
@@ -121,15 +123,30 @@ class ShardCache:
                 there; the disk is full. Nothing is left behind.
         """
         rows = checked_rows(rows)
-        self._check_new(rows, key_array(rows["key"]))
-        vectors = checked_vectors(rows, vectors, self.meta)
-        return self._commit(rows, encoded(vectors, self.meta))
+        self._check_new(rows)
+        return self._commit(rows, encoded(checked_vectors(rows, vectors, self.meta), self.meta))
 
     def write_stored(self, rows: pl.DataFrame, stored: Sequence[Array]) -> ShardInfo:
-        """`write` for what `Store.stored` gave: the very bits, so that no vector changes by being moved."""
+        """`write` for arrays from `Store.stored`: bit for bit, so that no vector changes by being moved."""
         rows = checked_rows(rows)
-        self._check_new(rows, key_array(rows["key"]))
+        self._check_new(rows)
         return self._commit(rows, stored)
+
+    def _commit(self, rows: pl.DataFrame, stored: Sequence[Array]) -> ShardInfo:
+        info = commit_shard(self.path, rows, stored, self.meta)
+        self._add(info, key_array(rows["key"]))
+        return info
+
+    def register(self, name: str) -> ShardInfo:
+        """Take note of a shard that another process has committed here with `commit_shard`; reads and checks its rows.
+
+        Raises:
+            LeafError: there is no such shard, it is damaged, or a key is already there.
+        """
+        info, rows = self._read(self.path / name)
+        self._check_new(rows)
+        self._add(info, key_array(rows["key"]))
+        return info
 
     def adopt(self, root: Path, info: ShardInfo) -> None:
         """Take a whole shard of another store by hard links; its SHA-256 are checked, its vectors are not read.
@@ -138,34 +155,21 @@ class ShardCache:
             LeafError: it is damaged, or a key is already there.
         """
         rows = read_rows(root, info)
-        self._check_new(rows, key_array(rows["key"]))
+        self._check_new(rows)
         check_files(root, info, self.meta)
         with disk(self.path), temporary(self.path, TEMPORARY) as directory:
             for file in info.files:
                 link(root / file, directory / file)
-            self._finish(directory, info)
+            _move_into_place(directory, self.path, info)
         self._add(info, key_array(rows["key"]))
-
-    def _commit(self, rows: pl.DataFrame, stored: Sequence[Array]) -> ShardInfo:
-        with disk(self.path), temporary(self.path, TEMPORARY) as directory:
-            info = write_shard(directory, rows, stored, self.meta)
-            self._finish(directory, info)
-        self._add(info, key_array(rows["key"]))
-        return info
-
-    def _finish(self, directory: Path, info: ShardInfo) -> None:
-        write_json(directory / "shard.json", vars(info))
-        sync(directory)
-        directory.rename(self.path / info.name)
-        sync(self.path)
 
     def publish(self, out: Path, wanted: Collection[bytes] | Array | pl.Series) -> Store:
         """Make `out` the store of every shard that holds at least one wanted key, by hard links or copies.
 
-        It is built beside `out` and renamed into place: `out` is the old store, absent, or the new one, never half.
+        It is built beside `out` and renamed into place: `out` is the old store, absent, or the new store, never half.
 
         Raises:
-            LeafError: a wanted key is not in the pool, a shard is damaged, `out` is something else, another run
+            LeafError: a wanted key is not in the cache, a shard is damaged, `out` is something else, another run
                 publishes there, the disk is full.
         """
         keys = merge_sorted([key_array(wanted if isinstance(wanted, np.ndarray | pl.Series) else list(wanted))])
@@ -173,22 +177,26 @@ class ShardCache:
         if missing:
             raise LeafError(f"{self.path}: {missing} of {len(keys)} wanted keys have no vector: run encode again")
         check_replaceable(out)
-        chosen = [name for name in sorted(self._shards) if _any(keys, self._shards[name][1])]
+        chosen = [name for name in sorted(self._shards) if _contains_any(keys, self._shards[name][1])]
         with disk(out), workspace(out, "new") as directory:
             result = directory / "result"
-            self._build(result, [self._shards[name][0] for name in chosen], self._listed(keys))
+            self._build(result, [self._shards[name][0] for name in chosen], self._refused_without_vector(keys))
             Store.open(result)
             replace_directory(result, out)
         return Store.open(out)
 
     def left_out(self, wanted: Array) -> list[bytes]:
         """Those of the wanted keys (sorted) that have no vector because the teacher has refused their texts."""
-        keys = key_array(list(self.refused))
-        left: list[bytes] = keys[contains(wanted, keys) & ~self.has(keys)].tolist()
-        return left
+        refused = key_array(list(self.refused))
+        left_out: list[bytes] = refused[contains(wanted, refused) & ~self.has(refused)].tolist()
+        return left_out
 
-    def _listed(self, wanted: Array) -> dict[str, str] | None:
-        """What the store lists as refused: what those it was made from listed, and what this pool lacks."""
+    def _refused_without_vector(self, wanted: Array) -> dict[str, str] | None:
+        """The field `refused` of the published store: key in hexadecimal digits -> reason, None if there is none.
+
+        The texts listed by the stores that this cache was filled from, and the wanted keys that were refused here,
+        without those that have a vector.
+        """
         listed = {
             key: reason for key, reason in (self.meta.refused or {}).items() if not self.has([bytes.fromhex(key)])[0]
         }
@@ -198,62 +206,67 @@ class ShardCache:
     def _build(self, root: Path, shards: list[ShardInfo], refused: dict[str, str] | None) -> None:
         (root / "rows").mkdir(parents=True)
         zarr.create_group(str(root / "vectors.zarr"))
-        with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing leaves the interpreter to the others
-            sources = sum_sources(threads.map(lambda info: self._link(info, root), shards))
-        write_manifest(root, changed(self.meta, refused=refused), shards, sources)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing releases the interpreter's lock
+            sources = total_by_source(threads.map(lambda info: self._link(info, root), shards))
+        write_manifest(root, replace(self.meta, refused=refused), shards, sources)
         for path in (root / "rows", root / "vectors.zarr", root):
             sync(path)
 
     def _link(self, info: ShardInfo, root: Path) -> Counter[tuple[str, str]]:
-        """Link a shard's files once every byte has been hashed; its rows by source and role."""
-        source = self.path / info.name
+        """Link a shard's files after hashing every byte; returns its rows by source and role."""
+        directory = self.path / info.name
         try:
-            rows = read_rows(source, info)  # hashes them
+            rows = read_rows(directory, info)  # hashes the rows file
         except LeafError as error:
-            raise LeafError(f"{error}; {_forget(source)}") from None
+            raise LeafError(f"{error}; {_deletion_advice(directory)}") from None
         for file, digest in info.files.items():
-            if file != rows_path(info.name) and sha256(source / file) != digest:
-                raise LeafError(f"{source / file}: damaged; {_forget(source)}")
-            link(source / file, root / file)
-        return by_source(rows)
+            if file != rows_path(info.name) and sha256(directory / file) != digest:
+                raise LeafError(f"{directory / file}: damaged; {_deletion_advice(directory)}")
+            link(directory / file, root / file)
+        return count_by_source(rows)
 
     def _check_identity(self) -> None:
-        """Two fingerprints may share sixteen digits; they must not share a pool."""
+        """Refuse a directory of another fingerprint that begins with the same sixteen digits."""
         file = self.path / "pool.json"
-        identity = {name: value for name, value in vars(self.meta).items() if name not in _NOT_OF_THE_POOL}
+        identity = {name: value for name, value in vars(self.meta).items() if name not in _NOT_OF_THE_IDENTITY}
         if not file.exists():
             write_json(self.path / f"{TEMPORARY}pool.json", identity)
             (self.path / f"{TEMPORARY}pool.json").rename(file)
         elif read_json(file) != identity:
-            raise LeafError(f"{file}: this pool holds vectors of another teacher; choose another `encode.pool`")
+            raise LeafError(f"{file}: this shard cache holds vectors of another teacher; choose another `encode.pool`")
 
     def _load(self) -> None:
-        found = [path for path in sorted(self.path.iterdir()) if path.is_dir() and _NAME.fullmatch(path.name)]
+        names = [path.name for path in sorted(self.path.iterdir()) if path.is_dir() and _NAME.fullmatch(path.name)]
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            self._shards = {info.name: (info, keys) for info, keys in threads.map(self._read, found)}
+            self._shards = dict(zip(names, threads.map(self._read_keys, names), strict=True))
         if self._shards:
-            self._runs = [merge_sorted([keys for _, keys in self._shards.values()])]
+            self._sorted_keys = [merge_sorted([keys for _, keys in self._shards.values()])]
 
-    def _read(self, directory: Path) -> tuple[ShardInfo, Array]:
+    def _read_keys(self, name: str) -> tuple[ShardInfo, Array]:
+        info, rows = self._read(self.path / name)
+        return info, key_array(rows["key"])
+
+    def _read(self, directory: Path) -> tuple[ShardInfo, pl.DataFrame]:
+        """A shard's entry and rows, checked; of its vectors only the files' sizes."""
         try:
             info = parse_shard(read_json(directory / "shard.json"), self.meta)
             if info.name != directory.name:
                 raise LeafError(f"{directory}: holds shard {info.name}")
             check_sizes(directory, info, self.meta)
-            return info, key_array(read_rows(directory, info)["key"])
+            return info, read_rows(directory, info)
         except LeafError as error:
-            raise LeafError(f"{directory}: {error}; {_forget(directory)}") from None
+            raise LeafError(f"{directory}: {error}; {_deletion_advice(directory)}") from None
 
     def _add(self, info: ShardInfo, keys: Array) -> None:
         self._shards[info.name] = (info, keys)
-        run = merge_sorted([keys])
-        # Runs grow like the digits of a binary counter: a key is merged log(shards) times, not once a shard.
-        while self._runs and len(self._runs[-1]) <= len(run):
-            run = merge_sorted([self._runs.pop(), run])
-        self._runs.append(run)
+        merged = merge_sorted([keys])
+        # Sorted arrays grow like the digits of a binary counter: a key is merged log(shards) times, not once a shard.
+        while self._sorted_keys and len(self._sorted_keys[-1]) <= len(merged):
+            merged = merge_sorted([self._sorted_keys.pop(), merged])
+        self._sorted_keys.append(merged)
 
-    def _check_new(self, rows: pl.DataFrame, keys: Array) -> None:
-        known = self.has(keys)
+    def _check_new(self, rows: pl.DataFrame) -> None:
+        known = self.has(key_array(rows["key"]))
         if known.any():
             first = rows["id"][int(known.argmax())]
             raise LeafError(
@@ -261,10 +274,39 @@ class ShardCache:
             )
 
 
-def _forget(directory: Path) -> str:
+def commit_shard(root: Path, rows: pl.DataFrame, stored: Sequence[Array], meta: StoreMeta) -> ShardInfo:
+    """Write one finished shard into the directory `root` of a shard cache (`ShardCache.path`), whole or not at all.
+
+    It needs no `ShardCache`, so that any process may call it while another one holds the cache's lock; that one takes
+    note of the shard with `ShardCache.register`.
+
+    Args:
+        root: directory that exists; the shard becomes `root/<name>/`.
+        rows: from `checked_rows`.
+        stored: from `encoded`, in the rows' order.
+        meta: of the cache.
+
+    Raises:
+        LeafError: a shard of the same keys is there already, or the disk is full. Nothing is left behind.
+    """
+    with disk(root), temporary(root, TEMPORARY) as directory:
+        info = write_shard(directory, rows, stored, meta)
+        _move_into_place(directory, root, info)
+    return info
+
+
+def _move_into_place(directory: Path, root: Path, info: ShardInfo) -> None:
+    """Give a shard built in a temporary directory of `root` its name, flushed to the disk."""
+    write_json(directory / "shard.json", vars(info))
+    sync(directory)
+    directory.rename(root / info.name)
+    sync(root)
+
+
+def _deletion_advice(directory: Path) -> str:
     return f"delete {directory} and run encode again: only its texts are encoded anew"
 
 
-def _any(ordered: Array, keys: Array) -> bool:
-    """Whether any of `keys` is among `ordered`; as a rule the first few say so."""
+def _contains_any(ordered: Array, keys: Array) -> bool:
+    """Whether any of `keys` is among the sorted `ordered`; looks at a few first, which mostly decide it."""
     return bool(contains(ordered, keys[:64]).any() or contains(ordered, keys).any())

@@ -1,4 +1,4 @@
-"""Where stored vectors come from, as those who train on them or measure with them see it: the seam VectorSource."""
+"""VectorSource: the interface through which fitting and evaluation read stored teacher vectors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,9 +17,10 @@ PASS_BYTES = 32 * 2**20  # bytes of vectors read at once by `lookup`
 
 
 class VectorSource(ABC):
-    """Teacher vectors by key. A store is one, wherever its files lie; so are several stores side by side.
+    """Teacher vectors by key, for example a `Store`.
 
-    Rows are numbered over all parts in order; a part is what is read from one file (in a store, a shard).
+    Rows are numbered over all parts in order; a part is a range of rows that is read from a single file (in a store, a
+    shard).
     """
 
     meta: StoreMeta
@@ -28,7 +29,7 @@ class VectorSource(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What messages call it: a path or a URL."""
+        """What messages call the source: a path or a URL."""
 
     @property
     @abstractmethod
@@ -37,11 +38,11 @@ class VectorSource(ABC):
 
     @abstractmethod
     def locate(self, keys: Sequence[bytes] | Array) -> Array:
-        """`[n] int64`: the row of each key, -1 where there is none."""
+        """`[n] int64`: the row of each key, -1 for a key that the source lacks."""
 
     @abstractmethod
     def read(self, part: int, start: int = 0, stop: int | None = None) -> Array:
-        """Vectors `[stop - start, dim]` of one part, float16 or float32.
+        """Vectors `[stop - start, dim]` of a part, float16 or float32.
 
         Fastest where `start` is a multiple of CHUNK_ROWS. LeafError where they are damaged or cannot be reached.
         """
@@ -60,22 +61,22 @@ class VectorSource(ABC):
         return np.sort(key_array([bytes.fromhex(key) for key in self.meta.refused or {}]))
 
     def answered(self, texts: pl.LazyFrame) -> pl.LazyFrame:
-        """The rows of a frame with `key`, in their order, without the texts that the teacher has refused."""
+        """The rows of a frame with `key`, in their order, without the texts that the teacher refused to embed."""
         if not len(self.refused):
             return texts
         refused = pl.LazyFrame({"key": self.refused.tolist()}, schema={"key": pl.Binary})
         return texts.join(refused, on="key", how="anti", maintain_order="left")
 
     def lookup(self, keys: Sequence[bytes] | Array) -> Array:
-        """Vectors `[n, dim] float32` in the order asked. Each chunk that holds a wanted row is read once.
+        """Vectors `[n, dim] float32` in the order of `keys`. Each chunk that holds a row of them is read once.
 
         Raises:
             LeafError: some keys are not there; says how many, and the first.
         """
-        wanted = key_array(keys)
-        rows = self.locate(wanted)
+        queries = key_array(keys)
+        rows = self.locate(queries)
         if (rows < 0).any():
-            first = wanted[int((rows < 0).argmax())].tobytes().hex()
+            first = queries[int((rows < 0).argmax())].tobytes().hex()
             raise LeafError(
                 f"{self.name}: {int((rows < 0).sum())} of {len(rows)} keys are not in the store, first {first}: "
                 "run encode for the corpus they come from"
@@ -91,7 +92,7 @@ class VectorSource(ABC):
 
     @property
     def rows_at_once(self) -> int:
-        """Rows of whole chunks of about PASS_BYTES, one at least."""
+        """Rows of as many whole chunks as take about PASS_BYTES, at least of one."""
         chunk = CHUNK_ROWS * self.meta.dim * np.dtype(self.meta.dtype).itemsize
         return CHUNK_ROWS * max(1, PASS_BYTES // chunk)
 

@@ -1,4 +1,4 @@
-"""What the pool asks of rows and vectors before it stores them, and what makes two vectors one text's."""
+"""Checks on rows and vectors before they are stored, and on the place where a store is published."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from pipeline.base.errors import LeafError
 from pipeline.store.chunks import CHUNK_ROWS
 from pipeline.store.shard import ROW_SCHEMA, StoreMeta
 
-SAME_VECTOR = 0.999  # cosine; batch size and hardware change the last bits, another teacher changes the first
+SAME_VECTOR = 0.999  # least cosine of two encodings of a text: batch size and hardware change the last bits only
 
 
 def checked_rows(rows: pl.DataFrame) -> pl.DataFrame:
@@ -25,18 +25,18 @@ def checked_rows(rows: pl.DataFrame) -> pl.DataFrame:
         raise LeafError(f"the shard's rows have other types than {dict(ROW_SCHEMA)}: {error!s:.200}") from None
     if sum(rows.null_count().row(0)):
         raise LeafError(f"the shard's rows hold nulls: {rows.null_count().row(0, named=True)}")
-    twice = rows.filter(pl.col("key").is_duplicated())
-    if len(twice):
-        raise LeafError(f"{len(twice)} rows of the shard share a key, first id {twice['id'][0]!r:.100}")
+    repeated = rows.filter(pl.col("key").is_duplicated())
+    if len(repeated):
+        raise LeafError(f"{len(repeated)} rows of the shard share a key, first id {repeated['id'][0]!r:.100}")
     return rows
 
 
 def checked_vectors(rows: pl.DataFrame, vectors: Array, meta: StoreMeta) -> Array:
-    """The vectors in the type that is stored (int8: float32); LeafError unless each is finite and not zero in it."""
+    """The vectors as float16 or float32 (for int8: float32); LeafError unless each is finite and not zero as such."""
     if vectors.shape != (len(rows), meta.dim):
         raise LeafError(f"vectors have the shape {vectors.shape}; the shard needs ({len(rows)}, {meta.dim})")
     if vectors.dtype not in (np.float16, np.float32):
-        raise LeafError(f"vectors are {vectors.dtype}; the pool takes float32 or float16")
+        raise LeafError(f"vectors are {vectors.dtype}; the shard cache takes float32 or float16")
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(vectors, np.float16 if meta.dtype == "float16" else np.float32)
     finite, zero = finite_and_zero(stored)
@@ -48,9 +48,9 @@ def checked_vectors(rows: pl.DataFrame, vectors: Array, meta: StoreMeta) -> Arra
 
 
 def finite_and_zero(vectors: Array) -> tuple[Array, Array]:
-    """Two `[n] bool`: rows that are finite throughout, rows that are zero throughout.
+    """Two `[n] bool`: rows whose numbers are all finite, and rows whose numbers are all zero.
 
-    From the bits, a chunk at a time: NumPy's float16 arithmetic is twenty times slower.
+    Compares the bits as integers, a chunk at a time: NumPy's float16 arithmetic is twenty times slower.
     """
     half = vectors.dtype == np.float16
     unsigned: Any = np.uint16 if half else np.uint32

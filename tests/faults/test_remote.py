@@ -11,11 +11,11 @@ from pipeline.base.errors import LeafError
 from pipeline.encode.encoding import encode
 from pipeline.params.sections import EncodeParams, TeacherParams
 from pipeline.store import operations as manage
-from pipeline.store.push import push
-from pipeline.store.remote import RemoteStore
+from pipeline.store.remote import RemoteFiles
 from pipeline.store.repair import repair
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
+from pipeline.store.upload import push
 from tests.store_helpers import DIM, META, contents, meta, publish, rows, vectors
 
 
@@ -32,7 +32,7 @@ def test_a_store_behind_a_url_reads_like_the_local_one(tmp_path: Path, bucket: A
     local = publish(tmp_path, (1500, 40), dtype)
     push(local, url(bucket))
     remote = Store.open(url(bucket))
-    assert isinstance(remote, RemoteStore)
+    assert isinstance(remote.files, RemoteFiles)
     assert manage.info(remote) == manage.info(local)
     assert not list((tmp_path / "remote-cache").rglob("*.parquet"))
     assert np.array_equal(remote.keys(), local.keys())

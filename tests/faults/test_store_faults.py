@@ -22,8 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.errors import LeafError
-from pipeline.store import manifest, shard
+from pipeline.base.files import sha256
+from pipeline.store import shard
 from pipeline.store.chunks import crc32c
+from pipeline.store.manifest import GROUP, Manifest
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
 from tests.store_helpers import DIM, META, contents, publish, rows, vectors
@@ -377,8 +379,8 @@ def test_a_key_in_two_shards_is_refused(tmp_path: Path) -> None:
     for file in first.shards[0].files:
         (last.path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(first.path / file, last.path / file)
-    group = shard.sha256(last.path / manifest.GROUP)
-    (last.path / "store.json").write_bytes(manifest.document(META, [*first.shards, *last.shards], group))
+    group = sha256(last.path / GROUP)
+    (last.path / "store.json").write_bytes(Manifest(META, (*first.shards, *last.shards), group).to_bytes())
     assert "1 keys occur twice" in refusal(last.path)
 
 
@@ -446,8 +448,8 @@ def test_a_file_size_limit_is_taken_like_a_full_disk(tmp_path: Path) -> None:
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from pipeline.errors import LeafError
-from pipeline.store import Store
+from pipeline.base.errors import LeafError
+from pipeline.store.store import Store
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     Store.open(Path(sys.argv[1])).verify()

@@ -15,7 +15,7 @@ import pytest
 from pipeline.base.errors import LeafError
 from pipeline.encode.encoding import encode
 from pipeline.params.sections import EncodeParams, TeacherParams
-from pipeline.store import manifest
+from pipeline.store.manifest import Manifest
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
 from tests.conftest import ROOT
@@ -170,12 +170,12 @@ def test_fit_refuses_a_damaged_store_before_it_trains_and_names_shard_and_repair
 WRITER = """
 import sys
 from pathlib import Path
-from tests.store_helpers import META, Pool, rows, vectors
+from tests.store_helpers import META, ShardCache, rows, vectors
 root, number = Path(sys.argv[1]), int(sys.argv[2])
 done = 0
 while done < 6:
     try:
-        with Pool(root / "pool", META) as pool:
+        with ShardCache(root / "pool", META) as pool:
             first = 1000 * number + 20 * done
             pool.write(rows(first, 20), vectors(first, 20))
             pool.publish(root / "store", pool.keys())
@@ -187,8 +187,8 @@ while done < 6:
 READER = """
 import json, sys, time
 from pathlib import Path
-from pipeline.errors import LeafError
-from pipeline.store import Store
+from pipeline.base.errors import LeafError
+from pipeline.store.store import Store
 path, stop, seen = Path(sys.argv[1]) / "store", Path(sys.argv[1]) / "stop", []
 while not stop.exists() or not seen:
     try:
@@ -237,7 +237,7 @@ def test_a_store_published_anew_while_it_is_checked_is_said_to_be_so(tmp_path: P
         pool.publish(tmp_path / "store", pool.keys())
     with pytest.raises(LeafError, match="was published anew"):
         old.verify()
-    assert len(manifest.read(old.path / "store.json").shards) == 2
+    assert len(Manifest.read(old.path / "store.json").shards) == 2
 
 
 def main(argv: list[str]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.encode.engines.api import shares
-from pipeline.store.refused import Reason, Refused
+from pipeline.store.refused import RefusedText, RefusedTexts
 from pipeline.teacher.api.journal import Journal
 
 DIM = 5
@@ -87,17 +87,17 @@ def test_answers_that_are_in_a_shard_are_dropped_and_an_empty_journal_is_removed
 
 
 def test_refused_texts_are_known_to_the_next_run_and_a_torn_line_is_not(tmp_path: Path) -> None:
-    refused = Refused(tmp_path / "r")
+    refused = RefusedTexts(tmp_path / "r")
     one, two = keys(1, 2)
     refused.add(one, "id-1", "says “no”")
     with (tmp_path / "r").open("ab") as file:
         file.write(b'{"key": "00')
-    again = Refused(tmp_path / "r")
-    assert dict(again) == {one: Reason("id-1", "says “no”")}
+    again = RefusedTexts(tmp_path / "r")
+    assert dict(again) == {one: RefusedText("id-1", "says “no”")}
     again.add(two, "id-2", "no")
-    assert set(Refused(tmp_path / "r")) == {one, two}
+    assert set(RefusedTexts(tmp_path / "r")) == {one, two}
     again.clear()
-    assert not Refused(tmp_path / "r")
+    assert not RefusedTexts(tmp_path / "r")
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 7, 100])

@@ -9,6 +9,7 @@ import tomllib
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.base.errors import LeafError
+from pipeline.corpus.files import corpus_keys
+from pipeline.encode import comparison
 from pipeline.encode.encoding import encode
+from pipeline.encode.repair import encode_lost_shards
 from pipeline.params.sections import EncodeParams, TeacherParams
 from pipeline.store import formats as exchange
 from pipeline.store import operations as manage
-from pipeline.store.repair import Encoding, repair
+from pipeline.store.manifest import Manifest
+from pipeline.store.repair import repair
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
 from stages.leaf import main
@@ -74,7 +79,7 @@ def test_merging_in_either_way_or_twice_gives_a_store_of_the_same_bytes(tmp_path
 @pytest.mark.parametrize("other", ["x-new", "x-new-", "pool-x", "x.pool", "x.new"])
 def test_a_merge_leaves_alone_what_is_under_way_beside_it_under_a_similar_name(tmp_path: Path, other: str) -> None:
     one, two = made(tmp_path / "a", 0, (30,)), made(tmp_path / "b", 30, (20,))
-    with manage.scratch(tmp_path / other, one.meta) as pool:
+    with manage.scratch_cache(tmp_path / other, one.meta) as pool:
         pool.write(rows(0, 30), vectors(0, 30))
         manage.merge(one, two, tmp_path / "x")
         pool.publish(tmp_path / other, pool.keys()).verify()
@@ -84,7 +89,7 @@ def test_a_merge_leaves_alone_what_is_under_way_beside_it_under_a_similar_name(t
 
 def test_a_second_merge_to_one_place_at_the_same_time_is_refused(tmp_path: Path) -> None:
     one, two = made(tmp_path / "a", 0, (30,)), made(tmp_path / "b", 30, (20,))
-    with manage.scratch(tmp_path / "x", one.meta) as pool:
+    with manage.scratch_cache(tmp_path / "x", one.meta) as pool:
         with pytest.raises(LeafError, match=r"x: another run is under way \(process"):
             manage.merge(one, two, tmp_path / "x")
         pool.write(rows(0, 30), vectors(0, 30))
@@ -119,7 +124,7 @@ def test_compacting_keeps_the_corpus_and_drops_the_rest(tmp_path: Path) -> None:
     frame = rows(20, 40).with_columns(text=pl.lit("x"), split=pl.lit("train")).sort("key")
     frame.select("key", "id", "text", "role", "source", "split").write_parquet(corpus / "part-00000.parquet")
     before = bits(store)
-    figures = manage.compact(store, corpus, store.path)
+    figures = manage.compact(store, corpus_keys(corpus), str(corpus), store.path)
     kept = Store.open(store.path)
     kept.verify()
     assert bits(kept) == {key: before[key] for key in frame["key"]}
@@ -139,7 +144,7 @@ def test_a_difference_counts_keys_and_compares_the_shared(tmp_path: Path) -> Non
 def test_exports_hold_the_same_vectors_for_people_without_this_project(tmp_path: Path, dtype: str) -> None:
     store = made(tmp_path, 0, (60, 40), dtype)
     for form in exchange.FORMATS:
-        exchange.export(store, tmp_path / form, form)
+        exchange.convert(store, tmp_path / form, form)
     frame = pl.read_parquet(tmp_path / "npy/rows.parquet")
     expected = store.lookup(frame["key"].to_list())
     assert np.array_equal(np.load(tmp_path / "npy/vectors.npy").astype(np.float32), expected)
@@ -147,7 +152,7 @@ def test_exports_hold_the_same_vectors_for_people_without_this_project(tmp_path:
         found = pl.read_parquet(tmp_path / pattern)
         assert np.array_equal(found["vector"].to_numpy(), store.lookup(found["key"].to_list()))
     with pytest.raises(LeafError, match="exists"):
-        exchange.export(store, tmp_path / "npy", "npy")
+        exchange.convert(store, tmp_path / "npy", "npy")
 
 
 def test_an_array_is_exported_with_the_rows_of_one_shard_in_memory(
@@ -163,7 +168,7 @@ def test_an_array_is_exported_with_the_rows_of_one_shard_in_memory(
         return frame
 
     monkeypatch.setattr(Store, "shard_rows_frame", watched)
-    exchange.export(store, tmp_path / "npy", "npy")
+    exchange.convert(store, tmp_path / "npy", "npy")
     assert len(frames) == 4
 
 
@@ -171,7 +176,7 @@ def test_the_datasets_library_reads_the_hub_export(tmp_path: Path, monkeypatch: 
     datasets = pytest.importorskip("datasets", reason="the extra `hub` is not installed")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     store = made(tmp_path, 0, (60, 40))
-    exchange.export(store, tmp_path / "hf", "hf")
+    exchange.convert(store, tmp_path / "hf", "hf")
     found = datasets.load_dataset(str(tmp_path / "hf"), split="train", cache_dir=str(tmp_path / "cache"))
     assert found.num_rows == 100
     assert np.array_equal(np.array(found["vector"][:], dtype=np.float32), store.lookup(found["key"][:]))
@@ -234,7 +239,8 @@ def test_repair_encodes_the_texts_of_the_lost_shard_alone(
     flip(store.path / f"vectors.zarr/{name}/c/0/0")
     if rows_lost:
         (store.path / f"rows/{name}.parquet").unlink()
-    figures = repair(store.path, [], Encoding(tiny_corpus, teacher, params))
+    encode_again = partial(encode_lost_shards, corpus=tiny_corpus, teacher=teacher, params=params)
+    figures = repair(store.path, [], encode_again)
     assert figures["rows_encoded"] == store.shards[2].rows
     repaired = Store.open(store.path)
     assert {shard.name for shard in repaired.shards} == {shard.name for shard in store.shards}
@@ -247,28 +253,28 @@ def test_a_sample_encoded_again_agrees_and_a_forged_vector_does_not(
     teacher, params = TeacherParams(str(tiny_teacher)), EncodeParams(shard_rows=512, pool=str(tmp_path / "pool"))
     encode(tiny_corpus, teacher, params, tmp_path / "store")
     store = Store.open(tmp_path / "store")
-    assert manage.sample(store, tiny_corpus, teacher, params, 10)["cosine_min"] > 0.999
+    assert comparison.sample(store, tiny_corpus, teacher, params, 10)["cosine_min"] > 0.999
     with ShardCache(tmp_path / "forged-pool", store.meta) as pool:
         pool.write(store.shard_rows_frame(0), store.read(0)[::-1])
         forged = pool.publish(tmp_path / "forged", pool.keys())
     with pytest.raises(LeafError, match="do not trust this store"):
-        manage.sample(forged, tiny_corpus, teacher, params, 10)
+        comparison.sample(forged, tiny_corpus, teacher, params, 10)
     with pytest.raises(LeafError, match="section `teacher` describes"):
-        manage.sample(store, tiny_corpus, TeacherParams(str(tiny_teacher), max_length=9), params, 10)
+        comparison.sample(store, tiny_corpus, TeacherParams(str(tiny_teacher), max_length=9), params, 10)
 
 
 SAMPLE = r"""
 import re
 from pathlib import Path
-from pipeline import encode, manage, teachers
-from pipeline.store import Store
+from pipeline.encode import comparison
+from pipeline.store.store import Store
 store = Store.open(Path("store"))
-teachers.describe, teachers.load = lambda *_: store.meta, lambda *_: None
-encode.texts_vectors = lambda texts, _: store.lookup(texts["key"].to_list())
+comparison.describe, comparison.load = lambda *_: store.meta, lambda *_: None
+comparison.texts_vectors = lambda texts, _: store.lookup(texts["key"].to_list())
 def peak():
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 before = peak()
-assert manage.sample(store, Path("corpus"), None, None, 8)["compared"] == 8
+assert comparison.sample(store, Path("corpus"), None, None, 8)["compared"] == 8
 print(peak() - before)
 """
 
@@ -365,11 +371,9 @@ def test_a_store_carries_a_readme_whose_code_runs_and_whose_bytes_are_its_conten
 
 
 def test_a_store_written_before_readmes_existed_is_read(tmp_path: Path) -> None:
-    from pipeline.store.manifest import document
-
     store = publish(tmp_path, (30,))
     (store.path / "README.md").unlink()
-    (store.path / "store.json").write_bytes(document(store.meta, store.shards, store.manifest.group))
+    (store.path / "store.json").write_bytes(Manifest(store.meta, store.shards, store.manifest.group_sha256).to_bytes())
     old = Store.open(store.path)
     old.verify()
     assert manage.info(old)["sources"] == {"tests": {"document": 15, "query": 15}}

@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.base.errors import LeafError
 from pipeline.base.keys import key_array
+from pipeline.corpus.files import corpus_keys
 from pipeline.fit.loader import join
 from pipeline.fit.token_cache import Tokens
-from pipeline.store import manifest
 from pipeline.store import operations as manage
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
@@ -84,7 +84,7 @@ def test_a_store_cut_to_a_corpus_lists_only_texts_of_that(tmp_path: Path) -> Non
     corpus.mkdir()
     frame = rows(0, 5).with_columns(text=pl.lit("t"), split=pl.lit("train")).sort("key")
     frame.select("key", "id", "text", "role", "source", "split").write_parquet(corpus / "part-00000.parquet")
-    manage.compact(store, corpus, tmp_path / "cut")
+    manage.compact(store, corpus_keys(corpus), str(corpus), tmp_path / "cut")
     assert set(listed(Store.open(tmp_path / "cut"))) == {rows(3, 1)["key"][0].hex()}
 
 
@@ -95,7 +95,7 @@ def test_a_list_of_refused_texts_that_is_none_is_refused(tmp_path: Path, refused
     store = published(tmp_path, [3])
     found = replace(store.manifest, meta=replace(store.meta, refused=refused))  # type: ignore[arg-type]
     (tmp_path / "store" / "store.json").unlink()
-    (tmp_path / "store" / "store.json").write_bytes(manifest.document(*vars(found).values()))
+    (tmp_path / "store" / "store.json").write_bytes(found.to_bytes())
     assert json.loads((tmp_path / "store" / "store.json").read_bytes())["refused"] == refused
     with pytest.raises(LeafError, match=r"store\.json: invalid: refused"):
         Store.open(tmp_path / "store")

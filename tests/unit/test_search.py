@@ -16,7 +16,7 @@ from pipeline.model.student import build
 from pipeline.params.sections import EncodeParams, StudentParams, TeacherParams
 from pipeline.serve import index
 from pipeline.serve.onnx_encoder import OnnxEncoder
-from pipeline.serve.search import Vectors, read, unit
+from pipeline.serve.search import Vectors, read_vectors, unit_vectors
 from pipeline.store.store import Store
 from stages.leaf import main
 from tests.conftest import corpus_frame, make_model
@@ -62,7 +62,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Searchable:
 def test_the_nearest_documents_are_those_of_a_plain_product(made: Searchable) -> None:
     corpus = pl.read_parquet(made.root / "corpus" / "*.parquet").filter(pl.col("role") == "document")
     query = OnnxEncoder(made.root / "onnx").encode([QUERY])[0]
-    scores = unit(made.store.lookup(corpus["key"].to_list())) @ query
+    scores = unit_vectors(made.store.lookup(corpus["key"].to_list())) @ query
     assert made.found("--top", "7") == corpus["id"][np.argsort(-scores)[:7]].to_list()
     assert len(made.found("--top", "100000")) == len(corpus)
 
@@ -103,7 +103,7 @@ def test_parquet_holds_every_text_with_its_vector(made: Searchable, tmp_path: Pa
     assert len(rows) == len(corpus)
     together = rows.with_columns(pl.col("key").str.decode("hex")).join(corpus, on="key")
     assert (together["text"] == together["text_right"]).all()
-    stored = unit(made.store.lookup(together["key"].to_list()))
+    stored = unit_vectors(made.store.lookup(together["key"].to_list()))
     np.testing.assert_allclose(together["vector"].to_numpy(), stored, atol=2e-3)
 
 
@@ -147,8 +147,8 @@ def test_equal_documents_keep_their_order_and_few_are_all_found() -> None:
 
 
 def test_only_documents_are_searched(made: Searchable) -> None:
-    assert set(read(made.store).rows["role"]) == {"document"}
-    assert len(read(made.store, None).rows) == made.store.rows
+    assert set(read_vectors(made.store).rows["role"]) == {"document"}
+    assert len(read_vectors(made.store, None).rows) == made.store.rows
 
 
 def test_push_hub_shows_what_it_would_send_and_sends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

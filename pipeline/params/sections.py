@@ -11,9 +11,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from pipeline.base.errors import LeafError
-from pipeline.params.parsing import bounded, load_section, parse, positive
-
-__all__ = ["bounded", "load_section", "parse", "positive"]
+from pipeline.params.parsing import bounded, positive
 
 
 @dataclass(frozen=True)
@@ -292,6 +290,6 @@ class ExportParams:
     """The hub id of the student's checkpoint, where `fit.student.model` is a directory or a package."""
 
 
-def name_of(model: str) -> str:
+def public_name(model: str) -> str:
     """A local path's last part: where a model lay on somebody's machine is nobody's business."""
     return Path(model).name if Path(model).is_absolute() or model.startswith((".", "~")) else model

@@ -140,14 +140,14 @@ class ShardCache:
         rows = read_rows(root, info)
         self._check_new(rows, key_array(rows["key"]))
         check_files(root, info, self.meta)
-        with disk(self.path), temporary(self.path, TEMPORARY) as directory:
+        with disk(self.path, "this shard"), temporary(self.path, TEMPORARY) as directory:
             for file in info.files:
                 link(root / file, directory / file)
             self._finish(directory, info)
         self._add(info, key_array(rows["key"]))
 
     def _commit(self, rows: pl.DataFrame, stored: Sequence[Array]) -> ShardInfo:
-        with disk(self.path), temporary(self.path, TEMPORARY) as directory:
+        with disk(self.path, "this shard"), temporary(self.path, TEMPORARY) as directory:
             info = write_shard(directory, rows, stored, self.meta)
             self._finish(directory, info)
         self._add(info, key_array(rows["key"]))

@@ -1,4 +1,4 @@
-"""What every room asks of arrays: their type, and how close the rows of two of them are."""
+"""NumPy arrays: their type in annotations, and the cosine of corresponding rows."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ Array = npt.NDArray[Any]
 
 
 def cosines(first: Array, second: Array) -> Array:
-    """`[n]` float64: the cosine of each row of `first [n, d]` to the same row of `second [n, d]`; 0 for a zero row."""
+    """Cosine of each row of `first [n, dim]` and the same row of `second [n, dim]`: `[n]` float64, 0 for a zero row."""
     first, second = first.astype(np.float64), second.astype(np.float64)
-    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    products: Array = (first * second).sum(1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    products: Array = (first * second).sum(1) / np.maximum(norms, np.finfo(np.float64).tiny)
     return products

@@ -1,4 +1,4 @@
-"""The one exception whose message is meant for the person who ran the command; how other errors are quoted in it."""
+"""The exception whose message is shown to the user as it is, and how other exceptions are quoted in it."""
 
 
 class LeafError(Exception):
@@ -6,5 +6,5 @@ class LeafError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library's exception says, or its class where it says nothing: for a LeafError."""
+    """First line of an exception's message, or its class name if it has none; for use in a LeafError's message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

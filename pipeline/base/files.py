@@ -1,4 +1,7 @@
-"""What the pool and its like do to files: locks, temporary directories, links, and swapping a directory whole."""
+"""Files and directories: locks, temporary directories, replacing a directory at once, links, digests, JSON.
+
+What is written here survives kills and power cuts: a directory is built beside its place and then swapped in.
+"""
 
 import ctypes
 import errno
@@ -17,30 +20,34 @@ from typing import Any
 from pipeline.base.errors import LeafError
 
 TEMPORARY = ".tmp-"
+"""Prefix of the names of unfinished files and directories; the next run removes what a killed one has left."""
 _LOCK = "lock"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_AT_FDCWD, _EXCHANGE = -100, 2  # of renameat2(2)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # constants of renameat2(2)
 
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock on a file, which is made if absent. The kernel frees a dead process's lock.
+    """Hold an exclusive lock on a file, which is made if absent. The kernel frees the lock of a process that dies.
+
+    `what` names the locked thing in the message.
 
     Raises:
-        LeafError: another process holds it; says what is under way and in which process.
+        LeafError: another process holds the lock; the message has its process id.
     """
     handle = os.open(path, os.O_CLOEXEC | os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = os.fstat(handle).st_nlink > 0  # else its holder has removed it since we opened it
+            free = os.fstat(handle).st_nlink > 0  # 0 if its holder has removed it since we opened it
         except BlockingIOError:
             free = False
         if not free:
             holder = os.pread(handle, 32, 0).decode(errors="replace").strip()
             process = f" (process {holder})" if holder else ""
             raise LeafError(f"{what}: another run is under way{process}; wait for it or end it")
-        # As long as any: a file that is cut before it is written anew, ext4 puts on the disk when it is closed.
+        # Padded to one length, so that the file need not be truncated: ext4 flushes a file to the disk at close if it
+        # was truncated and written again.
         os.pwrite(handle, f"{os.getpid():<31}\n".encode(), 0)
         yield
     finally:
@@ -49,10 +56,12 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def workspace(out: Path, purpose: str) -> Iterator[Path]:
-    """An empty directory beside `out`, named after it and locked; gone at the end. The next run sweeps a killed one's.
+    """An empty, locked directory beside `out`, named after `out` and the purpose. It is removed at the end.
+
+    What a killed run left in it is removed when the next run opens it.
 
     Raises:
-        LeafError: another process has it for the same purpose.
+        LeafError: another process holds it for the same purpose.
     """
     directory = out.parent / f"{TEMPORARY}{out.name}.{purpose}"
     directory.mkdir(parents=True, exist_ok=True)
@@ -61,16 +70,16 @@ def workspace(out: Path, purpose: str) -> Iterator[Path]:
         try:
             yield directory
         finally:
-            with suppress(OSError):  # the next run sweeps it
+            with suppress(OSError):  # what stays is removed by the next run
                 _empty(directory)
                 shutil.rmtree(directory)
 
 
 @contextmanager
 def written_directory(out: Path) -> Iterator[Path]:
-    """An empty directory that takes the place of `out` once the block has ended well; until then `out` stays as it is.
+    """An empty directory that replaces `out` when the block ends without an exception; until then `out` stays as it is.
 
-    It lies beside `out`, under a lock; where the block fails or the process is killed, nothing of it remains at `out`.
+    It lies beside `out`, under a lock. If the block fails or the process is killed, `out` is untouched.
 
     Raises:
         LeafError: another process is writing `out`.
@@ -83,14 +92,14 @@ def written_directory(out: Path) -> Iterator[Path]:
 
 
 def _empty(directory: Path) -> None:
-    """Remove all but the lock, which goes last: whoever finds none takes the directory for free."""
+    """Remove everything but the lock file: another process that finds none would take the directory for free."""
     for path in directory.iterdir():
         if path.name != _LOCK:
             remove(path)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a directory with all it holds."""
+    """Remove a file, a link, or a directory with its contents."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -99,7 +108,7 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def temporary(parent: Path, prefix: str) -> Iterator[Path]:
-    """A fresh directory that is gone at the end unless it was renamed."""
+    """A new directory in `parent`, removed at the end unless the block has renamed it."""
     path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     path.chmod(0o755)
     try:
@@ -110,26 +119,29 @@ def temporary(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 @contextmanager
-def disk(place: Path) -> Iterator[None]:
-    """OSError becomes a LeafError that says what to do."""
+def disk(place: Path, what: str | None = None) -> Iterator[None]:
+    """Turn an OSError of the block, which writes `what` at `place`, into a LeafError that says what to do."""
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise LeafError(
-                f"{place}: no space left for this shard; free some and run again: nothing is lost"
-            ) from None
+        if error.errno in _NO_SPACE:
+            target = f" for {what}" if what else ""
+            raise LeafError(f"{place}: no space left{target}; free some and run again: nothing is lost") from None
         raise LeafError(f"{place}: {error.strerror or error} ({error.filename})") from None
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write sorted JSON and flush it to the disk."""
+    """Write JSON with sorted keys and flush it to the disk."""
     file.write_text(json.dumps(content, sort_keys=True, indent=1) + "\n", encoding="utf-8")
     sync(file)
 
 
 def read_json(file: Path) -> Any:
-    """Parse a JSON file; LeafError where that fails."""
+    """Parse a JSON file.
+
+    Raises:
+        LeafError: it is missing or not JSON.
+    """
     try:
         return json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -137,21 +149,21 @@ def read_json(file: Path) -> Any:
 
 
 def link(source: Path, target: Path) -> None:
-    """Hard link, or copy where the file system has none; links in `source` are followed."""
+    """Hard-link `source` to `target`, or copy it if the file system cannot; symbolic links in `source` are followed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source.resolve(), target)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in _NO_SPACE:
             raise
         shutil.copyfile(source, target)
         sync(target)
 
 
 def replace_directory(new: Path, out: Path) -> None:
-    """Put the finished directory `new` at `out`: there is the old one or the new one at any moment, kills included.
+    """Put the finished directory `new` in place of `out`: a kill at any moment leaves the old one or the new one there.
 
-    Where the system cannot swap two names at once there is a moment in which `out` is absent.
+    On a system that cannot swap two names atomically, `out` is absent for a moment.
     """
     aside = new.with_name(f"{new.name}.old")
     if not out.exists():
@@ -164,28 +176,29 @@ def replace_directory(new: Path, out: Path) -> None:
         finally:
             if not out.exists():
                 aside.rename(out)
-    with suppress(OSError):  # the old one; if it stays, the next run sweeps it
+    with suppress(OSError):  # the old directory; if it stays, the next run removes it
         remove(new)
         remove(aside)
     sync(out.parent)
 
 
-def _exchange(one: Path, two: Path) -> bool:
-    """Swap two names atomically (Linux); False where system or file system cannot."""
-    call = getattr(ctypes.CDLL(None), "renameat2", None)
-    if call is None:
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names atomically (Linux); False if the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
         return False
-    return bool(call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(two), ctypes.c_uint(_EXCHANGE)) == 0)
+    flags = ctypes.c_uint(_RENAME_EXCHANGE)
+    return bool(renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), flags) == 0)
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file, read in pieces."""
+    """Hexadecimal SHA-256 of a file, which is not read whole into memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
-    """Make a file or a directory survive a power cut."""
+    """Flush a file or a directory to the disk, so that it survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -194,7 +207,11 @@ def sync(path: Path) -> None:
 
 
 def regular_size(path: Path, what: str) -> int:
-    """Size of a regular file (or of what a link points to); anything else is refused, a pipe would hang the reader."""
+    """Size in bytes of a regular file, or of what a link points to. `what` tells its use in the message.
+
+    Raises:
+        LeafError: it is missing, unreadable, or no regular file (a pipe would block its reader forever).
+    """
     try:
         status = path.stat()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Packages that only some uses need, brought by an extra of this project."""
+"""Imports of packages that are optional: an extra of this project installs them."""
 
 import importlib
 from typing import Any
@@ -7,16 +7,16 @@ from pipeline.base.errors import LeafError
 
 
 def import_optional(module: str, extra: str, user: str, package: str | None = None) -> Any:
-    """The module, imported.
+    """Import a module of an optional package.
 
     Args:
         module: what to import (`usearch.index`).
-        extra: the extra of this project that brings it (`index`).
-        user: who needs it, for the message (`teacher.api`, `corpus.near_duplicates`).
-        package: its name on PyPI where that is not the module's.
+        extra: the extra of this project that installs it (`index`).
+        user: what needs it, for the message: a parameter or a part of the pipeline (`teacher.api`).
+        package: the package's name on PyPI, if it differs from the module's top-level name.
 
     Raises:
-        LeafError: it is not installed; says how to install it.
+        LeafError: it is not installed; the message says how to install it.
     """
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Reading ahead: an iterator run by a thread of its own, a few items in front of whoever consumes it."""
+"""Run an iterator in a background thread, some items ahead of its consumer."""
 
 import queue
 import threading
@@ -6,19 +6,21 @@ from collections.abc import Generator, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-POLL = 0.1  # seconds after which a blocked producer looks whether anybody still wants its items
+POLL_SECONDS = 0.1  # how often a producer whose queue is full checks whether the consumer has stopped
 
 
 class _Producer(Generic[T]):
+    """Puts items into a bounded queue as pairs: a list of the item, empty at the end, and an exception or None."""
+
     def __init__(self, items: Iterator[T], depth: int) -> None:
         self.items = items
-        self.ready: queue.Queue[tuple[list[T], BaseException | None]] = queue.Queue(depth)
+        self.queue: queue.Queue[tuple[list[T], BaseException | None]] = queue.Queue(depth)
         self.stopped = threading.Event()
 
     def put(self, entry: tuple[list[T], BaseException | None]) -> None:
         while not self.stopped.is_set():
             try:
-                return self.ready.put(entry, timeout=POLL)
+                return self.queue.put(entry, timeout=POLL_SECONDS)
             except queue.Full:
                 continue
 
@@ -29,17 +31,17 @@ class _Producer(Generic[T]):
                 if self.stopped.is_set():
                     return
             self.put(([], None))
-        except BaseException as error:  # whatever it is, it belongs to the consumer
+        except BaseException as error:  # of any kind: it is raised again in the consumer's thread
             self.put(([], error))
 
 
 def prefetch(items: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """The same items in the same order, at most `depth` of them ready; the producer's exception is raised here."""
+    """Yield the same items in the same order, at most `depth` of them read ahead; raises what `items` raises."""
     producer = _Producer(items, depth)
     threading.Thread(target=producer.run, daemon=True, name="prefetch").start()
     try:
         while True:
-            item, error = producer.ready.get()
+            item, error = producer.queue.get()
             if error is not None:
                 raise error
             if not item:

@@ -1,4 +1,7 @@
-"""An external sort of texts by key: rows are spilled into partitions by the key's first byte, and read back sorted."""
+"""Sort the texts by key on disk: write them into partitions by the key's first byte, read each back sorted.
+
+The sorted texts become the corpus's Parquet files.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,9 +10,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-PARTITIONS = 256  # of 10 million short texts: 40,000 rows, about 10 MB each
-SPILL_BYTES = 64 << 20
-GROUP_ROWS = 65_536
+PARTITIONS = 256  # with 10 million short texts, each has 40,000 rows, about 10 MB
+SPILL_BYTES = 64 << 20  # rows held in memory before they are written into partitions
+GROUP_ROWS = 65_536  # rows in a Parquet row group
 
 SCHEMA = pa.schema(
     [
@@ -24,7 +27,7 @@ SCHEMA = pa.schema(
 
 
 class Spill:
-    """Rows on their way into PARTITIONS files; within a partition they keep the order in which they came."""
+    """Writes rows into up to PARTITIONS files in a directory, in the order of their arrival; reads them back sorted."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -33,7 +36,7 @@ class Spill:
         self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Take rows with the columns of SCHEMA."""
+        """Add rows with the columns of SCHEMA."""
         self._held.append(rows)
         self._bytes += int(rows.estimated_size())
         if self._bytes >= SPILL_BYTES:
@@ -44,10 +47,10 @@ class Spill:
             return
         rows = pl.concat(self._held)
         self._held, self._bytes = [], 0
-        first = pl.Series("partition", [key[0] for key in rows["key"]], dtype=pl.UInt8)
-        for part in rows.with_columns(first).sort("partition", maintain_order=True).partition_by("partition"):
-            number = part["partition"][0]
-            table = part.drop("partition").to_arrow().cast(SCHEMA)
+        first_byte = pl.Series("partition", [key[0] for key in rows["key"]], dtype=pl.UInt8)
+        for partition in rows.with_columns(first_byte).sort("partition", maintain_order=True).partition_by("partition"):
+            number = partition["partition"][0]
+            table = partition.drop("partition").to_arrow().cast(SCHEMA)
             if number not in self._writers:
                 options = pa.ipc.IpcWriteOptions(compression="lz4")
                 self._writers[number] = pa.ipc.new_stream(str(self._file(number)), SCHEMA, options=options)
@@ -57,13 +60,16 @@ class Spill:
         return self._directory / f"{number:03d}.arrows"
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files. Closing twice does no harm."""
         for writer in self._writers.values():
             writer.close()
         self._writers = {}
 
     def sorted(self) -> Iterator[pl.DataFrame]:
-        """Partition after partition, sorted by key; rows of one key stay in the order in which they came."""
+        """Partitions in order, each sorted by key. Rows with equal keys stay in the order in which they were added.
+
+        A partition's file is removed once it is read.
+        """
         self._flush()
         partitions = sorted(self._writers)
         self.close()
@@ -75,7 +81,7 @@ class Spill:
 
 
 class Parts:
-    """Sorted rows into `part-00000.parquet` and so on, `shard_rows` rows each; equal rows give equal bytes."""
+    """Writes sorted rows as `part-00000.parquet` and so on, `shard_rows` rows each; equal rows give equal bytes."""
 
     def __init__(self, directory: Path, shard_rows: int) -> None:
         self._directory, self._shard_rows = directory, shard_rows
@@ -95,7 +101,7 @@ class Parts:
     def _write(self, group: pl.DataFrame) -> None:
         if self._writer is None:
             file = self._directory / f"part-{self._parts:05d}.parquet"
-            labels = ["role", "source", "split"]  # keys, ids and texts hardly repeat
+            labels = ["role", "source", "split"]  # a dictionary pays for these only: keys, ids and texts hardly repeat
             self._writer = pq.ParquetWriter(file, SCHEMA, compression="zstd", use_dictionary=labels)
             self._parts += 1
         self._writer.write_table(group.to_arrow().cast(SCHEMA), row_group_size=len(group))
@@ -104,13 +110,13 @@ class Parts:
             self.close()
 
     def finish(self) -> None:
-        """Write what is held, and close the last part."""
+        """Write the remaining rows and close the last file."""
         if self._held is not None and len(self._held):
             self._write(self._held)
         self.close()
 
     def close(self) -> None:
-        """Close the part in hand."""
+        """Close the file that is being written, without the rows that are still held."""
         if self._writer is not None:
             self._writer.close()
         self._writer, self._rows = None, 0

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Read a finished corpus: the Parquet files that the stage `corpus` has written, and checks of them."""
 
 from pathlib import Path
 
@@ -9,11 +9,15 @@ from pipeline.base.arrays import Array
 from pipeline.base.errors import LeafError
 from pipeline.base.keys import ROLES, key_array, keys
 from pipeline.corpus.external_sort import SCHEMA
-from pipeline.corpus.readers import reading as sources
+from pipeline.corpus.readers.fields import require_columns
 
 
 def scan(directory: Path) -> pl.LazyFrame:
-    """The corpus in `directory`: columns `key, id, text, role, source, split`, sorted by key. Errors: `part_files`."""
+    """The corpus in `directory`: columns `key, id, text, role, source, split`, sorted by key.
+
+    Raises:
+        LeafError: there is none, or a file is damaged or lacks a column.
+    """
     return pl.scan_parquet(part_files(directory))
 
 
@@ -21,18 +25,18 @@ def part_files(directory: Path) -> list[Path]:
     """The files of the corpus in `directory`, in order.
 
     Raises:
-        LeafError: there is none, or one is damaged or lacks a column.
+        LeafError: there is none, or a file is damaged or lacks a column.
     """
-    found = sorted(directory.glob("part-*.parquet"))
-    if not found:
+    parts = sorted(directory.glob("part-*.parquet"))
+    if not parts:
         raise LeafError(f"{directory}: no corpus there (no part-*.parquet); run the stage `corpus`")
-    for part in found:
+    for part in parts:
         try:
             columns = pl.read_parquet_schema(part)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise LeafError(f"{part}: damaged ({error}); run the stage `corpus` again") from None
-        sources.require(part, SCHEMA.names, columns)
-    return found
+        require_columns(part, SCHEMA.names, columns)
+    return parts
 
 
 def corpus_keys(directory: Path) -> Array:
@@ -41,18 +45,20 @@ def corpus_keys(directory: Path) -> Array:
 
 
 def check_rows(rows: pl.DataFrame, place: str) -> None:
-    """Refuse rows (`key, role, id, text`) that the corpus stage did not write: a vector lies under its key for good.
+    """Refuse rows (`key, role, id, text`) that the corpus stage did not write.
+
+    Shards are never changed: a vector that was stored under a wrong key would stay there.
 
     Raises:
         LeafError: a text, its role or its id is missing, a role is unknown, or a key is not that of its text.
     """
-    right = rows["role"].is_in(ROLES) & rows["text"].is_not_null() & rows["id"].is_not_null()
-    right = right.fill_null(value=False)
-    if right.all():
-        right = rows["key"] == pl.Series(keys(rows["role"], rows["text"]), dtype=pl.Binary)
-        right = right.fill_null(value=False)
-    if not right.all():
-        row = int(right.arg_min() or 0)
+    valid = rows["role"].is_in(ROLES) & rows["text"].is_not_null() & rows["id"].is_not_null()
+    valid = valid.fill_null(value=False)
+    if valid.all():
+        valid = rows["key"] == pl.Series(keys(rows["role"], rows["text"]), dtype=pl.Binary)
+        valid = valid.fill_null(value=False)
+    if not valid.all():
+        row = int(valid.arg_min() or 0)
         raise LeafError(
             f"{place}: text `{rows['id'][row]}` has no text, no known role, or a key that is not its own: the corpus "
             "was changed by hand; run the stage `corpus` again"

@@ -1,7 +1,5 @@
 """A retrieval test collection in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/test.tsv (arXiv 2104.08663)."""
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,32 +9,34 @@ import polars as pl
 
 from pipeline.base.errors import LeafError
 from pipeline.base.keys import keys
-from pipeline.corpus.readers.reading import lines
+from pipeline.corpus.readers.beir import CORPUS, QUERIES
+from pipeline.corpus.readers.lines import json_objects, lines
 from pipeline.corpus.text import clean
 
-FILES = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
-HEADER = ["query-id", "corpus-id", "score"]
+FILES = (CORPUS, QUERIES, "qrels/test.tsv")
+JUDGMENT_COLUMNS = ["query-id", "corpus-id", "score"]
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Documents and judged queries, as frames `key, role, id, source, text`; rows are what numbers refer to."""
+    """Documents and judged queries as frames `key, role, id, source, text`; both are referred to by row number."""
 
     name: str
     documents: pl.DataFrame
     queries: pl.DataFrame
-    """Those with at least one relevant document."""
+    """The queries that have at least one relevant document."""
     judged: list[dict[int, int]]
-    """For each query, the grade of each judged document (by its row); above 0 is relevant."""
+    """For each query, the grade of each judged document, by the document's row; above 0 is relevant."""
     itself: np.ndarray
-    """For each query, the row of the document that is the query (same id, same text: ArguAna, Quora), or -1."""
+    """`[queries]` int64: the row of the document that is the query itself (same id and text, as in ArguAna and Quora),
+    or -1 if there is none."""
 
 
 def read(directory: Path) -> Collection:
-    """Read a collection; its name is the directory's. Texts are cleaned as the corpus stage cleans them.
+    """Read the collection in a directory, whose name it gets. Texts are cleaned as the corpus stage cleans them.
 
     Raises:
-        LeafError: a file is missing, not UTF-8, malformed, empty, or names an id that is not there; says where.
+        LeafError: a file is missing, not UTF-8, malformed, empty, or names an id that does not exist; with its place.
     """
     directory = directory.expanduser()
     for file in FILES:
@@ -47,9 +47,9 @@ def read(directory: Path) -> Collection:
     row_of = {name: row for row, name in enumerate(documents["id"].to_list())}
     judged = _judgments(directory / FILES[2], row_of, set(queries["id"].to_list()))
     queries = queries.filter(pl.col("id").is_in(list(judged)))
-    bare = documents["text"].to_list()
-    rows = [(row_of.get(name, -1), text) for name, text in queries.select("id", "text").iter_rows()]
-    itself = np.array([row if row >= 0 and bare[row] == text else -1 for row, text in rows], np.int64)
+    untitled = documents["text"].to_list()
+    same_id = [(row_of.get(name, -1), text) for name, text in queries.select("id", "text").iter_rows()]
+    itself = np.array([row if row >= 0 and untitled[row] == text else -1 for row, text in same_id], np.int64)
     name = directory.resolve().name
     titled = documents.with_columns(text=clean(pl.col("title") + " " + pl.col("text")))
     return Collection(
@@ -68,16 +68,16 @@ def _frame(texts: pl.DataFrame, role: str, source: str) -> pl.DataFrame:
 
 
 def _texts(file: Path) -> pl.DataFrame:
-    """Frame `id, title, text` of a JSONL file, cleaned; a missing title is empty."""
+    """Frame `id, title, text` of a file of JSON lines, cleaned; a missing title is empty."""
     columns: tuple[list[str], list[str], list[str]] = ([], [], [])
     seen: set[str] = set()
-    for place, record in _records(file):
-        number = _string(place, record, "_id")
+    for place, record in json_objects(file):
+        number = _text(place, record, "_id")
         if number in seen:
             raise LeafError(f"{place}: the `_id` {number!r:.60} occurs a second time; ids must be unique")
         seen.add(number)
-        title = "" if record.get("title") is None else _string(place, record, "title")
-        for column, value in zip(columns, (number, title, _string(place, record, "text")), strict=True):
+        title = "" if record.get("title") is None else _text(place, record, "title")
+        for column, value in zip(columns, (number, title, _text(place, record, "text")), strict=True):
             column.append(value)
     if not seen:
         raise LeafError(f"{file}: holds no texts")
@@ -85,21 +85,8 @@ def _texts(file: Path) -> pl.DataFrame:
     return frame.with_columns(clean(pl.col("title")), clean(pl.col("text")))
 
 
-def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(lines(file), 1):
-        if not line.strip():
-            continue
-        place = f"{file}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise LeafError(f"{place}: not JSON: {error!s:.120}") from None
-        if not isinstance(record, dict):
-            raise LeafError(f"{place}: must be a JSON object with `_id` and `text`")
-        yield place, record
-
-
-def _string(place: str, record: dict[str, Any], name: str) -> str:
+def _text(place: str, record: dict[str, Any], name: str) -> str:
+    """The field as text; the `_id` may also be a whole number."""
     value = record.get(name)
     if name == "_id" and type(value) is int:
         return str(value)
@@ -109,12 +96,14 @@ def _string(place: str, record: dict[str, Any], name: str) -> str:
 
 
 def _judgments(file: Path, row_of: dict[str, int], queries: set[str]) -> dict[str, dict[int, int]]:
-    """For each query with a relevant document: row of a document -> grade."""
+    """Grades by query id and document row, for the queries with at least one relevant document."""
     judged: dict[str, dict[int, int]] = {}
     rows = enumerate(lines(file), 1)
     header = next(rows, (1, ""))[1].rstrip("\r\n").split("\t")
-    if header != HEADER:
-        raise LeafError(f"{file}, line 1: the columns must be {', '.join(HEADER)}, with tabs between, not {header}")
+    if header != JUDGMENT_COLUMNS:
+        raise LeafError(
+            f"{file}, line 1: the columns must be {', '.join(JUDGMENT_COLUMNS)}, with tabs between, not {header}"
+        )
     for number, line in rows:
         if not line.strip():
             continue
@@ -129,9 +118,10 @@ def _judgments(file: Path, row_of: dict[str, int], queries: set[str]) -> dict[st
 
 
 def _judgment(place: str, line: str, row_of: dict[str, int], queries: set[str]) -> tuple[str, int, int]:
+    """Query id, document row and grade of a line."""
     parts = line.rstrip("\r\n").split("\t")
-    if len(parts) != len(HEADER):
-        raise LeafError(f"{place}: must have {len(HEADER)} columns with tabs between, not {len(parts)}")
+    if len(parts) != len(JUDGMENT_COLUMNS):
+        raise LeafError(f"{place}: must have {len(JUDGMENT_COLUMNS)} columns with tabs between, not {len(parts)}")
     query, document, score = parts
     try:
         grade = int(score)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.params.sections import ExportParams, StudentParams, TeacherParams, name_of
+from pipeline.params.sections import ExportParams, StudentParams, TeacherParams, public_name
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 MEASURES = {"ndcg@10": "Cosine nDCG@10", "recall@100": "Cosine recall@100", "mrr@10": "Cosine MRR@10"}
@@ -132,7 +132,7 @@ def student_card(card: str, origin: Origin, teacher: str) -> str:
     """
     modes = ("standard", "asymmetric")
     head, parameters, rest = FRONT_MATTER.sub("", card).strip().partition("\n## Parameters")
-    called = Path(teacher).name if Path(teacher).is_dir() else name_of(teacher)
+    called = Path(teacher).name if Path(teacher).is_dir() else public_name(teacher)
     for place in NAMED if origin.teacher else ():
         head = head.replace(place.format(called), place.format(origin.teacher))
     body = head + parameters + rest

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.corpus.files import scan
 from pipeline.model.student import Student
-from pipeline.params.sections import FitParams, name_of
+from pipeline.params.sections import FitParams, public_name
 from pipeline.store.shard import StoreMeta
 
 
@@ -21,9 +21,9 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
     shown = {role: prompt for role, prompt in sorted(prompts.items()) if prompt}
     config: Any = student.backbone.config
     return Template(files("pipeline.fit").joinpath("templates/student.md").read_text(encoding="utf-8")).substitute(
-        teacher=name_of(str(meta.teacher.get("model", "unknown"))),
+        teacher=public_name(str(meta.teacher.get("model", "unknown"))),
         fingerprint=meta.fingerprint,
-        base=name_of(params.student.model),
+        base=public_name(params.student.model),
         layers=config.num_hidden_layers,
         width=student.width,
         parameters=f"{metrics['parameters']:,}",
@@ -57,7 +57,7 @@ def corpus_table(corpus: Path) -> str:
 
 def _documents(teacher: dict[str, Any], prompt: str) -> str:
     """Code that embeds documents with the teacher."""
-    name = name_of(str(teacher.get("model", "unknown")))
+    name = public_name(str(teacher.get("model", "unknown")))
     if teacher.get("kind") == "api":
         texts = json.dumps([f"{prompt}A text.", f"{prompt}Another text."], ensure_ascii=False)
         return (
@@ -71,13 +71,13 @@ def _documents(teacher: dict[str, Any], prompt: str) -> str:
 
 def _named(params: FitParams) -> dict[str, Any]:
     found = asdict(params)
-    found["student"]["model"] = name_of(params.student.model)
+    found["student"]["model"] = public_name(params.student.model)
     return found
 
 
 def _identity(teacher: dict[str, Any]) -> dict[str, Any]:
     """The identity for people: without its place, and without a probe's vectors, which are long and in the store."""
-    found = {**teacher, "model": name_of(str(teacher.get("model", "unknown")))}
+    found = {**teacher, "model": public_name(str(teacher.get("model", "unknown")))}
     if isinstance(probe := teacher.get("probe"), dict):
         found["probe"] = {name: value for name, value in probe.items() if name != "vectors"}
     return found

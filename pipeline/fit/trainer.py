@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from pipeline.base.errors import LeafError
 from pipeline.base.files import locked, sha256
-from pipeline.base.memory import KEEP_BYTES_OF_A_STEP, keep_pages, release_pages
+from pipeline.base.memory import keep_pages, release_pages
 from pipeline.base.prefetch import prefetch
 from pipeline.fit import checkpoint, head
 from pipeline.fit.card import write_card
@@ -37,6 +37,9 @@ from pipeline.store.store import Store
 AHEAD = 32  # batches ready before they are wanted
 MOST_TOKENS = {"cpu": 2048, "cuda": 65_536}
 """Tokens of one backward pass: a batch of more is taken in parts whose gradients add up, so that memory is bounded."""
+KEEP_BYTES = 40 << 20
+"""Buffers that malloc keeps: no buffer of a training step is larger. Larger ones, such as the vocabulary's table or a
+part of the store, would leave holes in the heap for as long as the process runs."""
 CURVE_POINTS = 200  # points of the training curve
 NOT_OF_THE_RESULT = ("checkpoint_every",)  # parameters that may change between a run and its continuation
 
@@ -84,7 +87,7 @@ def fit(corpus: Path, embeddings: Path, params: FitParams, out: Path, work: Path
     Raises:
         LeafError: bad input of any kind, a damaged store or checkpoint, or another run under way.
     """
-    keep_pages(KEEP_BYTES_OF_A_STEP)
+    keep_pages(KEEP_BYTES)
     store = Store.open(embeddings)
     start = resolve_model(params.student.model, params.student.revision)
     digests = {

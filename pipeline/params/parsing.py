@@ -1,6 +1,7 @@
-"""YAML to frozen dataclasses, by their fields: what `pipeline.params` describes, this reads.
+"""Parse a section of a YAML file into a frozen dataclass, by the types and limits of its fields.
 
-Whatever is unknown, of the wrong type or impossible is refused with the key's full name (`fit.batch_size`).
+Keys that are unknown, missing, of the wrong type or impossible are refused with the key's full name (`fit.batch_size`)
+and what would be right.
 """
 
 import math
@@ -16,6 +17,7 @@ from pipeline.base.errors import LeafError
 
 T = TypeVar("T")
 Check = tuple[Callable[[Any], bool], str]
+"""Whether a value is possible, and which values are, in words."""
 
 
 def bounded(low: float, high: float | None = None) -> dict[str, Check]:
@@ -48,20 +50,24 @@ def load_section(file: Path, section: str, cls: type[T]) -> T:
 
 
 def parse(cls: type[T], name: str, raw: object) -> T:
-    """Build the frozen dataclass `cls` from a mapping; `name` prefixes the keys in error messages."""
+    """Build the frozen dataclass `cls` from a mapping; `name` precedes the keys in error messages.
+
+    Raises:
+        LeafError: a key is unknown, missing, of the wrong type or impossible.
+    """
     if not isinstance(raw, Mapping):
         raise LeafError(f"{name}: must be a mapping of keys to values, not {_show(raw)}")
     hints = get_type_hints(cls)
-    known = {item.name: item for item in fields(cast(Any, cls))}
+    known = {definition.name: definition for definition in fields(cast(Any, cls))}
     for key in raw:
         if key not in known:
             raise LeafError(f"{name}.{key}: unknown key; known keys: {', '.join(known)}")
     values: dict[str, Any] = {}
-    for key, item in known.items():
+    for key, definition in known.items():
         if key in raw:
             values[key] = _value(hints[key], f"{name}.{key}", raw[key])
-            _check(item.metadata.get("check"), f"{name}.{key}", values[key])
-        elif item.default is MISSING and item.default_factory is MISSING:
+            _check(definition.metadata.get("check"), f"{name}.{key}", values[key])
+        elif definition.default is MISSING and definition.default_factory is MISSING:
             raise LeafError(f"{name}.{key}: missing; it has no default")
     return cls(**values)
 
@@ -72,13 +78,14 @@ def _check(check: Check | None, name: str, value: object) -> None:
 
 
 def _value(hint: Any, name: str, raw: object) -> Any:
+    """`raw` as the type `hint`: a dataclass, an optional value, a choice, a list or a scalar."""
     if is_dataclass(hint):
         return parse(cast(type, hint), name, raw)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (types.UnionType, Union):
         if raw is None:
             return None
-        return _value(next(a for a in arguments if a is not type(None)), name, raw)
+        return _value(next(argument for argument in arguments if argument is not type(None)), name, raw)
     if origin is Literal:
         if raw in arguments and not isinstance(raw, bool):
             return raw
@@ -94,17 +101,17 @@ def _scalar(hint: type, name: str, raw: object) -> Any:
     if hint is float and isinstance(raw, int) and not isinstance(raw, bool):
         return float(raw)
     if hint is float and isinstance(raw, str):
-        raw = _exponent(raw)
+        raw = _float_or_text(raw)
     if isinstance(raw, hint) and not (hint is not bool and isinstance(raw, bool)):
         if isinstance(raw, float) and not math.isfinite(raw):
             raise LeafError(f"{name}: {raw} is impossible; it must be a finite number")
         return raw
-    wanted = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
-    raise LeafError(f"{name}: must be {wanted}, not {_show(raw)}")
+    expected = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]
+    raise LeafError(f"{name}: must be {expected}, not {_show(raw)}")
 
 
-def _exponent(raw: str) -> object:
-    """YAML 1.1 reads `1e-4` (no dot) as text; everybody means the number."""
+def _float_or_text(raw: str) -> object:
+    """The number that `raw` writes, otherwise `raw`: YAML 1.1 reads `1e-4`, which has no dot, as text."""
     try:
         return float(raw) if raw[:1].isdigit() else raw
     except ValueError:

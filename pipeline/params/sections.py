@@ -1,7 +1,7 @@
-"""`params.yaml`, parsed once into one frozen dataclass per stage.
+"""All parameters: a frozen dataclass for each section of `params.yaml`, with every key, its default and its limits.
 
-Defaults live in the dataclasses below and nowhere else. Whatever is unknown, of the wrong type or impossible is
-refused with the key's full name (`fit.batch_size`) and what would be right.
+Defaults are set here and nowhere else. A key without a default must be given. `pipeline.params.parsing` reads a section
+and refuses keys that are unknown, of the wrong type or impossible.
 """
 
 import re
@@ -11,42 +11,48 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from pipeline.base.errors import LeafError
-from pipeline.params.parsing import bounded, load_section, parse, positive
-
-__all__ = ["bounded", "load_section", "parse", "positive"]
+from pipeline.params.parsing import bounded, positive
 
 
 @dataclass(frozen=True)
 class SourceParams:
-    """One entry of `corpus.sources`. Which fields a kind needs is checked by `pipeline.sources`."""
+    """An entry of `corpus.sources`. Which keys a kind needs is checked by `pipeline.corpus.readers.source`."""
 
     name: str
+    """Stands in the corpus's column `source`, and in metrics; each source has its own."""
     kind: Literal["parquet", "jsonl", "csv", "tsv", "text", "beir", "huggingface", "docstrings"]
     path: str | None = None
-    """File, glob, BEIR directory, or data set name on the hub."""
+    """A file, a glob, a BEIR directory, or the name of a data set on the hub."""
     role: Literal["query", "document"] | None = None
-    """The role of every text; or leave it out and name `role_field`, `query_field` and/or `document_field`."""
+    """Role of every text. Otherwise give `role_field`, or `query_field` and/or `document_field`."""
     id_field: str | None = None
+    """Field that holds a record's id. Without it, records are numbered."""
     text_field: str | None = None
+    """Field that holds the text; `text` if it is left out."""
     role_field: str | None = None
+    """Field that holds the text's role, `query` or `document`."""
     query_field: str | None = None
+    """Field that holds a query. With `document_field` as well, a record gives a query and a document with one id."""
     document_field: str | None = None
+    """Field that holds a document."""
     id_suffix: str | None = None
-    """Regular expression removed from ids, so that a query and its document get one id (`/q$`)."""
+    """Regular expression that is removed from ids, so that a query and its document get the same id (`/q$`)."""
     unit: Literal["line", "paragraph"] = "line"
-    """What one text is, of kind `text`."""
+    """Kind `text`: what a text is."""
     packages: tuple[str, ...] = ()
-    """Of kind `docstrings`; `stdlib` is the standard library."""
+    """Kind `docstrings`: the packages; `stdlib` is the standard library."""
     config: str | None = None
+    """Kind `huggingface`: configuration of the data set."""
     revision: str | None = None
+    """Kind `huggingface`: branch, tag or commit of the data set."""
     split: str = "train"
-    """These three are of kind `huggingface`: which part of the data set."""
+    """Kind `huggingface`: split of the data set."""
     limit: int | None = field(default=None, metadata=positive())
-    """Records read."""
+    """Most records to take, counted after sampling; all if it is left out."""
     sample: float = field(default=1.0, metadata=bounded(0, 1))
-    """Share of the records that is kept, chosen by `corpus.seed`."""
+    """Share of the records to take, chosen by record id and `corpus.seed`."""
     heldout: float | None = field(default=None, metadata=bounded(0, 1))
-    """Share held out of training; `corpus.heldout` where it is left out."""
+    """Share of the records to hold out of training; `corpus.heldout` if it is left out."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +61,20 @@ class CorpusParams:
 
     sources: tuple[SourceParams, ...]
     heldout: float = field(metadata=bounded(0, 1))
+    """Share of the records to hold out of training, for validation and evaluation; chosen by record id."""
     seed: int = field(default=0, metadata=bounded(0))
+    """Of samples and of the hashes that find near duplicates."""
     min_characters: int = field(default=3, metadata=bounded(1))
+    """Texts shorter than this are dropped."""
     near_duplicates: float | None = field(default=None, metadata=bounded(0.5, 1))
-    """Jaccard similarity from which two texts of a role count as one; None keeps both."""
+    """Jaccard similarity from which the later of two texts with one role is dropped; None keeps both."""
     shard_rows: int = field(default=262_144, metadata=positive())
+    """Texts in a Parquet file of the corpus."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What the teacher puts before a text, by role."""
+    """What is put before a text before the teacher encodes it, by the text's role."""
 
     query: str = ""
     document: str = ""
@@ -72,44 +82,47 @@ class Prompts:
 
 @dataclass(frozen=True)
 class ApiParams:
-    """`teacher.api`: an OpenAI-compatible `/embeddings` endpoint instead of a model on this machine: `docs/api.md`."""
+    """`teacher.api`: an OpenAI-compatible `/embeddings` endpoint instead of a model on this machine (`docs/api.md`)."""
 
     base_url: str
-    """What comes before `/embeddings`, `https://api.openai.com/v1`; not part of the fingerprint."""
+    """URL without `/embeddings` (`https://api.openai.com/v1`); not part of the fingerprint."""
     dimensions: int | None = field(default=None, metadata=positive())
-    """Asked of the server, where it can shorten vectors."""
+    """Dimension to request from a server that can shorten vectors; None requests none."""
     max_characters: int | None = field(default=None, metadata=positive())
-    """Prompt and text are cut to this length; None sends them whole."""
+    """Prompt and text together are cut to this length; None sends them whole."""
     key_env: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key; a server that wants none needs none."""
+    """Name of the environment variable that holds the API key. It need not exist if the server requires no key."""
     items_per_request: int = field(default=128, metadata=bounded(1, 2048))
+    """Most texts in a request."""
     tokens_per_request: int = field(default=32_768, metadata=positive())
-    """Counted as three bytes a token, which is more than most texts have."""
+    """Most tokens in a request, estimated at three bytes a token, which overestimates the tokens of most texts."""
     concurrency: int = field(default=4, metadata=bounded(1, 64))
-    """Requests under way at once."""
+    """Requests in progress at the same time."""
     requests_per_minute: int | None = field(default=None, metadata=positive())
+    """Rate limit; None is no limit of ours."""
     tokens_per_minute: int | None = field(default=None, metadata=positive())
+    """Rate limit; None is no limit of ours."""
     timeout: float = field(default=60.0, metadata=positive())
-    """Seconds until a request's answer must have arrived whole."""
+    """Seconds within which the whole response to a request must arrive."""
     retries: int = field(default=8, metadata=bounded(0, 100))
-    """Of one request."""
+    """Retries of a request."""
     spending_limit: int | None = field(default=None, metadata=positive())
-    """Tokens, as the server counts them, after which a run stops; the next one continues."""
+    """Tokens, as the server counts them, after which a run stops; the next run continues. None is no limit."""
     encoding: Literal["auto", "base64", "float"] = "auto"
-    """Of vectors on their way; `auto` asks for base64 and takes what it gets."""
+    """Encoding of vectors in responses; `auto` requests base64 and accepts either."""
     refused: Literal["stop", "leave_out"] = "stop"
-    """What a text that the server refuses does: end the run, or be left out and listed in the store."""
+    """If the server refuses a text: `stop` the run, or `leave_out` the text and list it in the store."""
     probe_cosine: float = field(default=0.999, metadata=bounded(0, 1))
-    """Lowest cosine of a probe text's vector to the first one; below, the model behind the name has changed."""
+    """Lowest cosine of a probe text's vector now to its first one; if it is lower, the API's model has changed."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be, without repeating what may be a secret."""
+        """Refuse impossible values; the messages do not repeat values that may be secrets."""
         try:
             url = urlsplit(self.base_url)
-            possible = url.scheme in ("http", "https") and url.hostname and url.port != 0
-        except ValueError:  # a bracket that is not closed, a port that is no number
-            possible = False
-        if not possible:
+            valid = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        except ValueError:  # a bracket that is not closed, a port that is not a number
+            valid = False
+        if not valid:
             raise LeafError(
                 "teacher.api.base_url: must begin with http:// or https:// and name a host, and a port by number only"
             )
@@ -118,7 +131,7 @@ class ApiParams:
                 "teacher.api.base_url: must hold no user, password or query: parameters are not the place for secrets; "
                 "put the key into the environment variable that teacher.api.key_env names"
             )
-        if not _VARIABLE.fullmatch(self.key_env):
+        if not _VARIABLE_NAME.fullmatch(self.key_env):
             raise LeafError(
                 "teacher.api.key_env: must be the name of an environment variable (OPENAI_API_KEY), not the key itself"
             )
@@ -129,8 +142,8 @@ class ApiParams:
             )
 
 
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_OF_A_MODEL_HERE = {
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_LOCAL_ONLY = {
     "sha256": "the weights of an API cannot be hashed",
     "revision": "an API has no revisions; name the version in teacher.model",
     "max_length": "the tokens of an API cannot be counted here; cut texts with teacher.api.max_characters",
@@ -139,113 +152,134 @@ _OF_A_MODEL_HERE = {
 
 @dataclass(frozen=True)
 class TeacherParams:
-    """Section `teacher`: the model whose vectors are the targets."""
+    """Section `teacher`: the model whose vectors are the regression targets."""
 
     model: str
-    """Hub id, local directory, or `package:NAME/DIRECTORY` inside an installed package; with `api`, its name there."""
+    """Hub id, local directory, or `package:NAME/DIRECTORY` inside an installed package; with `api`, the API's name for
+    the model."""
     sha256: str | None = None
-    """Of the weights; checked before they are loaded."""
+    """Digest of the weights; checked before they are loaded."""
     revision: str | None = None
+    """Branch, tag or commit on the hub."""
     prompts: Prompts = Prompts()
     max_length: int | None = field(default=None, metadata=bounded(4))
-    """Tokens, specials included; the model's own limit where it is left out."""
+    """Most tokens of a text, special tokens included; the model's own limit if it is left out."""
     normalize: bool = True
+    """Whether vectors are scaled to length 1."""
     license: str | None = None
-    """The model's licence (SPDX, `Apache-2.0`), told to whoever gets the store; not part of the fingerprint."""
+    """Licence of the model (SPDX, `Apache-2.0`), written into the store; not part of the fingerprint."""
     api: ApiParams | None = None
+    """An API that runs the model; without it, the model runs on this machine."""
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense with an API."""
-        for name, reason in _OF_A_MODEL_HERE.items():
+        """Refuse keys that only a model on this machine can have, if there is an API."""
+        for name, reason in _LOCAL_ONLY.items():
             if self.api is not None and getattr(self, name) is not None:
                 raise LeafError(f"teacher.{name}: must be left out with teacher.api: {reason}")
 
 
 @dataclass(frozen=True)
 class EncodeParams:
-    """Section `encode`: stage one."""
+    """Section `encode`: stage one, which stores the teacher's vectors of the corpus."""
 
     shard_rows: int = field(default=65_536, metadata=positive())
-    """Texts in one shard; a killed run loses no more than one."""
+    """Texts in a shard; a killed run loses no more than one."""
     dtype: Literal["float16", "float32", "int8"] = "float16"
-    """Of stored vectors; int8 has a scale for each row."""
+    """Type of the stored vectors; int8 has a scale for each row."""
     reuse: tuple[str, ...] = ()
-    """Other stores with the same fingerprint (paths or s3:// URLs), whose vectors are taken instead of computed."""
+    """Other stores with the same fingerprint (paths or s3:// URLs); their vectors are taken instead of encoding."""
     license: str | None = None
     """Licence of the vectors (SPDX, `CC-BY-4.0`), written into the store."""
     pool: str = ".cache/pool"
+    """Directory of the shard cache, which keeps finished shards between runs."""
     token_budget: int = field(default=8192, metadata=bounded(64))
-    """Tokens under way at once: in one forward pass, or in those that a CPU's cores make side by side."""
+    """Tokens in progress at once: in a forward pass, or in all those that run in parallel on a CPU's cores."""
     verify_rows: int = field(default=32, metadata=bounded(0))
-    """Rows of each reused store, and one of each of its shards, that are encoded again and compared before it is
-    trusted; 0 compares none."""
+    """Rows of each reused store that are encoded again and compared with the stored vectors before the store is
+    trusted, besides a row of each of its shards; 0 compares none."""
 
 
 @dataclass(frozen=True)
 class StudentParams:
-    """`fit.student`: the checkpoint the student starts from."""
+    """`fit.student`: the checkpoint that the student starts from, and how its head is initialised."""
 
     model: str
-    """Hub id, local directory, or `package:NAME/DIRECTORY`."""
+    """Hub id, local directory, or `package:NAME/DIRECTORY` inside an installed package."""
     sha256: str | None = None
+    """Digest of the weights; checked before they are loaded."""
     revision: str | None = None
+    """Branch, tag or commit on the hub."""
     layers: tuple[int, ...] | None = None
-    """Layers of the checkpoint to keep, counted from 0, in order; all where it is left out."""
+    """Layers of the checkpoint to keep, counted from 0, in order; all if it is left out."""
     max_length: int | None = field(default=None, metadata=bounded(4))
+    """Most tokens of a text, special tokens included; the model's own limit if it is left out."""
     head_bias: bool = True
+    """Whether the head, the linear map to the teacher's dimension, has a bias."""
     head: Literal["ridge", "rotation"] = "ridge"
-    """Closed-form start of the head: the regression onto the teacher's vectors, which is nearest to them on this
-    corpus, or the nearest rotation, which keeps the checkpoint's own angles and so its way with other texts (the
-    teacher's vectors must be normalised and no narrower than the student)."""
+    """Closed-form initial weights of the head. `ridge`: regression onto the teacher's vectors, which is closest to them
+    on this corpus. `rotation`: the best rotation onto them, which keeps the angles between the checkpoint's vectors
+    and so its behaviour on other texts; the teacher's vectors must be normalised and no narrower than the student's."""
     ridge: float = field(default=1e-2, metadata=bounded(0))
     """Regularisation of the head `ridge`, as a share of the mean feature variance."""
     head_rows: int = field(default=8192, metadata=positive())
+    """Training texts that the head's initial weights are computed from."""
 
 
 @dataclass(frozen=True)
 class FitParams:
-    """Section `fit`: stage two. The defaults are LEAF's full-size recipe (arXiv 2509.12539)."""
+    """Section `fit`: stage two, training. The defaults are LEAF's full-size recipe (arXiv 2509.12539)."""
 
     student: StudentParams
     loss: Literal["l2", "mse", "cosine"] = "l2"
-    """Mean over a batch of the distance to the teacher's vector, of its square, or of one less the cosine."""
+    """Mean over a batch of: the L2 distance to the teacher's vector, its square (`mse`), or 1 - cosine."""
     cycles: int = field(default=3, metadata=positive())
+    """Times that the learning rate starts anew."""
     epochs_per_cycle: int = field(default=10, metadata=positive())
     """An epoch visits every training text once."""
     learning_rate: float = field(default=1e-4, metadata=positive())
-    """At the beginning of each cycle, falling in a line to `learning_rate_end` at its end."""
+    """Learning rate at the start of each cycle, from which it decays linearly to `learning_rate_end`."""
     learning_rate_end: float = field(default=1e-5, metadata=bounded(0))
+    """Learning rate at the end of each cycle."""
     warmup_steps: int = field(default=0, metadata=bounded(0))
+    """Steps at the very start over which the learning rate rises linearly from 0."""
     weight_decay: float = field(default=0.01, metadata=bounded(0))
+    """Of AdamW."""
     clip_norm: float | None = field(default=1.0, metadata=positive())
+    """Norm to which gradients are clipped; None clips none."""
     batch_size: int = field(default=32, metadata=positive())
     dropout: float = field(default=0.1, metadata=bounded(0, 0.9))
     start_share: float = field(default=0.0, metadata=bounded(0, 0.99))
-    """Share of the weights before the first step in those that are saved, the rest being those after the last (WiSE-FT,
-    arXiv 2109.01903): above 0 the student ranks texts unlike the corpus better, and follows the teacher less closely
-    on texts like it."""
+    """Share of the weights before the first step in the saved weights; the rest are those after the last step (WiSE-FT,
+    arXiv 2109.01903). Above 0 the student ranks texts unlike the corpus better, and follows the teacher less closely on
+    texts like it."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the forward and backward passes; `auto` is bfloat16 on devices where that is fast."""
     seed: int = field(default=0, metadata=bounded(0))
+    """Of everything random: sampled rows, the order of texts, dropout."""
     max_steps: int | None = field(default=None, metadata=positive())
-    """Stops early with the schedule unchanged in form but stretched over this many steps; None: all cycles."""
+    """Most steps of the fit: all its cycles are kept and become shorter. None trains all epochs."""
     buffer_rows: int = field(default=65_536, metadata=positive())
-    """Rows held by the loader at a time."""
+    """Rows that the loader holds in memory at a time."""
     validate_every: int = field(default=1000, metadata=positive())
+    """Steps between validations."""
     validation_rows: int = field(default=2048, metadata=positive())
+    """Held-out texts of a validation."""
     checkpoint_every: int = field(default=1000, metadata=positive())
+    """Steps between checkpoints; a killed run loses no more than these."""
     snapshots: tuple[int, ...] = ()
-    """Steps after which the student is also saved, for a dose curve."""
+    """Steps after which the student is saved as well, to measure how quality grows with training."""
 
 
 @dataclass(frozen=True)
 class CostParams:
-    """`evaluate.cost`: how fast teacher and student are on this machine, alternating."""
+    """`evaluate.cost`: measures the speed of teacher and student on this machine, which take turns."""
 
     texts: int = field(default=256, metadata=bounded(0))
-    """Documents of one measurement of throughput; 0 leaves cost out."""
+    """Documents in a measurement of throughput; 0 measures no cost."""
     queries: int = field(default=100, metadata=positive())
-    """Queries asked one at a time."""
+    """Queries in a measurement of latency, encoded one at a time."""
     rounds: int = field(default=5, metadata=positive())
+    """Turns of each model: in each it encodes all documents and its share of the queries."""
 
 
 @dataclass(frozen=True)
@@ -253,45 +287,51 @@ class EvaluateParams:
     """Section `evaluate`: what the student is measured on."""
 
     beir: tuple[str, ...] = ()
-    """Directories in BEIR layout; the last part of the path is the name."""
+    """Retrieval collections: directories in BEIR's layout, named by the last part of the path."""
     sts: tuple[str, ...] = ()
+    """Semantic textual similarity: files with the columns sentence1, sentence2, score."""
     classification: tuple[str, ...] = ()
-    """Files: pairs (sentence1, sentence2, score); texts (text, label and, where it is fixed, split: train, test)."""
+    """Files with the columns text, label and, if the split is fixed, split (train, test)."""
     dims: tuple[int, ...] = field(
         default=(768, 512, 384, 256, 128, 64), metadata={"check": (lambda dims: min(dims, default=1) > 0, "positive")}
     )
-    """Widths that vectors are cut to; those not below the teacher's are left out."""
+    """Dimensions that vectors are truncated to (Matryoshka); those not below the teacher's are left out."""
     calibration_rows: int = field(default=4096, metadata=bounded(0))
-    """Training texts of each role that int8 is calibrated on; 0 leaves quantisation out."""
+    """Training texts of each role that int8 quantisation is calibrated on; 0 leaves quantisation out."""
     cost: CostParams = CostParams()
     moved: int = field(default=20, metadata=bounded(0))
-    """Queries in the report: those whose ranking moved most."""
+    """Queries that the report shows, those whose ranking changed most."""
     map_texts: int = field(default=300, metadata=bounded(0))
     """Held-out texts on the report's map."""
     neighbours_rows: int = field(default=2000, metadata=positive())
+    """Most held-out queries, and most documents, in the comparison of nearest neighbours with the teacher's."""
     bootstrap: int = field(default=1000, metadata=bounded(0))
-    """Samples behind each 95 % interval; 0 leaves intervals out."""
+    """Bootstrap samples for each 95 % interval; 0 leaves intervals out."""
     seed: int = field(default=0, metadata=bounded(0))
+    """Of samples of texts and of the bootstrap."""
 
 
 @dataclass(frozen=True)
 class ExportParams:
-    """Section `export`: the models made for serving, their cards, and how far they are compared."""
+    """Section `export`: models for serving and their cards, and how they are compared with the student."""
 
     rows: int = field(default=1000, metadata=positive())
-    """Held-out queries, and a tenth as many documents, whose exported vectors are compared with the original ones."""
+    """Held-out queries whose vectors by an exported model and by the student are compared, besides a tenth as many
+    documents."""
     speed_texts: int = field(default=64, metadata=bounded(0))
-    """Texts in one timed round; 0 measures no speed."""
+    """Texts in a timed round; 0 measures no speed."""
     bootstrap: int = field(default=1000, metadata=bounded(0))
+    """Bootstrap samples for each 95 % interval; 0 leaves intervals out."""
     seed: int = field(default=0, metadata=bounded(0))
+    """Of the bootstrap."""
     license: str | None = None
-    """Of the student; that of teacher and checkpoint, as their model cards have it, where it is left out."""
+    """Licence of the student; if it is left out, that of teacher and checkpoint, taken from their model cards."""
     teacher_id: str | None = None
-    """The teacher's hub id, where `teacher.model` is none but a directory, a package or an API's name."""
+    """Hub id of the teacher, if `teacher.model` is a directory, a package or an API's name."""
     student_id: str | None = None
-    """The hub id of the student's checkpoint, where `fit.student.model` is a directory or a package."""
+    """Hub id of the student's checkpoint, if `fit.student.model` is a directory or a package."""
 
 
-def name_of(model: str) -> str:
-    """A local path's last part: where a model lay on somebody's machine is nobody's business."""
+def public_name(model: str) -> str:
+    """How to call a model in what others read: without the directories of this machine, if it is a local path."""
     return Path(model).name if Path(model).is_absolute() or model.startswith((".", "~")) else model

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.base.errors import LeafError
-from pipeline.params.sections import name_of
+from pipeline.params.sections import public_name
 from pipeline.report import figures
 from pipeline.report.content import Section, sections
 
@@ -43,7 +43,7 @@ def render(sources: Sources) -> str:
     store, moved = _json(sources.store), _json(sources.plots / "moved.json")
     params_text = _text(sources.params)
     try:
-        student = name_of(yaml.safe_load(params_text)["fit"]["student"]["model"])
+        student = public_name(yaml.safe_load(params_text)["fit"]["student"]["model"])
         shown = [_drawn(section) for section in sections(metrics, tables)]
         run, corpus = _run(store, metrics, student), _corpus(metrics["corpus"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -56,7 +56,7 @@ def render(sources: Sources) -> str:
         files("pipeline.report").joinpath("templates/report.html").read_text(encoding="utf-8")
     )
     return template.render(
-        teacher=name_of(str(store["teacher"].get("model", "an unnamed teacher"))),
+        teacher=public_name(str(store["teacher"].get("model", "an unnamed teacher"))),
         student=f"A student from {student}",
         sections=shown,
         moved=moved,
@@ -82,7 +82,7 @@ def _run(store: Mapping[str, Any], metrics: Mapping[str, Any], student: str) -> 
     fit, teacher = metrics["fit"], store["teacher"]
     prompts = {role: prompt for role, prompt in sorted(teacher.get("prompts", {}).items()) if prompt}
     return [
-        ("Teacher", f"{name_of(str(teacher.get('model')))}, {store['dim']} dimensions"),
+        ("Teacher", f"{public_name(str(teacher.get('model')))}, {store['dim']} dimensions"),
         ("Prompts", json.dumps(prompts, ensure_ascii=False) if prompts else "none"),
         ("Fingerprint", store["fingerprint"]),
         ("Store", f"{store['rows']:,} vectors, {store['dtype']}, {store['bytes'] / 1e6:,.1f} MB"),

@@ -157,7 +157,7 @@ class ShardCache:
         rows = read_rows(root, info)
         self._check_new(rows)
         check_files(root, info, self.meta)
-        with disk(self.path), temporary(self.path, TEMPORARY) as directory:
+        with disk(self.path, "this shard"), temporary(self.path, TEMPORARY) as directory:
             for file in info.files:
                 link(root / file, directory / file)
             _move_into_place(directory, self.path, info)
@@ -289,7 +289,7 @@ def commit_shard(root: Path, rows: pl.DataFrame, stored: Sequence[Array], meta: 
     Raises:
         LeafError: a shard of the same keys is there already, or the disk is full. Nothing is left behind.
     """
-    with disk(root), temporary(root, TEMPORARY) as directory:
+    with disk(root, "this shard"), temporary(root, TEMPORARY) as directory:
         info = write_shard(directory, rows, stored, meta)
         _move_into_place(directory, root, info)
     return info

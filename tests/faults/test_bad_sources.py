@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.base.errors import LeafError
 from pipeline.corpus.build import build
-from pipeline.corpus.readers import reading as sources
+from pipeline.corpus.readers.source import batches
 from pipeline.params.sections import CorpusParams, SourceParams
 
 
@@ -18,7 +18,7 @@ def complaint(**fields: Any) -> str:
     """The message that reading this source ends in."""
     source = SourceParams(name="mine", **{key: str(v) if isinstance(v, Path) else v for key, v in fields.items()})
     with pytest.raises(LeafError) as caught:
-        list(sources.batches(source))
+        list(batches(source))
     return str(caught.value)
 
 
@@ -106,6 +106,12 @@ def test_a_bad_json_line_is_named(line: str, tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
     file.write_text('{"text": "fine"}\n' + line + "\n")
     assert f"{file}, line 2" in complaint(kind="jsonl", path=file, role="query")
+
+
+def test_half_a_surrogate_pair_in_a_beir_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "fine"}\n{"_id": "2", "text": "\\ud800"}\n')
+    message = complaint(kind="beir", path=tmp_path, role="document")
+    assert f"{tmp_path / 'corpus.jsonl'}, line 2: half a surrogate pair" in message
 
 
 @pytest.mark.parametrize("row", ["a,b,c", '"never closed', '"a" b,c'])

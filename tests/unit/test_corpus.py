@@ -19,10 +19,12 @@ from pipeline.base import files
 from pipeline.base.errors import LeafError
 from pipeline.base.files import workspace
 from pipeline.base.keys import key
-from pipeline.corpus import build as corpus
-from pipeline.corpus import external_sort as partitions
+from pipeline.corpus import external_sort
+from pipeline.corpus.build import build
+from pipeline.corpus.files import scan
 from pipeline.corpus.near_duplicates import NearDuplicates
-from pipeline.corpus.readers import reading as sources
+from pipeline.corpus.readers import records
+from pipeline.corpus.text import clean
 from pipeline.params.sections import CorpusParams, SourceParams
 from tests.store_helpers import contents
 
@@ -39,8 +41,8 @@ def source(directory: Path, texts: list[tuple[str, str, str]], name: str = "s", 
 
 def built(directory: Path, *wanted: SourceParams, **fields: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The corpus of these sources, and its metrics."""
-    metrics = corpus.build(CorpusParams(sources=wanted, **{"heldout": 0.0, **fields}), directory / "corpus")
-    return corpus.scan(directory / "corpus").collect(), metrics
+    metrics = build(CorpusParams(sources=wanted, **{"heldout": 0.0, **fields}), directory / "corpus")
+    return scan(directory / "corpus").collect(), metrics
 
 
 def many(number: int, role: str = "query") -> list[tuple[str, str, str]]:
@@ -61,8 +63,8 @@ def test_a_text_is_normalised_and_its_white_space_folded(tmp_path: Path) -> None
 
 @given(st.text())
 def test_cleaning_twice_changes_nothing_more(text: str) -> None:
-    once = pl.select(corpus.clean(pl.lit(text))).item()
-    assert pl.select(corpus.clean(pl.lit(once))).item() == once
+    once = pl.select(clean(pl.lit(text))).item()
+    assert pl.select(clean(pl.lit(once))).item() == once
     assert unicodedata.is_normalized("NFC", once)
 
 
@@ -99,8 +101,8 @@ def test_the_same_sources_give_the_same_bytes_however_they_are_batched(
     one = source(tmp_path, [*many(500), *many(500, "document")])
     built(tmp_path, one, heldout=0.1, shard_rows=400)
     before = {file.name: file.read_bytes() for file in (tmp_path / "corpus").iterdir()}
-    monkeypatch.setattr(sources, "BATCH_ROWS", 64)
-    monkeypatch.setattr(partitions, "SPILL_BYTES", 5_000)
+    monkeypatch.setattr(records, "BATCH_ROWS", 64)
+    monkeypatch.setattr(external_sort, "SPILL_BYTES", 5_000)
     built(tmp_path, one, heldout=0.1, shard_rows=400)
     assert {file.name: file.read_bytes() for file in (tmp_path / "corpus").iterdir()} == before
 
@@ -141,7 +143,7 @@ def test_a_sample_is_chosen_by_id_and_seed(tmp_path: Path) -> None:
 def test_a_limit_counts_records_not_texts_whatever_the_batches(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "BATCH_ROWS", size)
+    monkeypatch.setattr(records, "BATCH_ROWS", size)
     texts = [row for i in range(9) for row in ((str(i), f"que {i}", "query"), (str(i), f"doc {i}", "document"))]
     rows, metrics = built(tmp_path, source(tmp_path, texts, limit=4))
     assert Counter(rows["id"]) == dict.fromkeys("0123", 2)
@@ -200,15 +202,15 @@ def test_no_sources_are_refused(tmp_path: Path) -> None:
 
 def test_scanning_names_what_is_missing_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(LeafError, match="no corpus there"):
-        corpus.scan(tmp_path / "corpus")
+        scan(tmp_path / "corpus")
     built(tmp_path, source(tmp_path, many(5)))
     part = tmp_path / "corpus" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-20])
     with pytest.raises(LeafError, match=r"part-00000\.parquet: damaged"):
-        corpus.scan(tmp_path / "corpus")
+        scan(tmp_path / "corpus")
     pl.DataFrame({"text": ["a"]}).write_parquet(part)
     with pytest.raises(LeafError, match="columns there: text"):
-        corpus.scan(tmp_path / "corpus")
+        scan(tmp_path / "corpus")
 
 
 def test_a_killed_run_leaves_the_corpus_as_it_was_and_the_next_sweeps_up(tmp_path: Path) -> None:
@@ -218,11 +220,12 @@ def test_a_killed_run_leaves_the_corpus_as_it_was_and_the_next_sweeps_up(tmp_pat
     built(data, one)
     before = (data / "corpus" / "part-00000.parquet").read_bytes()
     script = (
-        "import os, signal, sys; from pathlib import Path; from pipeline import corpus, partitions; "
-        "from pipeline.params import CorpusParams, SourceParams; "
-        "partitions.Parts.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL); "
+        "import os, signal, sys; from pathlib import Path; "
+        "from pipeline.corpus.build import build; from pipeline.corpus.external_sort import Parts; "
+        "from pipeline.params.sections import CorpusParams, SourceParams; "
+        "Parts.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL); "
         "source = SourceParams(name='s', kind='jsonl', path=sys.argv[1], role='document'); "
-        "corpus.build(CorpusParams(sources=(source,), heldout=0), Path(sys.argv[2]))"
+        "build(CorpusParams(sources=(source,), heldout=0), Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", script, str(one.path), str(data / "corpus")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
@@ -275,7 +278,7 @@ def test_a_full_disk_ends_in_a_message_and_leaves_nothing(tmp_path: Path, monkey
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(partitions.Parts, "add", full)
+    monkeypatch.setattr(external_sort.Parts, "add", full)
     out = tmp_path / "data"
     with pytest.raises(LeafError, match=r"cannot be written: .*No space left"):
         built(out, source(tmp_path, many(3)))

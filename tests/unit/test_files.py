@@ -1,12 +1,13 @@
-"""Locks and swaps of directories."""
+"""Locks, directories that are written whole or not at all, and what a full disk says."""
 
+import errno
 import fcntl
 from pathlib import Path
 
 import pytest
 
 from pipeline.base.errors import LeafError
-from pipeline.base.files import locked, workspace
+from pipeline.base.files import disk, locked, workspace, written_directory
 
 
 def test_a_lock_that_its_holder_removes_while_we_wait_is_not_taken(
@@ -33,3 +34,28 @@ def test_a_workspace_begins_empty_and_leaves_nothing(tmp_path: Path) -> None:
         assert not left.exists()
         left.mkdir()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_written_directory_replaces_the_old_one_only_if_its_block_ends_well(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for content in ("first", "second"):
+        with written_directory(out) as directory:
+            (directory / "file").write_text(content)
+    with pytest.raises(ValueError, match="no"), written_directory(out) as directory:
+        (directory / "file").write_text("third")
+        raise ValueError("no")
+    assert (out / "file").read_text() == "second"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    ("code", "what", "message"),
+    [
+        (errno.ENOSPC, None, r"out: no space left; free some and run again"),
+        (errno.EDQUOT, "this shard", r"out: no space left for this shard; free some and run again"),
+        (errno.EACCES, None, r"out: Permission denied \(x\)"),
+    ],
+)
+def test_an_error_of_the_disk_names_the_place_and_the_remedy(code: int, what: str | None, message: str) -> None:
+    with pytest.raises(LeafError, match=message), disk(Path("out"), what):
+        raise OSError(code, "Permission denied", "x")

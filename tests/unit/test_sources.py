@@ -3,14 +3,14 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import polars as pl
 import pytest
 
 from pipeline.base.errors import LeafError
-from pipeline.corpus.readers import columnar, docstrings
-from pipeline.corpus.readers import reading as sources
+from pipeline.corpus.readers import docstrings, parquet, records
+from pipeline.corpus.readers.source import READERS, batches
 from pipeline.params.sections import SourceParams
 
 Rows = list[tuple[str, str | None, str]]
@@ -18,7 +18,11 @@ Rows = list[tuple[str, str | None, str]]
 
 def read(**fields: Any) -> Rows:
     source = SourceParams(name="s", **{key: str(v) if isinstance(v, Path) else v for key, v in fields.items()})
-    return [row for frame in sources.batches(source) for row in frame.select("id", "text", "role").iter_rows()]
+    return [row for frame in batches(source) for row in frame.select("id", "text", "role").iter_rows()]
+
+
+def test_every_kind_of_source_has_a_reader() -> None:
+    assert set(READERS) == set(get_args(get_type_hints(SourceParams)["kind"]))
 
 
 @pytest.fixture
@@ -45,7 +49,7 @@ def test_one_of_the_two_fields_may_stand_alone(pairs: Path) -> None:
 def test_without_an_id_field_ids_are_row_numbers_that_run_on_over_files_and_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(columnar, "BATCH_ROWS", 2)
+    monkeypatch.setattr(parquet, "BATCH_ROWS", 2)
     for name in "ba":
         pl.DataFrame({"text": [name] * 3}).write_parquet(tmp_path / f"{name}.parquet")
     rows = read(kind="parquet", path=tmp_path / "*.parquet", role="query")
@@ -173,10 +177,10 @@ def test_batches_are_bounded_in_rows_and_characters(tmp_path: Path, monkeypatch:
     file = tmp_path / "x.txt"
     file.write_text("abcd\n" * 10)
     source = SourceParams(name="s", kind="text", path=str(file), role="query")
-    monkeypatch.setattr(sources, "BATCH_ROWS", 4)
-    assert [len(frame) for frame in sources.batches(source)] == [4, 4, 2]
-    monkeypatch.setattr(sources, "BATCH_CHARACTERS", 10)
-    assert [len(frame) for frame in sources.batches(source)] == [2] * 5
+    monkeypatch.setattr(records, "BATCH_ROWS", 4)
+    assert [len(frame) for frame in batches(source)] == [4, 4, 2]
+    monkeypatch.setattr(records, "BATCH_CHARACTERS", 10)
+    assert [len(frame) for frame in batches(source)] == [2] * 5
 
 
 def test_a_local_directory_is_read_as_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

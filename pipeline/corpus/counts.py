@@ -1,0 +1,67 @@
+"""Counts of the corpus stage, its metrics: texts read, dropped and kept, and their lengths."""
+
+from collections import Counter
+from typing import Any
+
+import polars as pl
+
+from pipeline.base.keys import ROLES
+from pipeline.params.sections import CorpusParams
+
+REASONS = ("sampled_out", "empty", "too_short", "duplicate", "near_duplicate")
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+
+class Counts:
+    """Texts read, dropped and kept, by source; lengths of the kept ones, by role."""
+
+    def __init__(self, params: CorpusParams) -> None:
+        names = [source.name for source in params.sources]
+        self.read: Counter[str] = Counter(dict.fromkeys(names, 0))
+        self.dropped = {name: dict.fromkeys(REASONS, 0) for name in names}
+        self._kept: dict[str, dict[str, dict[str, int]]] = {name: {} for name in names}
+        self._lengths: dict[str, Counter[int]] = {role: Counter() for role in ROLES}
+
+    def drop(self, source: str, reason: str, number: int) -> None:
+        """Count texts of a source that were dropped for one of REASONS."""
+        self.dropped[source][reason] += number
+
+    def keep(self, rows: pl.DataFrame, kept: pl.DataFrame) -> None:
+        """Count the texts of a partition: `rows` with exact duplicates, `kept` without them."""
+        for sign, frame in ((1, rows), (-1, kept)):
+            for source, number in frame["source"].value_counts().iter_rows():
+                self.drop(source, "duplicate", sign * number)
+        for source, role, split, number in kept.group_by("source", "role", "split").len().iter_rows():
+            splits = self._kept[source].setdefault(role, {"heldout": 0, "train": 0})
+            splits[split] += number
+        lengths = kept.select("role", pl.col("text").str.len_chars().alias("length"))
+        for role, length, number in lengths.group_by("role", "length").len().iter_rows():
+            self._lengths[role][length] += number
+
+    def metrics(self) -> dict[str, Any]:
+        """Counts of texts, and the distribution of their lengths in characters for each role."""
+        total = {"heldout": 0, "train": 0}
+        for roles in self._kept.values():
+            for splits in roles.values():
+                for split, number in splits.items():
+                    total[split] += number
+        return {
+            "total": sum(total.values()),
+            "splits": total,
+            "read": dict(self.read),
+            "rows": self._kept,
+            "dropped": self.dropped,
+            "characters": {role: distribution(lengths) for role, lengths in self._lengths.items() if lengths},
+        }
+
+
+def distribution(lengths: Counter[int]) -> dict[str, float]:
+    """Minimum, quantiles (nearest rank), maximum and mean of lengths, given how often each occurs."""
+    total, seen, quantiles = lengths.total(), 0, {}
+    remaining = list(QUANTILES)
+    for length, number in sorted(lengths.items()):
+        seen += number
+        while remaining and seen >= remaining[0] * total:
+            quantiles[f"p{remaining.pop(0) * 100:.0f}"] = length
+    mean = sum(length * number for length, number in lengths.items()) / total
+    return {"min": min(lengths), **quantiles, "max": max(lengths), "mean": round(mean, 2)}

@@ -1,0 +1,28 @@
+"""Reader of plain text files: a record a line, or a record a paragraph."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.corpus.readers.fields import Frames, source_files
+from pipeline.corpus.readers.lines import lines
+from pipeline.corpus.readers.records import frames_of_records
+from pipeline.params.sections import SourceParams
+
+
+def read(source: SourceParams) -> Frames:
+    """Frames of the source's files, split as its `unit` says."""
+    split = lines if source.unit == "line" else paragraphs
+    return frames_of_records(source, ((str(file), (text,)) for file in source_files(source) for text in split(file)))
+
+
+def paragraphs(file: Path) -> Iterator[str]:
+    """Paragraphs of a UTF-8 file: runs of lines between blank lines, with their line ends."""
+    block: list[str] = []
+    for line in lines(file):
+        if line.strip():
+            block.append(line)
+        elif block:
+            yield "".join(block)
+            block = []
+    if block:
+        yield "".join(block)

@@ -1,0 +1,85 @@
+"""A source of texts (an entry of `corpus.sources`): its kind's reader, checks of its parameters, and its texts.
+
+To add a kind: write a reader in a file beside this one, list it in READERS, and name the kind in
+`SourceParams.kind`. No reader executes anything of a source, or holds a source whole in memory.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import polars as pl
+
+from pipeline.base.errors import LeafError
+from pipeline.corpus.readers import beir, docstrings, huggingface, jsonl, parquet, plain_text, table
+from pipeline.corpus.readers.fields import Frames
+from pipeline.params.sections import SourceParams
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a kind of source is read, and which parameters it needs."""
+
+    read: Callable[[SourceParams], Frames]
+    location: Literal["path", "packages"] = "path"
+    """The parameter that says where the texts are."""
+    has_fields: bool = True
+    """Whether parameters name the fields of a record; otherwise only `role` applies."""
+    knows_roles: bool = False
+    """Whether the kind itself tells queries from documents; `role` is then not required, and selects one of them."""
+
+
+READERS: dict[str, Reader] = {
+    "parquet": Reader(parquet.read),
+    "jsonl": Reader(jsonl.read),
+    "csv": Reader(table.read_csv),
+    "tsv": Reader(table.read_tsv),
+    "text": Reader(plain_text.read, has_fields=False),
+    "beir": Reader(beir.read, has_fields=False, knows_roles=True),
+    "huggingface": Reader(huggingface.read),
+    "docstrings": Reader(docstrings.read, location="packages", has_fields=False, knows_roles=True),
+}
+
+
+def check(source: SourceParams) -> None:
+    """Refuse a source whose parameters do not fit its kind.
+
+    Raises:
+        LeafError: no role or more than one rule for it, no path, no packages, or an `id_suffix` that does not compile.
+    """
+    place, reader = f"corpus.sources `{source.name}`", READERS[source.kind]
+    if not getattr(source, reader.location):
+        hint = ", a list of names (`stdlib` is one)" if reader.location == "packages" else ""
+        raise LeafError(f"{place}: kind {source.kind} needs `{reader.location}`{hint}")
+    paired = source.query_field or source.document_field
+    role_rules = sum(map(bool, (source.role, source.role_field, paired)))
+    if not reader.has_fields and (paired or source.role_field or source.text_field):
+        raise LeafError(f"{place}: kind {source.kind} has no fields to name; only `role` applies to it")
+    if role_rules > 1 or (role_rules == 0 and not reader.knows_roles):
+        raise LeafError(f"{place}: needs one of `role`, `role_field`, or `query_field` and/or `document_field`")
+    if paired and source.text_field:
+        raise LeafError(f"{place}: `text_field` and `query_field`/`document_field` exclude each other")
+    try:
+        re.compile(source.id_suffix or "")
+    except re.error as error:
+        raise LeafError(f"{place}: id_suffix {source.id_suffix!r} is not a regular expression: {error}") from None
+
+
+def batches(source: SourceParams) -> Frames:
+    """Frames `id, text, role` of the source's texts, in its own order, each of bounded size.
+
+    Raises:
+        LeafError: a file is missing, empty, damaged, not UTF-8, or lacks a column; the message names the place.
+    """
+    check(source)
+    suffix = re.compile(source.id_suffix) if source.id_suffix else None
+    rows = 0
+    for frame in READERS[source.kind].read(source):
+        rows += len(frame)
+        if suffix:
+            ids = pl.Series("id", [suffix.sub("", value) for value in frame["id"].to_list()], dtype=pl.String)
+            frame = frame.with_columns(ids)  # noqa: PLW2901
+        yield frame
+    if rows == 0:
+        raise LeafError(f"corpus.sources `{source.name}`: {source.path or ', '.join(source.packages)} has no texts")

@@ -128,6 +128,28 @@ def test_a_store_published_anew_replaces_what_the_cache_holds(tmp_path: Path, bu
     assert np.array_equal(Store.open(url(bucket)).read(0), other.read(0))
 
 
+def test_a_store_published_anew_while_it_is_checked_is_said_to_be_so(tmp_path: Path, bucket: Any) -> None:
+    push(publish(tmp_path / "old", (60,)), url(bucket))
+    remote = Store.open(url(bucket))
+    bucket.objects.all().delete()
+    push(publish(tmp_path / "new", (40, 30)), url(bucket))
+    with pytest.raises(LeafError, match=f"{url(bucket)}: was published anew while it was checked"):
+        remote.verify()
+
+
+def test_scales_of_a_dropped_shard_are_read_without_fetching_its_vectors(
+    tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = publish(tmp_path, (1500, 1400), "int8")
+    push(local, url(bucket))
+    monkeypatch.setenv("LEAF_CACHE_GB", "1e-9")
+    remote = Store.open(url(bucket))
+    remote.verify()
+    dropped = next(i for i in range(2) if not (remote.path / f"vectors.zarr/{remote.shards[i].name}/c/0/0").exists())
+    assert np.array_equal(remote.read(dropped, 1000, 1100), local.read(dropped, 1000, 1100))
+    assert not (remote.path / f"vectors.zarr/{remote.shards[dropped].name}/c/0/0").exists()
+
+
 @pytest.mark.parametrize(
     ("what", "changes"),
     [

@@ -41,17 +41,17 @@ def mutated(draw: st.DrawFn, raw: bytes) -> bytes:
     """A few bytes flipped, a piece cut out, doubled, zeroed or replaced."""
     data = bytearray(raw)
     for _ in range(draw(st.integers(1, 4))):
-        at, length = draw(st.integers(0, max(len(data) - 1, 0))), draw(st.integers(1, 64))
+        start, length = draw(st.integers(0, max(len(data) - 1, 0))), draw(st.integers(1, 64))
         kind = draw(st.sampled_from(["flip", "cut", "double", "zero", "ones", "random"]))
         if kind == "flip" and data:
-            data[at] ^= draw(st.integers(1, 255))
+            data[start] ^= draw(st.integers(1, 255))
         elif kind == "cut":
-            del data[at : at + length]
+            del data[start : start + length]
         elif kind == "double":
-            data[at:at] = data[at : at + length]
+            data[start:start] = data[start : start + length]
         else:
             fill = {"zero": b"\0", "ones": b"\xff"}.get(kind) or draw(st.binary(min_size=1, max_size=8))
-            data[at : at + length] = (fill * length)[:length]
+            data[start : start + length] = (fill * length)[:length]
     return bytes(data)
 
 
@@ -71,7 +71,7 @@ def replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
 
 
 def sign(store: Path, document: Any) -> None:
-    """Write `store.json` with a right digest, as an attacker would."""
+    """Write `store.json` with a valid digest, as an attacker would."""
 
     def dump(body: Any) -> str:
         return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
@@ -94,7 +94,7 @@ def resign(store: Path) -> None:
 
 
 def read_everything(path: Path) -> str:
-    """What a full reader says of the store."""
+    """Read the whole store: `accepted` or `refused`."""
     try:
         store = Store.open(path)
         for i in range(len(store.shards)):
@@ -137,8 +137,8 @@ def example(whole: Path, data: st.DataObject, counts: Counter[str]) -> None:
         assert [path.name for path in Path(directory).iterdir()] == ["store"]
 
 
-def one_round(store: Path, number: int, counts: Counter[str]) -> None:
-    """Twenty examples from one seed."""
+def run_round(store: Path, number: int, counts: Counter[str]) -> None:
+    """Run twenty examples from a seed."""
 
     @seed(number)
     @settings(
@@ -156,21 +156,21 @@ def one_round(store: Path, number: int, counts: Counter[str]) -> None:
 
 
 def rounds(minutes: float, first_seed: int) -> tuple[Counter[str], list[str]]:
-    """Examples until the time is up; counts by kind, and failures with the seed that shows them."""
+    """Run examples until the time is up; returns counts by kind, and failures with the seed that reproduces them."""
     counts: Counter[str] = Counter()
     failures: list[str] = []
     end, number = time.monotonic() + 60 * minutes, first_seed
     with tempfile.TemporaryDirectory() as directory:
         stores = []
         for dtype in ("float16", "int8"):
-            with ShardCache(Path(directory) / "pool", meta(dtype)) as pool:
+            with ShardCache(Path(directory) / "pool", meta(dtype)) as cache:
                 for first, size in ((0, 1100), (1100, 40)):
-                    pool.write(rows(first, size), vectors(first, size))
-                stores.append(pool.publish(Path(directory) / dtype, pool.keys()).path)
+                    cache.write(rows(first, size), vectors(first, size))
+                stores.append(cache.publish(Path(directory) / dtype, cache.keys()).path)
         while time.monotonic() < end:
             try:
-                one_round(stores[number % 2], number, counts)
-            except BaseException as error:  # a panic of a reader's native code is one, too
+                run_round(stores[number % 2], number, counts)
+            except BaseException as error:  # including panics of native code
                 if isinstance(error, KeyboardInterrupt):
                     raise
                 failures.append(f"seed {number}: {type(error).__name__}: {error!s:.300}")

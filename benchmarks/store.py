@@ -1,13 +1,13 @@
-"""What the store costs: the loader alone, and the encode stage where every vector is in the pool already.
+"""Speed of the store: the loader alone, and the encode stage where every vector is in the shard cache already.
 
     python -m benchmarks.store [--rounds N]
 
 262,144 texts of random words and 768-d float16 vectors. `loader` runs whole epochs of `Loader.examples`, in one thread:
-vectors read, rows shuffled and sorted by length, token ids packed, targets as float32. It is held against 10,000
-samples/s, which is what a fit on an H100 would take, and which nothing here measures.
+vectors read, rows shuffled and sorted by length, token ids packed, targets as float32. It is compared with 10,000
+samples/s, the assumed need of a fit on an H100, which this benchmark does not measure.
 
-`encode` runs the stage as it is: it looks for every key, hashes every byte of the pool's shards, and publishes them by
-hard links, so that it writes no vector. It is held against `shutil.copytree` of the published store.
+`encode` runs the whole stage: it looks for every key, hashes every byte of the cached shards, and publishes them by
+hard links, so that it writes no vector. It is compared with `shutil.copytree` of the published store.
 """
 
 import os
@@ -32,28 +32,28 @@ from pipeline.store.store import Store
 from pipeline.teacher.local import describe
 
 ROWS = 4096 if QUICK else 262_144
-REPEATS = 1.08  # the corpus stage drops what repeats
+REPEATS = 1.08  # more texts are drawn than needed, since the corpus stage drops duplicates
 NEED, LOADER_TARGET, COPY_TARGET = 10_000, 30.0, 0.5
 
 
 @click.command()
-@click.option("--rounds", default=1 if QUICK else 3, show_default=True, help="Runs of each side, after a first one.")
+@click.option("--rounds", default=1 if QUICK else 3, show_default=True, help="Runs of each side, after a warm-up.")
 def main(rounds: int) -> None:
     """Measure and print the table."""
     keep_pages()  # as the fit stage does
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
         texts, model = corpus(folder, round(ROWS * REPEATS)), tiny_teacher(folder / "model")
-        exactly(texts, ROWS)
+        shorten(texts, ROWS)
         teacher, params = TeacherParams(str(model)), EncodeParams(pool=str(folder / "pool"))
         frame = scan(texts)
-        with ShardCache(folder / "pool", describe(teacher, params.dtype)) as pool:
-            fill(frame, pool, params, FreeTeacher)
+        with ShardCache(folder / "pool", describe(teacher, params.dtype)) as cache:
+            fill(frame, cache, params, FreeTeacher)
         encode(texts, teacher, params, folder / "store")
         report([loader(folder, texts, model, rounds), copy(folder, texts, teacher, params, rounds)])
 
 
-def exactly(texts: Path, rows: int) -> None:
+def shorten(texts: Path, rows: int) -> None:
     """Cut a corpus to its first `rows` texts, in one part."""
     parts = sorted(texts.glob("*.parquet"))
     frame = pl.read_parquet(parts).head(rows)
@@ -83,20 +83,25 @@ def loader(folder: Path, texts: Path, model: Path, rounds: int) -> Row:
 def copy(folder: Path, texts: Path, teacher: TeacherParams, params: EncodeParams, rounds: int) -> Row:
     """Bytes per second of publishing by the encode stage, and of copying."""
     size = float(sum(file.stat().st_size for file in (folder / "store").rglob("*") if file.is_file()))
-    turn = iter(range(1_000_000))
+    run = iter(range(1_000_000))
 
-    def ours() -> Work:
-        encode(texts, teacher, params, folder / f"published-{next(turn)}")
+    def publish() -> Work:
+        encode(texts, teacher, params, folder / f"published-{next(run)}")
         return size / 1e6
 
-    def theirs() -> Work:
-        shutil.copytree(folder / "store", folder / f"copied-{next(turn)}")
+    def copy_bytes() -> Work:
+        shutil.copytree(folder / "store", folder / f"copied-{next(run)}")
         return size / 1e6
 
     os.sync()
-    rates = alternate({"ours": ours, "theirs": theirs}, rounds)
+    rates = alternate({"ours": publish, "theirs": copy_bytes}, rounds)
     return Row(
-        "encode, all in the pool (links)", "copy of the bytes", "MB/s", rates["ours"], rates["theirs"], COPY_TARGET
+        "encode, all cached (links)",
+        "copy of the bytes",
+        "MB/s",
+        rates["ours"],
+        rates["theirs"],
+        COPY_TARGET,
     )
 
 

@@ -1,4 +1,4 @@
-"""Rows, vectors and pools for the tests of the store."""
+"""Rows, vectors and published stores for tests."""
 
 from pathlib import Path
 
@@ -35,18 +35,18 @@ def rows(first: int, count: int) -> pl.DataFrame:
 
 def vectors(first: int, count: int, dim: int = DIM) -> Array:
     """Unit vectors that depend on the row's number alone."""
-    made = np.stack([np.random.default_rng(number).standard_normal(dim) for number in range(first, first + count)])
-    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+    numbers = np.stack([np.random.default_rng(number).standard_normal(dim) for number in range(first, first + count)])
+    return (numbers / np.linalg.norm(numbers, axis=1, keepdims=True)).astype(np.float32)
 
 
 def publish(directory: Path, sizes: tuple[int, ...] = (1500, 40), dtype: str = "float16") -> Store:
-    """A store of shards of these sizes at `directory/store`, from a pool at `directory/pool`."""
-    with ShardCache(directory / "pool", meta(dtype)) as pool:
+    """A store of shards of these sizes at `directory/store`, from a shard cache at `directory/pool`."""
+    with ShardCache(directory / "pool", meta(dtype)) as cache:
         first = 0
         for size in sizes:
-            pool.write(rows(first, size), vectors(first, size))
+            cache.write(rows(first, size), vectors(first, size))
             first += size
-        return pool.publish(directory / "store", pool.keys())
+        return cache.publish(directory / "store", cache.keys())
 
 
 def contents(directory: Path) -> dict[str, bytes]:

@@ -1,6 +1,6 @@
-"""Grow and publish a store, dying at the n-th change of the file system. Arguments: n DIRECTORY, as many as wanted.
+"""Grow and publish a store, dying at the n-th change of the file system. Arguments: n DIRECTORY, repeated.
 
-n = 0 runs to the end and prints how many changes there were. Each run is a fork, which spares it the imports.
+n = 0 runs to the end and prints how many changes there were. Each run is a fork, so that modules are imported once.
 """
 
 import os
@@ -25,10 +25,10 @@ def grow(directory: Path, die_at: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
-    with ShardCache(directory / "pool", META) as pool:
-        if not pool.has(rows(50, 5)["key"].to_list()).any():
-            pool.write(rows(50, 5), vectors(50, 5))
-        pool.publish(directory / "store", pool.keys())
+    with ShardCache(directory / "pool", META) as cache:
+        if not cache.has(rows(50, 5)["key"].to_list()).any():
+            cache.write(rows(50, 5), vectors(50, 5))
+        cache.publish(directory / "store", cache.keys())
     sys.stdout.write(f"{seen}\n")
     sys.stdout.flush()
 

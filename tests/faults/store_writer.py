@@ -1,4 +1,4 @@
-"""A writer to kill: commits shard after shard, as stage encode does, then publishes. Arguments: directory, shards."""
+"""Commits shard after shard, as the encode stage does, then publishes; tests kill it. Arguments: directory, shards."""
 
 import sys
 from pathlib import Path
@@ -10,14 +10,14 @@ SIZE = 300
 
 
 def main(directory: Path, shards: int) -> None:
-    with ShardCache(directory / "pool", META) as pool:
+    with ShardCache(directory / "pool", META) as cache:
         for number in range(shards):
             frame = rows(number * SIZE, SIZE)
-            if not pool.has(frame["key"].to_list()).any():
-                pool.write(frame, vectors(number * SIZE, SIZE))
+            if not cache.has(frame["key"].to_list()).any():
+                cache.write(frame, vectors(number * SIZE, SIZE))
             sys.stdout.write(f"{number}\n")
             sys.stdout.flush()
-        pool.publish(directory / "store", pool.keys())
+        cache.publish(directory / "store", cache.keys())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stores behind s3:// URLs: fetched by shards, checked on arrival, held within a bound."""
+"""Stores behind s3:// URLs: downloaded by shards, checked on arrival, cached within a bound."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 from pipeline.base.errors import LeafError
 from pipeline.encode.encoding import encode
 from pipeline.params.sections import EncodeParams, TeacherParams
-from pipeline.store import operations as manage
+from pipeline.store import operations
 from pipeline.store.remote import RemoteFiles
 from pipeline.store.repair import repair
 from pipeline.store.shard_cache import ShardCache
@@ -33,13 +33,13 @@ def test_a_store_behind_a_url_reads_like_the_local_one(tmp_path: Path, bucket: A
     push(local, url(bucket))
     remote = Store.open(url(bucket))
     assert isinstance(remote.files, RemoteFiles)
-    assert manage.info(remote) == manage.info(local)
+    assert operations.info(remote) == operations.info(local)
     assert not list((tmp_path / "remote-cache").rglob("*.parquet"))
     assert np.array_equal(remote.keys(), local.keys())
     assert cached(tmp_path / "remote-cache") == 0
     for i in range(2):
         assert np.array_equal(remote.read(i, 3, 1300), local.read(i, 3, 1300))
-    assert manage.verify(remote) == manage.verify(local)
+    assert operations.verify(remote) == operations.verify(local)
     assert np.array_equal(Store.open(Path(url(bucket))).lookup(local.keys()), local.lookup(local.keys()))
 
 
@@ -62,9 +62,9 @@ def test_the_cache_stays_within_its_bound_and_dropped_shards_read_the_same(
     assert len(list(cache.glob("*/vectors.zarr/*/c/0/0"))) < 4
 
 
-def flip(bucket: Any, key: str, at: int = 40) -> None:
+def flip(bucket: Any, key: str, position: int = 40) -> None:
     raw = bytearray(bucket.Object(key).get()["Body"].read())
-    raw[at] ^= 1
+    raw[position] ^= 1
     bucket.Object(key).put(Body=bytes(raw))
 
 
@@ -120,12 +120,34 @@ def test_a_copy_that_rots_in_the_cache_is_fetched_again(tmp_path: Path, bucket: 
 def test_a_store_published_anew_replaces_what_the_cache_holds(tmp_path: Path, bucket: Any) -> None:
     push(publish(tmp_path, (60,)), url(bucket))
     Store.open(url(bucket)).verify()
-    with ShardCache(tmp_path / "other", META) as pool:
-        pool.write(rows(0, 60), vectors(500, 60))
-        other = pool.publish(tmp_path / "other-store", pool.keys())
+    with ShardCache(tmp_path / "other", META) as cache:
+        cache.write(rows(0, 60), vectors(500, 60))
+        other = cache.publish(tmp_path / "other-store", cache.keys())
     bucket.objects.all().delete()
     push(other, url(bucket))
     assert np.array_equal(Store.open(url(bucket)).read(0), other.read(0))
+
+
+def test_a_store_published_anew_while_it_is_checked_is_said_to_be_so(tmp_path: Path, bucket: Any) -> None:
+    push(publish(tmp_path / "old", (60,)), url(bucket))
+    remote = Store.open(url(bucket))
+    bucket.objects.all().delete()
+    push(publish(tmp_path / "new", (40, 30)), url(bucket))
+    with pytest.raises(LeafError, match=f"{url(bucket)}: was published anew while it was checked"):
+        remote.verify()
+
+
+def test_scales_of_a_dropped_shard_are_read_without_fetching_its_vectors(
+    tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = publish(tmp_path, (1500, 1400), "int8")
+    push(local, url(bucket))
+    monkeypatch.setenv("LEAF_CACHE_GB", "1e-9")
+    remote = Store.open(url(bucket))
+    remote.verify()
+    dropped = next(i for i in range(2) if not (remote.path / f"vectors.zarr/{remote.shards[i].name}/c/0/0").exists())
+    assert np.array_equal(remote.read(dropped, 1000, 1100), local.read(dropped, 1000, 1100))
+    assert not (remote.path / f"vectors.zarr/{remote.shards[dropped].name}/c/0/0").exists()
 
 
 @pytest.mark.parametrize(
@@ -144,9 +166,9 @@ def test_a_store_of_other_vectors_is_not_overwritten(
     push(publish(tmp_path, (60,)), url(bucket))
     before = {entry.key: entry.e_tag for entry in bucket.objects.all()}
     other = meta(**changes)
-    with ShardCache(tmp_path / "other", other) as pool:
-        pool.write(rows(0, 60), vectors(500, 60, other.dim))
-        store = pool.publish(tmp_path / "other-store", pool.keys())
+    with ShardCache(tmp_path / "other", other) as cache:
+        cache.write(rows(0, 60), vectors(500, 60, other.dim))
+        store = cache.publish(tmp_path / "other-store", cache.keys())
     with pytest.raises(LeafError, match=rf"{url(bucket)}: .*{what}.*nothing was sent; push to another URL, or"):
         push(store, url(bucket))
     assert {entry.key: entry.e_tag for entry in bucket.objects.all()} == before
@@ -158,9 +180,9 @@ def test_a_grown_store_sends_only_its_new_shard(tmp_path: Path, bucket: Any) -> 
     store = publish(tmp_path, (60, 40))
     assert push(store, url(bucket))["files_sent"] == 9
     assert push(store, url(bucket))["files_sent"] == 1
-    with ShardCache(tmp_path / "pool", META) as pool:
-        pool.write(rows(100, 5), vectors(100, 5))
-        grown = pool.publish(store.path, pool.keys())
+    with ShardCache(tmp_path / "pool", META) as cache:
+        cache.write(rows(100, 5), vectors(100, 5))
+        grown = cache.publish(store.path, cache.keys())
     assert push(grown, url(bucket))["files_sent"] == 5
     Store.open(url(bucket)).verify()
 
@@ -168,7 +190,7 @@ def test_a_grown_store_sends_only_its_new_shard(tmp_path: Path, bucket: Any) -> 
 def test_stores_behind_urls_are_merged_and_repair_fetches_from_one(tmp_path: Path, bucket: Any) -> None:
     local = publish(tmp_path, (60, 40))
     push(local, url(bucket))
-    manage.merge(Store.open(url(bucket)), local, tmp_path / "merged")
+    operations.merge(Store.open(url(bucket)), local, tmp_path / "merged")
     assert contents(tmp_path / "merged") == contents(local.path)
     whole = contents(local.path)
     for file in local.shards[0].files:
@@ -181,12 +203,12 @@ def test_reuse_takes_shared_vectors_from_a_url_and_fetches_no_shard_that_it_does
     tmp_path: Path, bucket: Any, tiny_corpus: Path, tiny_teacher: Path
 ) -> None:
     teacher, frame = TeacherParams(str(tiny_teacher)), pl.read_parquet(tiny_corpus)
-    theirs = EncodeParams(shard_rows=64, pool=str(tmp_path / "their-pool"))
-    encode(tiny_corpus, teacher, theirs, tmp_path / "theirs")
-    push(Store.open(tmp_path / "theirs"), url(bucket))
+    first = EncodeParams(shard_rows=64, pool=str(tmp_path / "first-pool"))
+    encode(tiny_corpus, teacher, first, tmp_path / "first")
+    push(Store.open(tmp_path / "first"), url(bucket))
     frame.head(100).write_parquet(tiny_corpus / "part-00000.parquet")
-    ours = EncodeParams(pool=str(tmp_path / "our-pool"), reuse=(url(bucket),))
-    figures = encode(tiny_corpus, teacher, ours, tmp_path / "ours")
+    second = EncodeParams(pool=str(tmp_path / "second-pool"), reuse=(url(bucket),))
+    figures = encode(tiny_corpus, teacher, second, tmp_path / "second")
     assert figures["taken_over"] == {url(bucket): 100}
     assert figures["rows_encoded"] == 0
     assert figures["tokens_saved"] > 100  # type: ignore[operator]

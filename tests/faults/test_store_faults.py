@@ -1,4 +1,4 @@
-"""Killed writers, damaged and hostile stores, full disks, two writers: each ends in a sane pool and a clear message."""
+"""Killed writers, damaged and hostile stores, full disks: each ends in a whole shard cache and a clear message."""
 
 import hashlib
 import json
@@ -61,10 +61,10 @@ def test_a_writer_killed_at_any_moment_loses_only_the_shard_in_hand(tmp_path: Pa
         time.sleep(float(generator.uniform(0, 0.05)))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        with ShardCache(tmp_path / "pool", META) as pool:
-            assert len(pool.shards) >= finished[-1] + 1
-            assert not list(pool.path.glob(".tmp-*"))
-            assert all(info.rows == 300 for info in pool.shards)
+        with ShardCache(tmp_path / "pool", META) as cache:
+            assert len(cache.shards) >= finished[-1] + 1
+            assert not list(cache.path.glob(".tmp-*"))
+            assert all(info.rows == 300 for info in cache.shards)
         if (tmp_path / "store").exists():
             Store.open(tmp_path / "store").verify()
     finish(tmp_path)
@@ -92,9 +92,9 @@ def test_killed_at_any_change_of_the_file_system_the_store_is_old_new_or_absent(
     killed(*runs)
     outcomes = set()
     for _, directory in runs:
-        found = contents(directory / "store") if (directory / "store").exists() else None
-        assert found in (old, new, None)
-        outcomes.add("old" if found == old else "new" if found == new else "absent")
+        left = contents(directory / "store") if (directory / "store").exists() else None
+        assert left in (old, new, None)
+        outcomes.add("old" if left == old else "new" if left == new else "absent")
     assert outcomes >= {"old", "new"}
     killed(*((0, directory) for _, directory in runs))
     for _, directory in runs:
@@ -104,13 +104,13 @@ def test_killed_at_any_change_of_the_file_system_the_store_is_old_new_or_absent(
 
 def test_a_second_writer_is_refused_with_the_process_that_holds_the_lock(tmp_path: Path) -> None:
     command = "import sys; from tests.store_helpers import *; ShardCache(Path(sys.argv[1]), META)"
-    with ShardCache(tmp_path, META) as pool:
+    with ShardCache(tmp_path, META) as cache:
         second = subprocess.run(
             [sys.executable, "-c", command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert second.returncode != 0
         assert f"another run is under way (process {os.getpid()})" in second.stderr
-        pool.write(rows(0, 3), vectors(0, 3))
+        cache.write(rows(0, 3), vectors(0, 3))
     assert subprocess.run([sys.executable, "-c", command, str(tmp_path)], cwd=ROOT, check=False).returncode == 0
 
 
@@ -149,15 +149,15 @@ def test_a_flipped_byte_anywhere_is_found(whole: Path, data: st.DataObject) -> N
 
 def test_a_flipped_byte_in_a_chunk_is_found_by_reading_that_chunk_alone(store: Path) -> None:
     opened = Store.open(store)
-    at = next(i for i, info in enumerate(opened.shards) if info.rows == 1500)
-    name = opened.shards[at].name
+    large = next(i for i, info in enumerate(opened.shards) if info.rows == 1500)
+    name = opened.shards[large].name
     file = store / f"vectors.zarr/{name}/c/0/0"
     raw = bytearray(file.read_bytes())
     raw[1024 * DIM * 2 + 4 + 17] ^= 1
     file.write_bytes(raw)
-    assert len(opened.read(at, 0, 1024)) == 1024
+    assert len(opened.read(large, 0, 1024)) == 1024
     with pytest.raises(LeafError, match=rf"shard {name}: rows 1024 to 1500: .*checksum.*; restore the store"):
-        opened.read(at, 1024)
+        opened.read(large, 1024)
     with pytest.raises(LeafError, match=name):
         opened.lookup(opened.keys())
 
@@ -217,11 +217,11 @@ def test_a_missing_chunk_never_reads_as_data(tmp_path: Path, dtype: str) -> None
 def test_files_of_two_shards_swapped_are_found(tmp_path: Path) -> None:
     for pattern in ("rows/*.parquet", "vectors.zarr/*/c/0/0"):
         opened = publish(tmp_path / pattern.replace("/", "-").replace("*", "_"), (40, 40))
-        one, two = sorted(opened.path.glob(pattern))
+        first, second = sorted(opened.path.glob(pattern))
         aside = tmp_path / "aside"
-        one.rename(aside)
-        two.rename(one)
-        aside.rename(two)
+        first.rename(aside)
+        second.rename(first)
+        aside.rename(second)
         assert any(info.name in refusal(opened.path) for info in opened.shards)
 
 
@@ -231,7 +231,7 @@ def test_a_shard_that_store_json_does_not_list_is_found(store: Path) -> None:
 
 
 def resign(store: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Edit store.json like someone who knows the format: the digest is right again."""
+    """Edit store.json and bring its digest up to date."""
     document = json.loads((store / "store.json").read_text())
     change(document)
     document.pop("digest", None)
@@ -372,9 +372,9 @@ def test_nan_with_right_checksums_is_refused(store: Path) -> None:
 
 def test_a_key_in_two_shards_is_refused(tmp_path: Path) -> None:
     for number, frame in enumerate([rows(0, 10), rows(9, 10)]):
-        with ShardCache(tmp_path / f"pool{number}", META) as pool:
-            pool.write(frame, vectors(0, 10))
-            last = pool.publish(tmp_path / f"store{number}", pool.keys())
+        with ShardCache(tmp_path / f"cache{number}", META) as cache:
+            cache.write(frame, vectors(0, 10))
+            last = cache.publish(tmp_path / f"store{number}", cache.keys())
     first = Store.open(tmp_path / "store0")
     for file in first.shards[0].files:
         (last.path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -384,26 +384,26 @@ def test_a_key_in_two_shards_is_refused(tmp_path: Path) -> None:
     assert "1 keys occur twice" in refusal(last.path)
 
 
-def test_a_damaged_pool_shard_is_named_with_its_repair_and_never_published(tmp_path: Path) -> None:
+def test_a_damaged_shard_of_the_cache_is_named_with_its_repair_and_never_published(tmp_path: Path) -> None:
     publish(tmp_path, (20, 10))
     before = contents(tmp_path / "store")
-    with ShardCache(tmp_path / "pool", META) as pool:
-        directory = pool.path / pool.shards[0].name
+    with ShardCache(tmp_path / "pool", META) as cache:
+        directory = cache.path / cache.shards[0].name
         file = directory / f"vectors.zarr/{directory.name}/c/0/0"
         raw = bytearray(file.read_bytes())
         raw[7] ^= 4
         file.unlink()  # the store's hard link keeps the good bytes
         file.write_bytes(raw)
         with pytest.raises(LeafError, match=f"damaged; delete {directory} and run encode again"):
-            pool.publish(tmp_path / "store", pool.keys())
+            cache.publish(tmp_path / "store", cache.keys())
     assert contents(tmp_path / "store") == before
     for damage in ("shard.json", f"rows/{directory.name}.parquet"):
         os.truncate(directory / damage, 10)
         with pytest.raises(LeafError, match=f"delete {directory} and run encode again"):
             ShardCache(tmp_path / "pool", META)
     shutil.rmtree(directory)
-    with ShardCache(tmp_path / "pool", META) as pool:
-        assert len(pool.shards) == 1
+    with ShardCache(tmp_path / "pool", META) as cache:
+        assert len(cache.shards) == 1
 
 
 @pytest.fixture
@@ -421,28 +421,28 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_named_and_leaves_only_whole_shards(small_disk: Path) -> None:
-    with ShardCache(small_disk / "pool", META) as pool:
-        pool.write(rows(0, 2000), vectors(0, 2000))
+    with ShardCache(small_disk / "pool", META) as cache:
+        cache.write(rows(0, 2000), vectors(0, 2000))
         before = contents(small_disk)
         with pytest.raises(LeafError, match="no space left for this shard; free some and run again"):
-            pool.write(rows(5000, 60_000), np.ones((60_000, DIM), np.float32))
+            cache.write(rows(5000, 60_000), np.ones((60_000, DIM), np.float32))
         assert contents(small_disk) == before
-        pool.write(rows(2000, 100), vectors(2000, 100))
-        assert len(pool.publish(small_disk / "store", pool.keys()).shards) == 2
+        cache.write(rows(2000, 100), vectors(2000, 100))
+        assert len(cache.publish(small_disk / "store", cache.keys()).shards) == 2
 
 
 def test_a_file_size_limit_is_taken_like_a_full_disk(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with ShardCache(tmp_path, META) as pool:
+    with ShardCache(tmp_path, META) as cache:
         before = contents(tmp_path)
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
             with pytest.raises(LeafError, match="no space left"):
-                pool.write(rows(0, 20_000), np.ones((20_000, DIM), np.float32))
+                cache.write(rows(0, 20_000), np.ones((20_000, DIM), np.float32))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert contents(tmp_path) == before
-        assert pool.write(rows(0, 10), vectors(0, 10)).rows == 10
+        assert cache.write(rows(0, 10), vectors(0, 10)).rows == 10
 
 
 MEMORY = """

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,9 @@ from tests.store_helpers import META, contents, publish, rows, vectors
 FLIPS = 500
 
 
-def flipped(raw: bytes, at: int, mask: int) -> bytes:
+def flipped(raw: bytes, position: int, mask: int) -> bytes:
     changed = bytearray(raw)
-    changed[at] ^= mask
+    changed[position] ^= mask
     return bytes(changed)
 
 
@@ -67,7 +68,7 @@ def shard_of(file: str, store: Store) -> str | None:
 
 
 def undetected(path: Path) -> Iterator[str]:
-    """Damage every file in every way; yields what was not refused, or refused without shard and repair."""
+    """Damage every file in every way; yields the cases not refused, or refused without naming shard and repair."""
     opened, files = Store.open(path), contents(path)
     for file, raw in files.items():
         for way, change in WAYS.items():
@@ -95,22 +96,24 @@ def test_every_pair_of_files_swapped_is_found(store: Path) -> None:
     kinds = ["rows/*.parquet", "vectors.zarr/*/c/0/0", "vectors.zarr/*/zarr.json"]
     pairs = 0
     for pattern in kinds:
-        found = sorted(store.glob(pattern))
-        for one, two in [(found[i], found[j]) for i in range(len(found)) for j in range(i)]:
-            if one.read_bytes() == two.read_bytes():
+        for first, second in combinations(sorted(store.glob(pattern)), 2):
+            if first.read_bytes() == second.read_bytes():
                 continue  # metadata of two arrays of one shape are the same document
-            raw = one.read_bytes(), two.read_bytes()
-            one.write_bytes(raw[1])
-            two.write_bytes(raw[0])
+            raw = first.read_bytes(), second.read_bytes()
+            first.write_bytes(raw[1])
+            second.write_bytes(raw[0])
             assert refusal(store) is not None
-            one.write_bytes(raw[0])
-            two.write_bytes(raw[1])
+            first.write_bytes(raw[0])
+            second.write_bytes(raw[1])
             pairs += 1
     assert pairs >= 8
 
 
 def flips(path: Path, count: int, seed: int) -> tuple[int, int]:
-    """Single bytes changed at random places, each file as likely as its size or its number: (done, undetected)."""
+    """Change single bytes at random places; returns how many, and how many of them went undetected.
+
+    Every second file is drawn in proportion to its size, the others with equal probability.
+    """
     files = {file: raw for file, raw in contents(path).items() if raw}
     names, generator = sorted(files), np.random.default_rng(seed)
     sizes = np.array([len(files[name]) for name in names], dtype=float)
@@ -175,10 +178,10 @@ root, number = Path(sys.argv[1]), int(sys.argv[2])
 done = 0
 while done < 6:
     try:
-        with ShardCache(root / "pool", META) as pool:
+        with ShardCache(root / "pool", META) as cache:
             first = 1000 * number + 20 * done
-            pool.write(rows(first, 20), vectors(first, 20))
-            pool.publish(root / "store", pool.keys())
+            cache.write(rows(first, 20), vectors(first, 20))
+            cache.publish(root / "store", cache.keys())
         done += 1
     except Exception as error:
         if "another run is under way" not in str(error):
@@ -203,9 +206,9 @@ print(json.dumps(seen))
 
 
 def test_two_writers_and_two_readers_at_once_lose_and_corrupt_nothing(tmp_path: Path) -> None:
-    with ShardCache(tmp_path / "pool", META) as pool:
-        pool.write(rows(0, 20), vectors(0, 20))
-        pool.publish(tmp_path / "store", pool.keys())
+    with ShardCache(tmp_path / "pool", META) as cache:
+        cache.write(rows(0, 20), vectors(0, 20))
+        cache.publish(tmp_path / "store", cache.keys())
 
     def start(script: str, *arguments: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-c", script, str(tmp_path), *arguments]
@@ -232,9 +235,9 @@ def test_two_writers_and_two_readers_at_once_lose_and_corrupt_nothing(tmp_path: 
 
 def test_a_store_published_anew_while_it_is_checked_is_said_to_be_so(tmp_path: Path) -> None:
     old = publish(tmp_path, (20,))
-    with ShardCache(tmp_path / "pool", META) as pool:
-        pool.write(rows(20, 20), vectors(20, 20))
-        pool.publish(tmp_path / "store", pool.keys())
+    with ShardCache(tmp_path / "pool", META) as cache:
+        cache.write(rows(20, 20), vectors(20, 20))
+        cache.publish(tmp_path / "store", cache.keys())
     with pytest.raises(LeafError, match="was published anew"):
         old.verify()
     assert len(Manifest.read(old.path / "store.json").shards) == 2

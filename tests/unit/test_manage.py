@@ -1,4 +1,4 @@
-"""`leaf store`: what is done to whole stores keeps every vector's bits."""
+"""`leaf store`: merging, compacting, converting and repairing keep every vector's bits."""
 
 import json
 import os
@@ -24,8 +24,7 @@ from pipeline.encode import comparison
 from pipeline.encode.encoding import encode
 from pipeline.encode.repair import encode_lost_shards
 from pipeline.params.sections import EncodeParams, TeacherParams
-from pipeline.store import formats as exchange
-from pipeline.store import operations as manage
+from pipeline.store import formats, operations
 from pipeline.store.manifest import Manifest
 from pipeline.store.repair import repair
 from pipeline.store.shard_cache import ShardCache
@@ -35,96 +34,99 @@ from tests.conftest import ROOT
 from tests.store_helpers import contents, meta, publish, rows, vectors
 
 
-def made(directory: Path, first: int, sizes: tuple[int, ...], dtype: str = "float16", **changes: Any) -> Store:
-    with ShardCache(directory / "pool", replace(meta(dtype), **changes)) as pool:
+def published(directory: Path, first: int, sizes: tuple[int, ...], dtype: str = "float16", **changes: Any) -> Store:
+    with ShardCache(directory / "pool", replace(meta(dtype), **changes)) as cache:
         for size in sizes:
-            pool.write(rows(first, size), vectors(first, size))
+            cache.write(rows(first, size), vectors(first, size))
             first += size
-        return pool.publish(directory / "store", pool.keys())
+        return cache.publish(directory / "store", cache.keys())
 
 
 def bits(store: Store) -> dict[bytes, bytes]:
     """Key -> the stored bytes of its vector."""
-    found: dict[bytes, bytes] = {}
+    vectors_by_key: dict[bytes, bytes] = {}
     for i in range(len(store.shards)):
         parts = store.stored(i)
         for row, key in enumerate(store.shard_rows_frame(i)["key"]):
-            found[key] = b"".join(part[row].tobytes() for part in parts)
-    return found
+            vectors_by_key[key] = b"".join(part[row].tobytes() for part in parts)
+    return vectors_by_key
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 def test_merging_takes_each_key_once_and_changes_no_bit(tmp_path: Path, dtype: str) -> None:
-    one, two = made(tmp_path / "a", 0, (60, 40), dtype), made(tmp_path / "b", 80, (50, 30), dtype)
-    figures = manage.merge(one, two, tmp_path / "c")
+    first, second = published(tmp_path / "a", 0, (60, 40), dtype), published(tmp_path / "b", 80, (50, 30), dtype)
+    figures = operations.merge(first, second, tmp_path / "c")
     merged = Store.open(tmp_path / "c")
     merged.verify()
-    assert bits(merged) == {**bits(two), **bits(one)}
+    assert bits(merged) == {**bits(second), **bits(first)}
     assert (figures["rows"], figures["rows_dropped"]) == (160, 20)
     assert (figures["shards_linked"], figures["shards_rewritten"]) == (3, 1)
-    for shard in one.shards:
+    for shard in first.shards:
         for file in shard.files:
-            assert (merged.path / file).stat().st_ino == (one.path / file).stat().st_ino
+            assert (merged.path / file).stat().st_ino == (first.path / file).stat().st_ino
     assert not list(tmp_path.glob(".tmp-*"))
 
 
 def test_merging_in_either_way_or_twice_gives_a_store_of_the_same_bytes(tmp_path: Path) -> None:
-    one, two = made(tmp_path / "a", 0, (60,)), made(tmp_path / "b", 60, (50,))
-    manage.merge(one, two, tmp_path / "c")
-    manage.merge(two, one, tmp_path / "d")
-    manage.merge(Store.open(tmp_path / "c"), one, tmp_path / "c")
+    first, second = published(tmp_path / "a", 0, (60,)), published(tmp_path / "b", 60, (50,))
+    operations.merge(first, second, tmp_path / "c")
+    operations.merge(second, first, tmp_path / "d")
+    operations.merge(Store.open(tmp_path / "c"), first, tmp_path / "c")
     assert contents(tmp_path / "c") == contents(tmp_path / "d")
 
 
 @pytest.mark.parametrize("other", ["x-new", "x-new-", "pool-x", "x.pool", "x.new"])
 def test_a_merge_leaves_alone_what_is_under_way_beside_it_under_a_similar_name(tmp_path: Path, other: str) -> None:
-    one, two = made(tmp_path / "a", 0, (30,)), made(tmp_path / "b", 30, (20,))
-    with manage.scratch_cache(tmp_path / other, one.meta) as pool:
-        pool.write(rows(0, 30), vectors(0, 30))
-        manage.merge(one, two, tmp_path / "x")
-        pool.publish(tmp_path / other, pool.keys()).verify()
+    first, second = published(tmp_path / "a", 0, (30,)), published(tmp_path / "b", 30, (20,))
+    with operations.scratch_cache(tmp_path / other, first.meta) as cache:
+        cache.write(rows(0, 30), vectors(0, 30))
+        operations.merge(first, second, tmp_path / "x")
+        cache.publish(tmp_path / other, cache.keys()).verify()
     assert Store.open(tmp_path / "x").rows == 50
     assert not list(tmp_path.glob(".tmp-*"))
 
 
 def test_a_second_merge_to_one_place_at_the_same_time_is_refused(tmp_path: Path) -> None:
-    one, two = made(tmp_path / "a", 0, (30,)), made(tmp_path / "b", 30, (20,))
-    with manage.scratch_cache(tmp_path / "x", one.meta) as pool:
+    first, second = published(tmp_path / "a", 0, (30,)), published(tmp_path / "b", 30, (20,))
+    with operations.scratch_cache(tmp_path / "x", first.meta) as cache:
         with pytest.raises(LeafError, match=r"x: another run is under way \(process"):
-            manage.merge(one, two, tmp_path / "x")
-        pool.write(rows(0, 30), vectors(0, 30))
+            operations.merge(first, second, tmp_path / "x")
+        cache.write(rows(0, 30), vectors(0, 30))
 
 
 def test_stores_of_different_teachers_are_not_merged(tmp_path: Path) -> None:
-    one, two = made(tmp_path / "a", 0, (5,)), made(tmp_path / "b", 9, (5,), fingerprint="cd" * 32)
+    first, second = published(tmp_path / "a", 0, (5,)), published(tmp_path / "b", 9, (5,), fingerprint="cd" * 32)
     with pytest.raises(LeafError, match=r"cannot be merged .*fingerprint cdcd.* is not abab"):
-        manage.merge(one, two, tmp_path / "c")
+        operations.merge(first, second, tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 
 def test_a_damaged_shard_is_not_merged(tmp_path: Path) -> None:
-    one, two = made(tmp_path / "a", 0, (60,)), made(tmp_path / "b", 60, (50,))
-    flip(two.path / f"vectors.zarr/{two.shards[0].name}/c/0/0")
-    with pytest.raises(LeafError, match=f"shard {two.shards[0].name}: SHA-256 differs"):
-        manage.merge(one, two, tmp_path / "c")
+    first, second = published(tmp_path / "a", 0, (60,)), published(tmp_path / "b", 60, (50,))
+    flip(second.path / f"vectors.zarr/{second.shards[0].name}/c/0/0")
+    with pytest.raises(LeafError, match=f"shard {second.shards[0].name}: SHA-256 differs"):
+        operations.merge(first, second, tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 
 def test_the_licence_of_a_merged_store_is_that_of_both(tmp_path: Path) -> None:
-    one, two = made(tmp_path / "a", 0, (5,), license="MIT"), made(tmp_path / "b", 9, (5,), license="CC-BY-4.0")
-    manage.merge(one, two, tmp_path / "c")
+    first, second = (
+        published(tmp_path / "a", 0, (5,), license="MIT"),
+        published(tmp_path / "b", 9, (5,), license="CC-BY-4.0"),
+    )
+    operations.merge(first, second, tmp_path / "c")
     assert Store.open(tmp_path / "c").meta.license == "CC-BY-4.0 AND MIT"
     assert "CC-BY-4.0 AND MIT" in (tmp_path / "c/README.md").read_text()
 
 
 def test_compacting_keeps_the_corpus_and_drops_the_rest(tmp_path: Path) -> None:
-    store = made(tmp_path, 0, (30, 30, 30))
+    store = published(tmp_path, 0, (30, 30, 30))
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     frame = rows(20, 40).with_columns(text=pl.lit("x"), split=pl.lit("train")).sort("key")
     frame.select("key", "id", "text", "role", "source", "split").write_parquet(corpus / "part-00000.parquet")
     before = bits(store)
-    figures = manage.compact(store, corpus_keys(corpus), str(corpus), store.path)
+    figures = operations.compact(store, corpus_keys(corpus), str(corpus), store.path)
     kept = Store.open(store.path)
     kept.verify()
     assert bits(kept) == {key: before[key] for key in frame["key"]}
@@ -133,32 +135,32 @@ def test_compacting_keeps_the_corpus_and_drops_the_rest(tmp_path: Path) -> None:
 
 
 def test_a_difference_counts_keys_and_compares_the_shared(tmp_path: Path) -> None:
-    one, two = made(tmp_path / "a", 0, (60,)), made(tmp_path / "b", 40, (50,), "float32")
-    figures = manage.diff(one, two, 0)
+    first, second = published(tmp_path / "a", 0, (60,)), published(tmp_path / "b", 40, (50,), "float32")
+    figures = operations.diff(first, second, 0)
     assert [figures[name] for name in ("only_in_first", "only_in_second", "in_both")] == [40, 30, 20]
     assert figures["cosine"]["rows"] == 20
     assert figures["cosine"]["min"] > 0.9999
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_exports_hold_the_same_vectors_for_people_without_this_project(tmp_path: Path, dtype: str) -> None:
-    store = made(tmp_path, 0, (60, 40), dtype)
-    for form in exchange.FORMATS:
-        exchange.convert(store, tmp_path / form, form)
+def test_converted_stores_hold_the_same_vectors(tmp_path: Path, dtype: str) -> None:
+    store = published(tmp_path, 0, (60, 40), dtype)
+    for name in formats.FORMATS:
+        formats.convert(store, tmp_path / name, name)
     frame = pl.read_parquet(tmp_path / "npy/rows.parquet")
     expected = store.lookup(frame["key"].to_list())
     assert np.array_equal(np.load(tmp_path / "npy/vectors.npy").astype(np.float32), expected)
     for pattern in ("parquet/*.parquet", "hf/data/*.parquet"):
-        found = pl.read_parquet(tmp_path / pattern)
-        assert np.array_equal(found["vector"].to_numpy(), store.lookup(found["key"].to_list()))
+        frame = pl.read_parquet(tmp_path / pattern)
+        assert np.array_equal(frame["vector"].to_numpy(), store.lookup(frame["key"].to_list()))
     with pytest.raises(LeafError, match="exists"):
-        exchange.convert(store, tmp_path / "npy", "npy")
+        formats.convert(store, tmp_path / "npy", "npy")
 
 
-def test_an_array_is_exported_with_the_rows_of_one_shard_in_memory(
+def test_a_store_is_converted_to_an_array_with_the_rows_of_one_shard_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = made(tmp_path, 0, (30, 30, 30, 30))
+    store = published(tmp_path, 0, (30, 30, 30, 30))
     read = Store.shard_rows_frame
     frames: list[weakref.ref[pl.DataFrame]] = []
 
@@ -168,18 +170,18 @@ def test_an_array_is_exported_with_the_rows_of_one_shard_in_memory(
         return frame
 
     monkeypatch.setattr(Store, "shard_rows_frame", watched)
-    exchange.convert(store, tmp_path / "npy", "npy")
+    formats.convert(store, tmp_path / "npy", "npy")
     assert len(frames) == 4
 
 
-def test_the_datasets_library_reads_the_hub_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_datasets_library_reads_a_store_converted_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets", reason="the extra `hub` is not installed")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    store = made(tmp_path, 0, (60, 40))
-    exchange.convert(store, tmp_path / "hf", "hf")
-    found = datasets.load_dataset(str(tmp_path / "hf"), split="train", cache_dir=str(tmp_path / "cache"))
-    assert found.num_rows == 100
-    assert np.array_equal(np.array(found["vector"][:], dtype=np.float32), store.lookup(found["key"][:]))
+    store = published(tmp_path, 0, (60, 40))
+    formats.convert(store, tmp_path / "hf", "hf")
+    dataset = datasets.load_dataset(str(tmp_path / "hf"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert dataset.num_rows == 100
+    assert np.array_equal(np.array(dataset["vector"][:], dtype=np.float32), store.lookup(dataset["key"][:]))
 
 
 def test_looking_into_a_store_does_not_wait_for_torch() -> None:
@@ -204,12 +206,12 @@ def damage(store: Path, number: int) -> list[str]:
     return [f"vectors.zarr/{name}/c/0/0", f"rows/{name}.parquet", "README.md"]
 
 
-def test_repair_fetches_only_the_damaged_files_from_a_copy_or_the_pool(tmp_path: Path) -> None:
+def test_repair_fetches_only_the_damaged_files_from_a_copy_or_the_shard_cache(tmp_path: Path) -> None:
     store = publish(tmp_path, (60, 40))
     whole = contents(store.path)
     copy = Path(shutil.copytree(store.path, tmp_path / "copy"))
-    pool = next((tmp_path / "pool").iterdir())
-    for source in (Store.open(copy), pool):
+    cache = next((tmp_path / "pool").iterdir())
+    for source in (Store.open(copy), cache):
         damage(store.path, 1)
         figures = repair(store.path, [source], None)
         assert (figures["files_restored"], figures["shards_damaged"]) == (3, 1)
@@ -254,9 +256,9 @@ def test_a_sample_encoded_again_agrees_and_a_forged_vector_does_not(
     encode(tiny_corpus, teacher, params, tmp_path / "store")
     store = Store.open(tmp_path / "store")
     assert comparison.sample(store, tiny_corpus, teacher, params, 10)["cosine_min"] > 0.999
-    with ShardCache(tmp_path / "forged-pool", store.meta) as pool:
-        pool.write(store.shard_rows_frame(0), store.read(0)[::-1])
-        forged = pool.publish(tmp_path / "forged", pool.keys())
+    with ShardCache(tmp_path / "forged-pool", store.meta) as cache:
+        cache.write(store.shard_rows_frame(0), store.read(0)[::-1])
+        forged = cache.publish(tmp_path / "forged", cache.keys())
     with pytest.raises(LeafError, match="do not trust this store"):
         comparison.sample(forged, tiny_corpus, teacher, params, 10)
     with pytest.raises(LeafError, match="section `teacher` describes"):
@@ -288,9 +290,9 @@ def test_a_sample_is_found_without_holding_the_corpus(tmp_path: Path) -> None:
     for number, part in enumerate(frame.iter_slices(1000)):
         texts = part.with_columns(text=pl.lit("x" * 20_000) + pl.col("id"))
         texts.write_parquet(tmp_path / f"corpus/part-{number:05d}.parquet")
-    with ShardCache(tmp_path / "pool", meta()) as pool:
-        pool.write(base, np.tile(vectors(0, 10), (2000, 1)))
-        pool.publish(tmp_path / "store", pool.keys())
+    with ShardCache(tmp_path / "pool", meta()) as cache:
+        cache.write(base, np.tile(vectors(0, 10), (2000, 1)))
+        cache.publish(tmp_path / "store", cache.keys())
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "POLARS_MAX_THREADS": "2"}
     command = [sys.executable, "-c", SAMPLE]
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
@@ -299,11 +301,11 @@ def test_a_sample_is_found_without_holding_the_corpus(tmp_path: Path) -> None:
 
 
 def test_the_norms_of_a_normalised_store_are_checked(tmp_path: Path) -> None:
-    with ShardCache(tmp_path / "pool", meta()) as pool:
-        pool.write(rows(0, 10), vectors(0, 10) * 3)
-        store = pool.publish(tmp_path / "store", pool.keys())
+    with ShardCache(tmp_path / "pool", meta()) as cache:
+        cache.write(rows(0, 10), vectors(0, 10) * 3)
+        store = cache.publish(tmp_path / "store", cache.keys())
     with pytest.raises(LeafError, match=f"shard {store.shards[0].name}: a vector has the norm"):
-        manage.verify(store)
+        operations.verify(store)
 
 
 @pytest.fixture
@@ -317,14 +319,14 @@ def leaf() -> Callable[..., Any]:
 
 
 def test_the_console_script_tells_checks_and_compares(tmp_path: Path, leaf: Callable[..., Any]) -> None:
-    store = made(tmp_path / "a", 0, (60, 40), license="CC0-1.0").path
+    store = published(tmp_path / "a", 0, (60, 40), license="CC0-1.0").path
     told = leaf("info", store)
     assert (told["rows"], told["dim"], told["license"], told["roles"]) == (
         100, 8, "CC0-1.0", {"document": 50, "query": 50}
     )  # fmt: skip
     assert told["sources"] == {"tests": {"document": 50, "query": 50}}
     assert leaf("verify", store)["rows"] == 100
-    other = made(tmp_path / "b", 90, (20,)).path
+    other = published(tmp_path / "b", 90, (20,)).path
     assert leaf("diff", store, other)["in_both"] == 10
     assert leaf("merge", store, other, "--out", tmp_path / "c")["rows"] == 110
     assert leaf("export", tmp_path / "c", "--to", "npy", "--out", tmp_path / "d")["rows"] == 110
@@ -337,7 +339,7 @@ def test_the_console_script_tells_checks_and_compares(tmp_path: Path, leaf: Call
 
 
 @pytest.mark.parametrize("pool", [None, "elsewhere"])
-def test_repair_looks_into_the_pool_that_encode_uses(
+def test_repair_looks_into_the_shard_cache_that_encode_uses(
     tmp_path: Path, leaf: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, pool: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -356,7 +358,7 @@ def test_the_project_installs_the_console_script() -> None:
 
 def test_a_store_carries_a_readme_whose_code_runs_and_whose_bytes_are_its_contents(tmp_path: Path) -> None:
     for dtype in ("float16", "int8"):
-        store = made(
+        store = published(
             tmp_path / dtype, 0, (60, 40), dtype, license="CC-BY-4.0", teacher={"model": "m", "license": "MIT"}
         )
         text = (store.path / "README.md").read_text()
@@ -365,8 +367,8 @@ def test_a_store_carries_a_readme_whose_code_runs_and_whose_bytes_are_its_conten
         code = "\n".join(block.split("```")[0] for block in text.split("```python\n")[1:])
         exec(compile(code.replace('Path(".")', f"Path({str(store.path)!r})"), "README", "exec"), {})
         before = contents(store.path)
-        with ShardCache(tmp_path / dtype / "pool", store.meta) as pool:
-            pool.publish(store.path, pool.keys())
+        with ShardCache(tmp_path / dtype / "pool", store.meta) as cache:
+            cache.publish(store.path, cache.keys())
         assert contents(store.path) == before
 
 
@@ -376,4 +378,4 @@ def test_a_store_written_before_readmes_existed_is_read(tmp_path: Path) -> None:
     (store.path / "store.json").write_bytes(Manifest(store.meta, store.shards, store.manifest.group_sha256).to_bytes())
     old = Store.open(store.path)
     old.verify()
-    assert manage.info(old)["sources"] == {"tests": {"document": 15, "query": 15}}
+    assert operations.info(old)["sources"] == {"tests": {"document": 15, "query": 15}}

@@ -1,4 +1,4 @@
-"""Search, indexes and publishing through the command `leaf`."""
+"""`leaf search`, `leaf index` and `leaf push-hub`."""
 
 import json
 from dataclasses import dataclass
@@ -40,14 +40,14 @@ class Searchable:
         model = ["--model", str(self.root / "onnx")] if arguments[0] == "search" else []
         return CliRunner().invoke(main, [*arguments, *places, *model], input=typed)
 
-    def found(self, *arguments: str) -> list[str]:
+    def hits(self, *arguments: str) -> list[str]:
         result = self.leaf("search", QUERY, "--json", *arguments)
         assert result.exit_code == 0, result.output
         return [hit["id"] for hit in json.loads(result.stdout)["hits"]]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Searchable:
+def searchable(tmp_path_factory: pytest.TempPathFactory) -> Searchable:
     root = tmp_path_factory.mktemp("search")
     (root / "corpus").mkdir()
     corpus_frame(400).write_parquet(root / "corpus" / "part-00000.parquet")
@@ -59,58 +59,58 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Searchable:
     return Searchable(root)
 
 
-def test_the_nearest_documents_are_those_of_a_plain_product(made: Searchable) -> None:
-    corpus = pl.read_parquet(made.root / "corpus" / "*.parquet").filter(pl.col("role") == "document")
-    query = OnnxEncoder(made.root / "onnx").encode([QUERY])[0]
-    scores = unit_vectors(made.store.lookup(corpus["key"].to_list())) @ query
-    assert made.found("--top", "7") == corpus["id"][np.argsort(-scores)[:7]].to_list()
-    assert len(made.found("--top", "100000")) == len(corpus)
+def test_the_nearest_documents_are_those_of_a_plain_product(searchable: Searchable) -> None:
+    corpus = pl.read_parquet(searchable.root / "corpus" / "*.parquet").filter(pl.col("role") == "document")
+    query = OnnxEncoder(searchable.root / "onnx").encode([QUERY])[0]
+    scores = unit_vectors(searchable.store.lookup(corpus["key"].to_list())) @ query
+    assert searchable.hits("--top", "7") == corpus["id"][np.argsort(-scores)[:7]].to_list()
+    assert len(searchable.hits("--top", "100000")) == len(corpus)
 
 
-def test_a_person_sees_texts_and_the_time_taken(made: Searchable) -> None:
-    result = made.leaf("search", QUERY, "--top", "2")
+def test_a_person_sees_texts_and_the_time_taken(searchable: Searchable) -> None:
+    result = searchable.leaf("search", QUERY, "--top", "2")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    corpus = pl.read_parquet(made.root / "corpus" / "*.parquet")
+    corpus = pl.read_parquet(searchable.root / "corpus" / "*.parquet")
     assert lines[1].strip() in corpus["text"].to_list()
     assert "query's vector" in lines[-1]
     assert " ms" in lines[-1]
 
 
-def test_without_a_query_it_asks_for_one_after_another(made: Searchable) -> None:
-    result = made.leaf("search", "--top", "1", "--json", typed="copy a file\nsort the list\n\n")
+def test_without_a_query_it_asks_for_one_after_another(searchable: Searchable) -> None:
+    result = searchable.leaf("search", "--top", "1", "--json", typed="copy a file\nsort the list\n\n")
     assert result.exit_code == 0
     assert len([line for line in result.stdout.splitlines() if line.startswith("{")]) == 2
-    assert made.leaf("search", typed="").exit_code == 0
+    assert searchable.leaf("search", typed="").exit_code == 0
 
 
 @pytest.mark.parametrize("kind", LIBRARIES)
-def test_an_index_finds_what_exact_search_finds(made: Searchable, kind: str, tmp_path: Path) -> None:
+def test_an_index_finds_what_exact_search_finds(searchable: Searchable, kind: str, tmp_path: Path) -> None:
     pytest.importorskip(kind, reason=f"needs {kind}")
-    written = made.leaf("index", "--to", kind, "--out", str(tmp_path / kind))
+    written = searchable.leaf("index", "--to", kind, "--out", str(tmp_path / kind))
     assert written.exit_code == 0, written.output
-    exact, indexed = made.found("--top", "10"), made.found("--top", "10", "--index", str(tmp_path / kind))
+    exact, indexed = searchable.hits("--top", "10"), searchable.hits("--top", "10", "--index", str(tmp_path / kind))
     assert len(set(exact) & set(indexed)) >= 9
     assert indexed[0] == exact[0]
     about = json.loads((tmp_path / kind / "index.json").read_text())
-    assert about["fingerprint"] == made.store.meta.fingerprint
+    assert about["fingerprint"] == searchable.store.meta.fingerprint
 
 
-def test_parquet_holds_every_text_with_its_vector(made: Searchable, tmp_path: Path) -> None:
-    assert made.leaf("index", "--to", "parquet", "--role", "all", "--out", str(tmp_path / "p")).exit_code == 0
+def test_parquet_holds_every_text_with_its_vector(searchable: Searchable, tmp_path: Path) -> None:
+    assert searchable.leaf("index", "--to", "parquet", "--role", "all", "--out", str(tmp_path / "p")).exit_code == 0
     rows = pl.read_parquet(tmp_path / "p" / "*.parquet")
-    corpus = pl.read_parquet(made.root / "corpus" / "*.parquet")
+    corpus = pl.read_parquet(searchable.root / "corpus" / "*.parquet")
     assert len(rows) == len(corpus)
     together = rows.with_columns(pl.col("key").str.decode("hex")).join(corpus, on="key")
     assert (together["text"] == together["text_right"]).all()
-    stored = unit_vectors(made.store.lookup(together["key"].to_list()))
+    stored = unit_vectors(searchable.store.lookup(together["key"].to_list()))
     np.testing.assert_allclose(together["vector"].to_numpy(), stored, atol=2e-3)
 
 
 @pytest.mark.parametrize("kind", LIBRARIES)
-def test_a_damaged_index_is_one_message(made: Searchable, kind: str, tmp_path: Path) -> None:
+def test_a_damaged_index_is_one_message(searchable: Searchable, kind: str, tmp_path: Path) -> None:
     pytest.importorskip(kind, reason=f"needs {kind}")
-    index.write(made.store, None, kind, tmp_path / kind)
+    index.write(searchable.store, None, kind, tmp_path / kind)
     file = tmp_path / kind / f"vectors.{kind}"
     file.write_bytes(b"")
     with pytest.raises(LeafError, match="write it again with `leaf index`"):
@@ -122,11 +122,11 @@ def test_a_damaged_index_is_one_message(made: Searchable, kind: str, tmp_path: P
         index.load(tmp_path / "none")
 
 
-def test_bad_input_is_one_message(made: Searchable, tmp_path: Path) -> None:
-    assert "the query is empty" in made.leaf("search", "  ").output
+def test_bad_input_is_one_message(searchable: Searchable, tmp_path: Path) -> None:
+    assert "the query is empty" in searchable.leaf("search", "  ").output
     wide = build(StudentParams(model=str(make_model(tmp_path / "wide", width=16))), dim=20, normalize=True)
     export_onnx(wide, tmp_path / "onnx")
-    places = ["--embeddings", str(made.root / "embeddings"), "--corpus", str(made.root / "corpus")]
+    places = ["--embeddings", str(searchable.root / "embeddings"), "--corpus", str(searchable.root / "corpus")]
     result = CliRunner().invoke(main, ["search", QUERY, *places, "--model", str(tmp_path / "onnx")])
     assert result.exit_code == 1
     assert "fitted to another store" in result.output
@@ -135,7 +135,7 @@ def test_bad_input_is_one_message(made: Searchable, tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     corpus_frame(2).write_parquet(tmp_path / "corpus" / "part-00000.parquet")
     places[-1] = str(tmp_path / "corpus")
-    result = CliRunner().invoke(main, ["search", QUERY, *places, "--model", str(made.root / "onnx")])
+    result = CliRunner().invoke(main, ["search", QUERY, *places, "--model", str(searchable.root / "onnx")])
     assert "the corpus lacks the text of" in result.output
 
 
@@ -146,9 +146,9 @@ def test_equal_documents_keep_their_order_and_few_are_all_found() -> None:
     assert scores.tolist() == [1, 1, 0]
 
 
-def test_only_documents_are_searched(made: Searchable) -> None:
-    assert set(read_vectors(made.store).rows["role"]) == {"document"}
-    assert len(read_vectors(made.store, None).rows) == made.store.rows
+def test_only_documents_are_searched(searchable: Searchable) -> None:
+    assert set(read_vectors(searchable.store).rows["role"]) == {"document"}
+    assert len(read_vectors(searchable.store, None).rows) == searchable.store.rows
 
 
 def test_push_hub_shows_what_it_would_send_and_sends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,5 @@
-"""Shards committed by other processes are registered, and a store's digest covers what decides its rows."""
+"""Shards that other processes commit into a shard cache are registered, checked and published like its own."""
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -11,14 +9,11 @@ import numpy as np
 import pytest
 
 from pipeline.base.errors import LeafError
-from pipeline.base.keys import key_array
 from pipeline.store.shard import encoded
 from pipeline.store.shard_cache import ShardCache, commit_shard
-from pipeline.store.source import VectorSource
-from pipeline.store.store import Store
 from pipeline.store.validation import checked_rows
 from tests.conftest import ROOT
-from tests.store_helpers import META, contents, meta, publish, rows, vectors
+from tests.store_helpers import META, contents, meta, rows, vectors
 
 COMMIT = """
 import sys
@@ -85,28 +80,3 @@ def test_a_shard_is_never_committed_over_another(tmp_path: Path) -> None:
         commit_shard(tmp_path, frame, encoded(vectors(500, 30), META), META)
     assert contents(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == [info.name]
-
-
-def test_a_store_is_a_vector_source(tmp_path: Path) -> None:
-    source: VectorSource = publish(tmp_path, (40, 30))
-    assert sorted(source.parts) == [30, 40]
-    assert source.name == str(tmp_path / "store")
-    keys = key_array(rows(0, 70)["key"])
-    first = source.parts[0]
-    row = int(source.locate(keys[:1])[0])
-    part, within = (0, row) if row < first else (1, row - first)
-    assert np.array_equal(source.read(part, within, within + 1)[0].astype(np.float32), source.lookup(keys[:1])[0])
-
-
-def test_the_digest_covers_shards_their_order_and_refused_texts_and_stays_what_it_was(tmp_path: Path) -> None:
-    store = publish(tmp_path / "a", (40, 30))
-    # The directory of a fit under way is named by this digest: another one would lose its checkpoints.
-    formula = json.dumps([[vars(info) for info in store.shards], []]).encode()
-    assert store.digest() == hashlib.sha256(formula).hexdigest()
-    assert store.digest() == publish(tmp_path / "b", (40, 30)).digest()
-    assert store.digest() != publish(tmp_path / "c", (40,)).digest()
-    with ShardCache(tmp_path / "a/pool", META) as cache:
-        cache.refused.add(rows(99, 1)["key"][0], "id 99", "too long")
-        refusing = cache.publish(tmp_path / "refusing", rows(0, 70)["key"].to_list() + rows(99, 1)["key"].to_list())
-    assert refusing.shards == store.shards
-    assert Store.open(refusing.path).digest() != store.digest()

@@ -143,21 +143,24 @@ class ShardCache:
         with disk(self.path), temporary(self.path, TEMPORARY) as directory:
             for file in info.files:
                 link(root / file, directory / file)
-            self._finish(directory, info)
+            _finish(self.path, directory, info)
         self._add(info, key_array(rows["key"]))
 
-    def _commit(self, rows: pl.DataFrame, stored: Sequence[Array]) -> ShardInfo:
-        with disk(self.path), temporary(self.path, TEMPORARY) as directory:
-            info = write_shard(directory, rows, stored, self.meta)
-            self._finish(directory, info)
-        self._add(info, key_array(rows["key"]))
+    def register(self, name: str) -> ShardInfo:
+        """Take note of a shard that another process has written by `commit_shard`.
+
+        Raises:
+            LeafError: it is damaged, or a key is already there.
+        """
+        info, keys = self._read(self.path / name)
+        self._check_new(read_rows(self.path / name, info), keys)
+        self._add(info, keys)
         return info
 
-    def _finish(self, directory: Path, info: ShardInfo) -> None:
-        write_json(directory / "shard.json", vars(info))
-        sync(directory)
-        directory.rename(self.path / info.name)
-        sync(self.path)
+    def _commit(self, rows: pl.DataFrame, stored: Sequence[Array]) -> ShardInfo:
+        info = commit_shard(self.path, rows, stored, self.meta)
+        self._add(info, key_array(rows["key"]))
+        return info
 
     def publish(self, out: Path, wanted: Collection[bytes] | Array | pl.Series) -> Store:
         """Make `out` the store of every shard that holds at least one wanted key, by hard links or copies.
@@ -259,6 +262,24 @@ class ShardCache:
             raise LeafError(
                 f"{self.path}: {int(known.sum())} keys already have a vector, first that of id {first!r:.100}"
             )
+
+
+def commit_shard(root: Path, rows: pl.DataFrame, stored: Sequence[Array], meta: StoreMeta) -> ShardInfo:
+    """Write one finished shard into the cache's directory `root` (`ShardCache.path`); needs no lock.
+
+    `rows` comes from `checked_rows`, `stored` from `encoded`. The process that holds the lock calls `register` then.
+    """
+    with disk(root), temporary(root, TEMPORARY) as directory:
+        info = write_shard(directory, rows, stored, meta)
+        _finish(root, directory, info)
+    return info
+
+
+def _finish(root: Path, directory: Path, info: ShardInfo) -> None:
+    write_json(directory / "shard.json", vars(info))
+    sync(directory)
+    directory.rename(root / info.name)
+    sync(root)
 
 
 def _forget(directory: Path) -> str:

@@ -16,6 +16,7 @@ from pipeline.store import operations as manage
 from pipeline.store import push as pushing
 from pipeline.store import repair
 from pipeline.store.store import Store, remote_url
+from pipeline.teacher.teacher import open_teacher
 from stages.common import command, params_option
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -55,7 +56,7 @@ def verify(path: str, sample: int, corpus: Path, params: Path, as_json: bool) ->
     figures = manage.verify(opened)
     if sample:
         teacher, encode = _sections(params)
-        figures |= comparison.sample(opened, corpus, teacher, encode, sample)
+        figures |= comparison.sample(opened, corpus, open_teacher(teacher, encode, opened), sample)
     _show(figures, as_json)
 
 

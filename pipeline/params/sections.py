@@ -166,7 +166,7 @@ class EncodeParams:
     """Section `encode`: stage one."""
 
     shard_rows: int = field(default=65_536, metadata=positive())
-    """Texts in one shard; a killed run loses no more than one."""
+    """Texts in one shard. A killed run loses at most two: the one in computation and the one being written."""
     dtype: Literal["float16", "float32", "int8"] = "float16"
     """Of stored vectors; int8 has a scale for each row."""
     reuse: tuple[str, ...] = ()

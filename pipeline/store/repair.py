@@ -3,13 +3,13 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from pipeline.base.errors import LeafError
 from pipeline.base.files import TEMPORARY, disk, remove, sha256, sync
-from pipeline.corpus.files import scan
+from pipeline.corpus.files import part_files, scan
 from pipeline.params.sections import EncodeParams, TeacherParams
 from pipeline.store import manifest
 from pipeline.store.manifest import GROUP
@@ -19,6 +19,9 @@ from pipeline.store.remote import RemoteStore
 from pipeline.store.shard import ShardInfo, read_rows
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.teacher.teacher import Teacher
 
 
 def repair(path: Path, sources: Sequence[Store | Path], encoding: "Encoding | None") -> dict[str, Any]:
@@ -155,29 +158,29 @@ def _encode_again(store: Store, lost: list[int], encoding: Encoding | None) -> i
             f"{store.path}: shard {names}: damaged, and no copy has it: name another copy (--from PATH or URL), or the "
             "corpus and the parameters to encode its texts again (--corpus, --params)"
         )
-    from pipeline.teacher.teacher import describe  # here, so that what needs no model does not wait for torch
+    from pipeline.teacher.teacher import open_teacher  # here, so that what needs no model does not wait for torch
 
-    mine = describe(encoding.teacher, encoding.params, store)
-    if mine.fingerprint != store.meta.fingerprint:
+    teacher = open_teacher(encoding.teacher, encoding.params, store)
+    if teacher.meta.fingerprint != store.meta.fingerprint:
         raise LeafError(f"{store.path}: shard {names}: the parameters describe another teacher than the store's")
     with scratch(store.path, store.meta) as pool:
         for i in range(len(store.shards)):
             if i not in lost:
                 pool.adopt(store.path, store.shards[i])
         intact = len(pool.keys())
-        _fill_lost(store, lost, pool, encoding)
+        _fill_lost(store, lost, pool, encoding, teacher)
         encoded = len(pool.keys()) - intact
         pool.publish(store.path, pool.keys())
     return encoded
 
 
-def _fill_lost(store: Store, lost: list[int], pool: ShardCache, encoding: Encoding) -> None:
+def _fill_lost(store: Store, lost: list[int], pool: ShardCache, encoding: Encoding, teacher: "Teacher") -> None:
     """Encode the rows of the lost shards; where a list of rows is lost too, the texts of the corpus that nobody has."""
-    from pipeline.encode.encoding import fill
-    from pipeline.teacher.teacher import load, once
+    from pipeline.encode.encoding import engine_for, fill
+    from pipeline.encode.on_demand import fill_frame
 
     corpus, unknown = scan(encoding.corpus), False
-    get = once(lambda: load(encoding.teacher, encoding.params, store.meta))
+    shard_rows = encoding.params.shard_rows
     for i in lost:
         try:
             keys = read_rows(store.path, store.shards[i]).select("key")
@@ -185,10 +188,11 @@ def _fill_lost(store: Store, lost: list[int], pool: ShardCache, encoding: Encodi
             unknown = True
             continue
         before = len(pool.keys())
-        fill(keys.lazy().join(corpus, on="key", how="inner", maintain_order="left"), pool, encoding.params, get)
+        texts = keys.lazy().join(corpus, on="key", how="inner", maintain_order="left").collect()
+        fill_frame(texts, pool, shard_rows, teacher)
         if len(pool.keys()) - before != len(keys):
             raise LeafError(
                 f"{encoding.corpus}: lacks texts of shard {store.shards[i].name}: name the corpus it is from"
             )
     if unknown:
-        fill(corpus, pool, encoding.params, get)
+        fill(part_files(encoding.corpus), pool, shard_rows, engine_for(teacher))

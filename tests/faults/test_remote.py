@@ -16,6 +16,7 @@ from pipeline.store.remote import RemoteStore
 from pipeline.store.repair import repair
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
+from pipeline.teacher.teacher import open_teacher
 from tests.store_helpers import DIM, META, contents, meta, publish, rows, vectors
 
 
@@ -182,11 +183,11 @@ def test_reuse_takes_shared_vectors_from_a_url_and_fetches_no_shard_that_it_does
 ) -> None:
     teacher, frame = TeacherParams(str(tiny_teacher)), pl.read_parquet(tiny_corpus)
     theirs = EncodeParams(shard_rows=64, pool=str(tmp_path / "their-pool"))
-    encode(tiny_corpus, teacher, theirs, tmp_path / "theirs")
+    encode(tiny_corpus, open_teacher(teacher, theirs), theirs, tmp_path / "theirs")
     push(Store.open(tmp_path / "theirs"), url(bucket))
     frame.head(100).write_parquet(tiny_corpus / "part-00000.parquet")
     ours = EncodeParams(pool=str(tmp_path / "our-pool"), reuse=(url(bucket),))
-    figures = encode(tiny_corpus, teacher, ours, tmp_path / "ours")
+    figures = encode(tiny_corpus, open_teacher(teacher, ours), ours, tmp_path / "ours")
     assert figures["taken_over"] == {url(bucket): 100}
     assert figures["rows_encoded"] == 0
     assert figures["tokens_saved"] > 100  # type: ignore[operator]

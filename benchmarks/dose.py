@@ -6,18 +6,21 @@ python -m benchmarks.dose --params recipes/mpnet-minilm.yaml --run runs/mpnet-mi
 import dataclasses
 import json
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import polars as pl
 
-from pipeline.encode.on_demand import pooled
+from pipeline.base.arrays import Array
+from pipeline.encode.on_demand import vectors_on_demand
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.model.student import Student, StudentEncoder
 from pipeline.params.parsing import load_section
 from pipeline.params.sections import EncodeParams, EvaluateParams, FitParams, TeacherParams
 from pipeline.serve.modes import MODES
+from pipeline.store.store import Store
+from pipeline.teacher.teacher import open_teacher
 from stages.common import command
 
 
@@ -43,8 +46,11 @@ def measured(params: Path, folder: Path) -> Callable[[Student], dict[str, Any]]:
         **{"calibration_rows": 0, "bootstrap": 0, "dims": (1,), "moved": 0, "map_texts": 0},
     )
 
+    def teacher_of(store: Store) -> Callable[[pl.DataFrame], Array]:
+        return vectors_on_demand(open_teacher(teacher, encode, store), encode, store)
+
     def measure(student: Student) -> dict[str, Any]:
-        encoder, teacher_of = StudentEncoder(student), partial(pooled, teacher, encode)
+        encoder = StudentEncoder(student)
         return evaluate(folder / "corpus", folder / "embeddings", encoder.encode, teacher_of, settings).figures
 
     return measure

@@ -2,7 +2,7 @@
 
     python -m benchmarks.encode [--rounds N]      (needs pip install -e '.[demo,bench]')
 
-Ours is `Teacher`, as the stage calls it: tokenising, forward passes without padding, normalising. sentence-transformers
+Ours is `LocalTeacher`: tokenising, forward passes without padding, normalising. sentence-transformers
 runs `encode` in its defaults (float32) and in bfloat16. OpenVINO gets bfloat16 and the best of the settings in
 `openvino_encoder.candidates`, found before the clock starts: once with our batches, once with those of three sizes that
 suit it best. All get the same texts.
@@ -27,7 +27,7 @@ from benchmarks.openvino_encoder import OpenVino, Settings, candidates, own_budg
 from pipeline.evaluate import metrics
 from pipeline.model.model_files import resolve_model
 from pipeline.params.sections import EncodeParams, TeacherParams
-from pipeline.teacher.local import Teacher
+from pipeline.teacher.local import LocalTeacher
 
 MAX_LENGTH = 256
 BUDGET = EncodeParams().token_budget
@@ -64,7 +64,7 @@ def models(what: str) -> Iterator[tuple[str, str, int, float | None]]:
 
 def measure(name: str, model: str, count: int, share: float | None, rounds: int) -> list[Row]:
     """Rows for one model; `share` is the target of its part of the machine's products."""
-    teacher = Teacher(TeacherParams(model, max_length=MAX_LENGTH), BUDGET)
+    teacher = LocalTeacher(TeacherParams(model, max_length=MAX_LENGTH), EncodeParams(token_budget=BUDGET))
     sample = texts(count)
     lengths = np.array([len(ids) for ids in teacher.tokenize(sample, "document")])
     tokens, work = int(lengths.sum()), operations(teacher, lengths)
@@ -111,7 +111,7 @@ def measure(name: str, model: str, count: int, share: float | None, rounds: int)
     ]
 
 
-def operations(teacher: Teacher, lengths: np.ndarray) -> float:
+def operations(teacher: LocalTeacher, lengths: np.ndarray) -> float:
     """Multiplications and additions of the model's matrix products over these texts; no padding, nothing else counted.
 
     A layer has 4 projections and a feed-forward pair for every token, and two products of [tokens, tokens, width] a
@@ -122,7 +122,7 @@ def operations(teacher: Teacher, lengths: np.ndarray) -> float:
     return linear_operations(teacher, int(lengths.sum())) + float(config.num_hidden_layers * text.sum())
 
 
-def linear_operations(teacher: Teacher, tokens: int) -> float:
+def linear_operations(teacher: LocalTeacher, tokens: int) -> float:
     """Those of the projections and the feed-forward pairs alone."""
     config = teacher._model[0].auto_model.config
     token = 2 * (4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size)
@@ -154,7 +154,7 @@ def _product(run: Callable[[], torch.Tensor], x: torch.Tensor, weight: torch.Ten
     return side
 
 
-def _openvino(name: str, teacher: Teacher, sample: list[str]) -> dict[str, Callable[[], Any]]:
+def _openvino(name: str, teacher: LocalTeacher, sample: list[str]) -> dict[str, Callable[[], Any]]:
     """The fastest settings of OpenVINO on this machine and these texts; nothing where it is not installed."""
     if find_spec("openvino") is None:
         skipped(f"encode {name} / {OPENVINO}", "openvino is not installed: pip install -e '.[bench]'")

@@ -32,7 +32,7 @@ from pipeline.params.sections import EncodeParams, FitParams, StudentParams, Tea
 from pipeline.store.shard import StoreMeta
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
-from pipeline.teacher.local import Teacher
+from pipeline.teacher.local import LocalTeacher
 
 BATCH, MAX_LENGTH = 32, 256
 SPEED_DIM, SPEED_ROWS = 768, 4096
@@ -77,7 +77,7 @@ def speed(steps: int, rounds: int) -> list[Row]:
 def accuracy() -> Row:
     """Validation loss of a fit as it is, against that of a fit in float32."""
     sample = texts(LOSS_ROWS)
-    teacher = Teacher(TeacherParams(MINILM, max_length=MAX_LENGTH), EncodeParams().token_budget)
+    teacher = LocalTeacher(TeacherParams(MINILM, max_length=MAX_LENGTH), EncodeParams())
     vectors = teacher.encode_tokens(teacher.tokenize(sample, "document"))
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), sample, vectors, HELDOUT)

@@ -79,9 +79,12 @@ class FreeTeacher:
         vectors = unit_vectors(self.rows, DIM)
         self._twice, self._turn = np.hstack([vectors, vectors]), 0
 
-    def tokenize(self, texts: Sequence[str], role: str) -> list[list[int]]:
+    def load(self) -> None:
+        """Nothing to load."""
+
+    def tokenize_rows(self, rows: pl.DataFrame) -> list[list[int]]:
         """One token each."""
-        return [[0]] * len(texts)
+        return [[0]] * len(rows)
 
     def parts(self, token_ids: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Row numbers and unit vectors [texts, DIM] float32; each batch is turned by a column, lest files be equal."""

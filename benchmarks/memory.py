@@ -62,9 +62,11 @@ def main(stage: tuple[str, Path] | None) -> None:
 def _encode(folder: Path) -> None:
     from pipeline.encode.encoding import encode
     from pipeline.params.sections import EncodeParams, TeacherParams
+    from pipeline.teacher.teacher import open_teacher
 
     params = EncodeParams(pool=str(folder / "pool"))
-    encode(folder / "corpus", TeacherParams(str(folder / "model")), params, folder / "store")
+    teacher = open_teacher(TeacherParams(str(folder / "model")), params)
+    encode(folder / "corpus", teacher, params, folder / "store")
 
 
 def _fit(folder: Path) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from pipeline.export.onnx_graph import Graph
 from pipeline.model.batch import token_batches
 from pipeline.model.parallel import worker_count
-from pipeline.teacher.local import Teacher
+from pipeline.teacher.local import LocalTeacher
 
 
 class Settings(NamedTuple):
@@ -37,7 +37,7 @@ class _Normalised(nn.Module):
 class OpenVino:
     """One way to run the teacher's backbone. Batches are padded to the longest of texts of similar length."""
 
-    def __init__(self, teacher: Teacher, settings: Settings) -> None:
+    def __init__(self, teacher: LocalTeacher, settings: Settings) -> None:
         import openvino
 
         self.teacher, self.settings = teacher, settings
@@ -77,13 +77,13 @@ class OpenVino:
         return self._vectors
 
 
-def candidates(teacher: Teacher, budget: int) -> list[Settings]:
+def candidates(teacher: LocalTeacher, budget: int) -> list[Settings]:
     """Settings worth trying, among them those of the batches that stage one cuts from `budget`."""
     budgets = (own_budget(teacher, budget), budget // 8, budget)
     ways = ["eager"] if teacher._model[0].auto_model.config.model_type == "mpnet" else ["eager", "sdpa"]
     return [Settings(*one) for one in product(("LATENCY", "THROUGHPUT"), budgets, ways)]
 
 
-def own_budget(teacher: Teacher, budget: int) -> int:
+def own_budget(teacher: LocalTeacher, budget: int) -> int:
     """Tokens of one of the batches that stage one has under way at once."""
     return budget // worker_count(teacher._model.device)

@@ -15,8 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.common import machine, texts
 from benchmarks.encode import BUDGET, MAX_LENGTH, linear_operations, models
 from pipeline.model.batch import pack, token_batches
-from pipeline.params.sections import TeacherParams
-from pipeline.teacher.local import Teacher
+from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.teacher.local import LocalTeacher
 
 KINDS = {
     "products": ("_linear_pointwise",),
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _profile(name: str, model: str, count: int) -> None:
-    teacher = Teacher(TeacherParams(model, max_length=MAX_LENGTH), BUDGET)
+    teacher = LocalTeacher(TeacherParams(model, max_length=MAX_LENGTH), EncodeParams(token_budget=BUDGET))
     ids = teacher.tokenize(texts(count), "document")
     lengths = np.array([len(one) for one in ids])
     batches = [pack([ids[row] for row in rows]) for rows in token_batches(lengths, BUDGET // 2)]

@@ -24,8 +24,10 @@ from tokenizers import Tokenizer
 from benchmarks.common import MINILM, child, machine, peak_mb
 from benchmarks.made import TEACHER, FreeTeacher, source, write_texts
 from pipeline.corpus.build import build
-from pipeline.corpus.files import scan
+from pipeline.corpus.files import part_files
 from pipeline.encode.encoding import fill
+from pipeline.encode.engines.threads import ThreadsEngine
+from pipeline.encode.plan import corpus_keys
 from pipeline.fit.loader import Loader, Position
 from pipeline.fit.token_cache import corpus_digest, tokenize
 from pipeline.model.model_files import resolve_model
@@ -41,20 +43,24 @@ DEFECT = 1.15  # an exponent above this is named
 
 def _encode(folder: Path, corpus: str, out: str) -> None:
     """The encode stage without its teacher."""
-    texts = scan(folder / corpus)
-    with ShardCache(folder / "pool", TEACHER) as pool:
-        fill(texts, pool, EncodeParams(), FreeTeacher)  # type: ignore[arg-type]
-        pool.publish(folder / out, texts.select("key").collect()["key"])
+    with ShardCache(folder / "pool", TEACHER) as cache:
+        _fill_cache(folder / corpus, cache)
+        cache.publish(folder / out, corpus_keys(part_files(folder / corpus)))
 
 
 def _fill(folder: Path, corpus: str) -> None:
-    with ShardCache(folder / "pool", TEACHER) as pool:
-        fill(scan(folder / corpus), pool, EncodeParams(), FreeTeacher)  # type: ignore[arg-type]
+    with ShardCache(folder / "pool", TEACHER) as cache:
+        _fill_cache(folder / corpus, cache)
+
+
+def _fill_cache(corpus: Path, cache: ShardCache) -> None:
+    engine = ThreadsEngine(FreeTeacher())  # type: ignore[arg-type]
+    fill(part_files(corpus), cache, EncodeParams().shard_rows, engine)
 
 
 def _publish(folder: Path, corpus: str, out: str) -> None:
-    with ShardCache(folder / "pool", TEACHER) as pool:
-        pool.publish(folder / out, scan(folder / corpus).select("key").collect()["key"])
+    with ShardCache(folder / "pool", TEACHER) as cache:
+        cache.publish(folder / out, corpus_keys(part_files(folder / corpus)))
 
 
 def _corpus(folder: Path, names: list[str], out: str) -> None:

@@ -21,15 +21,16 @@ import polars as pl
 from benchmarks.common import QUICK, Row, Work, alternate, report
 from benchmarks.made import FreeTeacher, corpus, tiny_teacher
 from pipeline.base.memory import keep_pages
-from pipeline.corpus.files import scan
+from pipeline.corpus.files import part_files
 from pipeline.encode.encoding import encode, fill
+from pipeline.encode.engines.threads import ThreadsEngine
 from pipeline.fit.loader import Loader, Position
 from pipeline.fit.token_cache import corpus_digest, tokenize
 from pipeline.model.student import build
 from pipeline.params.sections import EncodeParams, FitParams, StudentParams, TeacherParams
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
-from pipeline.teacher.local import describe
+from pipeline.teacher.teacher import Teacher, open_teacher
 
 ROWS = 4096 if QUICK else 262_144
 REPEATS = 1.08  # more texts are drawn than needed, since the corpus stage drops duplicates
@@ -45,10 +46,10 @@ def main(rounds: int) -> None:
         folder = Path(directory)
         texts, model = corpus(folder, round(ROWS * REPEATS)), tiny_teacher(folder / "model")
         shorten(texts, ROWS)
-        teacher, params = TeacherParams(str(model)), EncodeParams(pool=str(folder / "pool"))
-        frame = scan(texts)
-        with ShardCache(folder / "pool", describe(teacher, params.dtype)) as cache:
-            fill(frame, cache, params, FreeTeacher)
+        params = EncodeParams(pool=str(folder / "pool"))
+        teacher = open_teacher(TeacherParams(str(model)), params)
+        with ShardCache(folder / "pool", teacher.meta) as cache:
+            fill(part_files(texts), cache, params.shard_rows, ThreadsEngine(FreeTeacher()))  # type: ignore[arg-type]
         encode(texts, teacher, params, folder / "store")
         report([loader(folder, texts, model, rounds), copy(folder, texts, teacher, params, rounds)])
 
@@ -80,7 +81,7 @@ def loader(folder: Path, texts: Path, model: Path, rounds: int) -> Row:
     return Row(name, "need of a fit on an H100", "samples/s", rate, NEED, LOADER_TARGET)
 
 
-def copy(folder: Path, texts: Path, teacher: TeacherParams, params: EncodeParams, rounds: int) -> Row:
+def copy(folder: Path, texts: Path, teacher: Teacher, params: EncodeParams, rounds: int) -> Row:
     """Bytes per second of publishing by the encode stage, and of copying."""
     size = float(sum(file.stat().st_size for file in (folder / "store").rglob("*") if file.is_file()))
     run = iter(range(1_000_000))

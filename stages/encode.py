@@ -8,6 +8,7 @@ import click
 from pipeline.encode.encoding import encode
 from pipeline.params.parsing import load_section
 from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.teacher.teacher import open_teacher
 from stages.common import command, params_option, write_json
 
 
@@ -17,12 +18,12 @@ from stages.common import command, params_option, write_json
 @click.option("--out", type=Path, default=Path("data/embeddings"), show_default=True, help="Store to publish.")
 @click.option("--metrics", type=Path, default=Path("metrics/encode.json"), show_default=True, help="Metrics file.")
 def main(params: Path, corpus: Path, out: Path, metrics: Path) -> None:
-    """Encode every text of the corpus that the pool does not hold yet, and publish the embedding store.
+    """Encode every text of the corpus that the shard cache does not hold yet, and publish the embedding store.
 
     Killed at any moment, it continues from the last finished shard. Sections read: teacher, encode.
     """
-    teacher = load_section(params, "teacher", TeacherParams)
     settings = load_section(params, "encode", EncodeParams)
+    teacher = open_teacher(load_section(params, "teacher", TeacherParams), settings)
     figures = encode(corpus, teacher, settings, out)
     write_json(metrics, figures)
     click.echo(
@@ -31,7 +32,7 @@ def main(params: Path, corpus: Path, out: Path, metrics: Path) -> None:
     )
     if refused := cast(list[dict[str, str]], figures.get("refused", [])):
         click.echo(f"left out {len(refused):,} texts that the server refused, all listed in {metrics}:", err=True)
-        click.echo("\n".join(f"  {one['id']}: {one['reason']}" for one in refused[:20]), err=True)
+        click.echo("\n".join(f"  {refusal['id']}: {refusal['reason']}" for refusal in refused[:20]), err=True)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Measure the student: alignment, neighbours, retrieval, truncation, quantisation, tasks, cost."""
 
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import polars as pl
 
+from pipeline.base.arrays import Array
 from pipeline.corpus.files import scan
-from pipeline.encode.on_demand import pooled
+from pipeline.encode.on_demand import vectors_on_demand
 from pipeline.evaluate import plots
 from pipeline.evaluate.cost import Subject, cost
 from pipeline.evaluate.evaluation import evaluate
@@ -16,6 +17,8 @@ from pipeline.model.student import StudentEncoder
 from pipeline.params.parsing import load_section
 from pipeline.params.sections import EncodeParams, EvaluateParams, TeacherParams
 from pipeline.serve.modes import MODES
+from pipeline.store.store import Store
+from pipeline.teacher.teacher import open_teacher
 from stages.common import command, params_option, write_json
 
 OUT, COST, PLOTS = Path("metrics/evaluate.json"), Path("metrics/cost.json"), Path("plots")
@@ -40,7 +43,11 @@ def main(
     encode = load_section(params, "encode", EncodeParams)
     settings = load_section(params, "evaluate", EvaluateParams)
     student = StudentEncoder.load(model)
-    result = evaluate(corpus, embeddings, student.encode, partial(pooled, teacher, encode), settings)
+
+    def teacher_of(store: Store) -> Callable[[pl.DataFrame], Array]:
+        return vectors_on_demand(open_teacher(teacher, encode, store), encode, store)
+
+    result = evaluate(corpus, embeddings, student.encode, teacher_of, settings)
     written = [out]
     write_json(out, result.figures)
     if pictures or out == OUT:

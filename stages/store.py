@@ -56,9 +56,10 @@ def verify(path: str, sample: int, corpus: Path, params: Path, as_json: bool) ->
     figures = operations.verify(opened)
     if sample:
         from pipeline.encode import comparison  # here, so that commands that need no model do not wait for torch
+        from pipeline.teacher.teacher import open_teacher
 
         teacher, encode = _sections(params)
-        figures |= comparison.sample(opened, corpus, teacher, encode, sample)
+        figures |= comparison.sample(opened, corpus, open_teacher(teacher, encode, opened), sample)
     _show(figures, as_json)
 
 
@@ -137,8 +138,9 @@ def _encoder_of_lost_shards(corpus: Path, params: Path) -> EncodeAgain:
 
     def encode_again(store: Store, lost: list[int]) -> int:
         from pipeline.encode.repair import encode_lost_shards  # here, so that a repair from copies needs no torch
+        from pipeline.teacher.teacher import open_teacher
 
-        return encode_lost_shards(store, lost, corpus, teacher, encode)
+        return encode_lost_shards(store, lost, corpus, open_teacher(teacher, encode, store), encode.shard_rows)
 
     return encode_again
 

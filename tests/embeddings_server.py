@@ -60,9 +60,9 @@ class Server(ThreadingHTTPServer):
     @property
     def texts(self) -> Counter[str]:
         """How often each text was answered, without the probe's."""
-        from pipeline.teacher.api.identity import TEXTS
+        from pipeline.teacher.api.identity import PROBE_TEXTS
 
-        return Counter({text: count for text, count in self.answered.items() if text not in TEXTS})
+        return Counter({text: count for text, count in self.answered.items() if text not in PROBE_TEXTS})
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that has gone is no news."""

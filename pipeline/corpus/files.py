@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from pipeline.base.arrays import Array
 from pipeline.base.errors import LeafError
-from pipeline.base.keys import ROLES, key_array, keys
+from pipeline.base.keys import ROLES, key_array, keys, merge_sorted
 from pipeline.corpus.external_sort import SCHEMA
 from pipeline.corpus.readers.fields import require_columns
 
@@ -41,7 +40,15 @@ def part_files(directory: Path) -> list[Path]:
 
 def corpus_keys(directory: Path) -> Array:
     """`[n] V16`, sorted: the keys of all texts of the corpus. Errors: `part_files`."""
-    return np.sort(key_array(scan(directory).select("key").collect()["key"]))
+    return merge_sorted([read_keys(part) for part in part_files(directory)])
+
+
+def read_keys(part: Path) -> Array:
+    """`[n] V16`: the keys of one part file, in its order; LeafError if it is damaged."""
+    try:
+        return key_array(pl.scan_parquet(part).select("key").collect()["key"])
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise LeafError(f"{part}: damaged ({error!s:.200}); run the stage `corpus` again") from None
 
 
 def check_rows(rows: pl.DataFrame, place: str) -> None:

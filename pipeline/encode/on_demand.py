@@ -1,25 +1,31 @@
-"""TODO."""
+"""Teacher vectors of texts that are not a corpus, through the shard cache of stage one: no text is encoded twice."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 
 from pipeline.base.arrays import Array
 from pipeline.base.errors import LeafError
-from pipeline.encode.encoding import ensure
-from pipeline.evaluate.datasets import TeacherVectors
-from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.base.files import disk, workspace
+from pipeline.encode.encoding import engine_for, fill, open_cache
+from pipeline.encode.engines.engine import EncodeFigures
+from pipeline.encode.plan import COLUMNS
+from pipeline.params.sections import EncodeParams
+from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
-from pipeline.teacher.teacher import describe
+from pipeline.teacher.teacher import Teacher
 
 
-def pooled(teacher: TeacherParams, encode: EncodeParams, store: Store) -> TeacherVectors:
-    """Teacher vectors through the pool of stage one: a text is encoded once, whatever asks for it.
+def vectors_on_demand(teacher: Teacher, params: EncodeParams, store: Store) -> Callable[[pl.DataFrame], Array]:
+    """A function from a frame `key, role, id, source, text` to its teacher vectors `[rows, dim]`.
+
+    What it encodes stays in the shard cache. `teacher` is opened with `store`.
 
     Raises:
         LeafError: `store` was made by another teacher than `teacher`.
     """
-    meta = describe(teacher, encode, store)
+    meta = teacher.meta
     if meta.fingerprint != store.meta.fingerprint:
         raise LeafError(
             f"{store.path}: holds vectors of fingerprint {store.meta.fingerprint[:16]}, but the section `teacher` "
@@ -27,9 +33,43 @@ def pooled(teacher: TeacherParams, encode: EncodeParams, store: Store) -> Teache
         )
 
     def vectors(texts: pl.DataFrame) -> Array:
-        # Beside the pool, so that hard links reach it.
-        name = f"{meta.fingerprint[:16]}-{encode.dtype}-{texts['source'][0]}"
-        view = Path(encode.pool).with_name("evaluation") / name
-        return ensure(texts, teacher, encode, view, store).lookup(texts["key"].to_list())
+        # Beside the cache, so that its shards can be hard-linked there.
+        name = f"{meta.fingerprint[:16]}-{params.dtype}-{texts['source'][0]}"
+        view = Path(params.pool).with_name("evaluation") / name
+        return ensure(texts, teacher, params, view).lookup(texts["key"].to_list())
 
     return vectors
+
+
+def ensure(texts: pl.DataFrame, teacher: Teacher, params: EncodeParams, view: Path) -> Store:
+    """A store at `view` with a vector for each of `texts` (columns key, role, id, source, text), duplicates allowed.
+
+    The teacher is loaded only if a vector is missing in the shard cache.
+
+    Raises:
+        LeafError: as `encode`; or a teacher behind an API refuses a text.
+    """
+    unique = texts.select(COLUMNS).unique("key", keep="first").sort("key")
+    with open_cache(teacher, params) as cache:
+        fill_frame(unique, cache, params.shard_rows, teacher)
+        store = cache.publish(view, unique["key"])
+    if len(store.refused):
+        first = unique.filter(pl.col("key").is_in(store.refused.tolist()))["id"][0]
+        raise LeafError(
+            f"teacher.api: the server refuses {len(store.refused)} texts that need a vector, first `{first}`"
+        )
+    return store
+
+
+def fill_frame(texts: pl.DataFrame, cache: ShardCache, shard_rows: int, teacher: Teacher) -> EncodeFigures:
+    """`fill` for the rows of a frame `key, role, id, source, text`, in its order.
+
+    Engines read rows from part files, so the frame is written into a scratch directory beside the cache.
+    """
+    if cache.has(texts["key"]).all():
+        return EncodeFigures()
+    with workspace(cache.path, "texts") as directory:
+        part = directory / "part-00000.parquet"
+        with disk(part):
+            texts.select(COLUMNS).write_parquet(part)
+        return fill([part], cache, shard_rows, engine_for(teacher))

@@ -6,29 +6,29 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.base.errors import LeafError
-from pipeline.corpus.files import scan
-from pipeline.encode.encoding import fill
-from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.corpus.files import part_files, scan
+from pipeline.encode.encoding import engine_for, fill
+from pipeline.encode.on_demand import fill_frame
 from pipeline.store.operations import scratch_cache
 from pipeline.store.repair import shard_names
 from pipeline.store.shard import read_rows
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
-from pipeline.teacher.teacher import describe, load, once
+from pipeline.teacher.teacher import Teacher
 
 
-def encode_lost_shards(
-    store: Store, lost: list[int], corpus: Path, teacher: TeacherParams, params: EncodeParams
-) -> int:
+def encode_lost_shards(store: Store, lost: list[int], corpus: Path, teacher: Teacher, shard_rows: int) -> int:
     """Publish in the place of a damaged store the same store with the shards numbered `lost` encoded again.
+
+    `teacher` is opened with `store`.
 
     Returns:
         The number of rows encoded.
 
     Raises:
-        LeafError: the parameters describe another teacher than the store's, or the corpus lacks texts of a lost shard.
+        LeafError: another teacher than the store's, or the corpus lacks texts of a lost shard.
     """
-    if describe(teacher, params, store).fingerprint != store.meta.fingerprint:
+    if teacher.meta.fingerprint != store.meta.fingerprint:
         names = shard_names(store, lost)
         raise LeafError(f"{store.name}: shard {names}: the parameters describe another teacher than the store's")
     with scratch_cache(store.path, store.meta) as cache:
@@ -36,17 +36,20 @@ def encode_lost_shards(
             if i not in lost:
                 cache.adopt(store.path, store.shards[i])
         intact = len(cache.keys())
-        get = once(lambda: load(teacher, params, store.meta))
-        _encode_rows(store, lost, cache, corpus, lambda texts: fill(texts, cache, params, get))
+        rows_lost = _encode_rows(
+            store, lost, cache, corpus, lambda texts: fill_frame(texts, cache, shard_rows, teacher)
+        )
+        if rows_lost:
+            fill(part_files(corpus), cache, shard_rows, engine_for(teacher))
         encoded = len(cache.keys()) - intact
         cache.publish(store.path, cache.keys())
     return encoded
 
 
 def _encode_rows(
-    store: Store, lost: list[int], cache: ShardCache, corpus: Path, encode: Callable[[pl.LazyFrame], object]
-) -> None:
-    """Encode the rows of the lost shards; where a rows file is lost too, all texts of the corpus without a vector."""
+    store: Store, lost: list[int], cache: ShardCache, corpus: Path, encode: Callable[[pl.DataFrame], object]
+) -> bool:
+    """Encode the rows of the lost shards; returns whether a rows file is lost too, which hides what its rows are."""
     texts, rows_lost = scan(corpus), False
     for i in lost:
         try:
@@ -55,8 +58,7 @@ def _encode_rows(
             rows_lost = True
             continue
         before = len(cache.keys())
-        encode(keys.lazy().join(texts, on="key", how="inner", maintain_order="left"))
+        encode(keys.lazy().join(texts, on="key", how="inner", maintain_order="left").collect())
         if len(cache.keys()) - before != len(keys):
             raise LeafError(f"{corpus}: lacks texts of shard {store.shards[i].name}: name the corpus it is from")
-    if rows_lost:
-        encode(texts)
+    return rows_lost

@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.base.arrays import Array
 from pipeline.base.errors import LeafError
 from pipeline.evaluate import metrics
-from pipeline.params.sections import EvaluateParams, TeacherParams
+from pipeline.params.sections import EncodeParams, EvaluateParams, TeacherParams
 
 MODELS = ("teacher", "student")
 WARM = 8  # texts encoded before anything is timed
@@ -148,14 +148,14 @@ def _serve(pipe: Connection, subject: Subject) -> None:
 
 
 def _load(state: dict[str, Any], subject: Subject) -> dict[str, Any]:
-    from pipeline.model.model_files import resolve_model
     from pipeline.model.student import StudentEncoder
-    from pipeline.teacher.local import Teacher
+    from pipeline.teacher.local import LocalTeacher
 
     before = _resident()
     if isinstance(subject.model, TeacherParams):
-        model = Teacher(subject.model, subject.token_budget)
-        directory = resolve_model(subject.model.model, subject.model.revision)
+        model = LocalTeacher(subject.model, EncodeParams(token_budget=subject.token_budget))
+        model.load()
+        directory = model.directory
         parameters = sum(p.numel() for p in model._model.parameters())
         state["encode"] = lambda texts, role: model.encode_tokens(model.tokenize(texts, role))
     else:

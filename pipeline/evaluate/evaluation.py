@@ -52,7 +52,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure a student on the held-out texts of the corpus and on the BEIR directories and files of `params`.
 
-    `teacher_of(store)` gives the function for teacher vectors of texts outside the store (see `pooled`).
+    `teacher_of(store)` gives the function for teacher vectors of texts outside the store (see `vectors_on_demand`).
 
     Raises:
         LeafError: bad corpus, store, BEIR directory or file; a held-out text has no vector in the store; the student's

@@ -183,7 +183,7 @@ class EncodeParams:
     """Section `encode`: stage one, which stores the teacher's vectors of the corpus."""
 
     shard_rows: int = field(default=65_536, metadata=positive())
-    """Texts in a shard; a killed run loses no more than one."""
+    """Texts in one shard. A killed run loses at most two: the one in computation and the one being written."""
     dtype: Literal["float16", "float32", "int8"] = "float16"
     """Type of the stored vectors; int8 has a scale for each row."""
     reuse: tuple[str, ...] = ()

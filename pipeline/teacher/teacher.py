@@ -1,41 +1,65 @@
-"""The two kinds of teacher: a model on this machine, and one behind an API. What both are asked is asked here."""
+"""The teacher, whose vectors are stored and fitted to: one interface to a model on this machine or behind an API."""
 
-from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
 
+import polars as pl
+
+from pipeline.base.arrays import Array
 from pipeline.params.sections import EncodeParams, TeacherParams
 from pipeline.store.shard import StoreMeta
 from pipeline.store.store import Store
-from pipeline.teacher import local
-from pipeline.teacher.api import identity as probe
-from pipeline.teacher.api.api_teacher import ApiTeacher
-from pipeline.teacher.local import Teacher
-
-AnyTeacher = Teacher | ApiTeacher
 
 
-def describe(teacher: TeacherParams, params: EncodeParams, store: Store | None = None) -> StoreMeta:
-    """Identity and fingerprint; with `store`, to be compared with that store's fingerprint.
+class Teacher(Protocol):
+    """Anything that maps texts to vectors. Opening it costs nothing; each attribute costs what it says at first use."""
 
-    Raises:
-        LeafError: no such model, or other weights than expected; an API that was never asked before does not answer.
+    @property
+    def params(self) -> TeacherParams:
+        """Section `teacher` of params.yaml."""
+
+    @property
+    def meta(self) -> StoreMeta:
+        """Identity, fingerprint, dimension, stored type and normalisation; known without loading any weights.
+
+        Raises:
+            LeafError: no such model, or not the expected weights; an API whose probe is not recorded does not answer.
+        """
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the model lies on this machine.
+
+        None for an API: no exported model can contain it, and its speed is not that of this machine.
+        """
+
+    @property
+    def retries_refused(self) -> bool:
+        """Whether texts that the teacher refused in an earlier run are asked for again."""
+
+    def vectors(self, rows: pl.DataFrame) -> Array:
+        """Vectors `[rows, dim]` float32 of a frame with `role, text`, in its order; nothing is stored.
+
+        The first call loads the model, or confirms that the API's model is still the one of `meta`.
+
+        Raises:
+            LeafError: the model cannot be loaded; the API does not answer, has another model, or refuses a text.
+        """
+
+    def remember(self, cache_root: Path) -> None:
+        """Record in the shard cache's root what later runs need to recognise this teacher (an API's probe)."""
+
+
+def open_teacher(params: TeacherParams, encode: EncodeParams, store: Store | None = None) -> Teacher:
+    """The teacher that the section `teacher` describes; nothing is read, loaded or asked yet.
+
+    With `store`, its `meta` is made to be compared with that store's: an API is then identified by the probe vectors
+    in the store, instead of those in the shard cache.
     """
-    if teacher.api is None:
-        return local.describe(teacher, params.dtype)
-    return probe.describe(teacher, params, store)
+    if params.api is None:
+        from pipeline.teacher.local import LocalTeacher  # here, so that what loads no model does not wait for torch
 
+        return LocalTeacher(params, encode)
+    from pipeline.teacher.api.api_teacher import ApiTeacher
 
-def load(teacher: TeacherParams, params: EncodeParams, meta: StoreMeta) -> AnyTeacher:
-    """The teacher, ready to encode; one behind an API is asked its probe, which must be that of `meta`."""
-    return Teacher(teacher, params.token_budget) if teacher.api is None else ApiTeacher(teacher, meta)
-
-
-def once(load: Callable[[], AnyTeacher]) -> Callable[[], AnyTeacher]:
-    """`load`, called when its teacher is first wanted, and never again."""
-    loaded: list[AnyTeacher] = []
-
-    def get() -> AnyTeacher:
-        if not loaded:
-            loaded.append(load())
-        return loaded[0]
-
-    return get
+    return ApiTeacher(params, encode, store)

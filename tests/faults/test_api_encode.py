@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.base.keys import keys
 from pipeline.store.store import Store
-from pipeline.teacher.api.identity import TEXTS
+from pipeline.teacher.api.identity import PROBE_TEXTS
 from tests.conftest import sentence
 from tests.embeddings_server import KEY, Server, running, tokens_of, vector
 from tests.faults.test_encode_faults import contents, start
@@ -263,7 +263,7 @@ def test_another_teams_store_is_reused_with_its_fingerprint_although_the_server_
     shards = [sorted(theirs.shard_rows_frame(number)["key"]) for number in range(len(theirs.shards))]
     sample = {*sorted(everything.head(150)["key"])[:4], *(shard[0] for shard in shards)}
     assert len(server.texts) == len(everything) - 150 + len(sample)
-    assert server.answered[TEXTS[0]] == 1
+    assert server.answered[PROBE_TEXTS[0]] == 1
     # The probe is the pool's own now: without their store the fingerprint stays.
     params(encode={"pool": "our-pool"})
     before = contents(tmp_path / "out" / "store")

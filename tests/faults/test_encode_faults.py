@@ -80,7 +80,7 @@ def test_a_second_run_is_told_that_one_is_under_way(
 ) -> None:
     from pipeline.params.sections import TeacherParams
     from pipeline.store.shard_cache import ShardCache
-    from pipeline.teacher.local import describe
+    from pipeline.teacher.local_identity import describe
 
     write_params()
     with ShardCache(tmp_path / "pool", describe(TeacherParams(str(tiny_teacher)), "float16")):

@@ -16,6 +16,7 @@ from pipeline.store.repair import repair
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
 from pipeline.store.upload import push
+from pipeline.teacher.teacher import open_teacher
 from tests.store_helpers import DIM, META, contents, meta, publish, rows, vectors
 
 
@@ -204,11 +205,11 @@ def test_reuse_takes_shared_vectors_from_a_url_and_fetches_no_shard_that_it_does
 ) -> None:
     teacher, frame = TeacherParams(str(tiny_teacher)), pl.read_parquet(tiny_corpus)
     first = EncodeParams(shard_rows=64, pool=str(tmp_path / "first-pool"))
-    encode(tiny_corpus, teacher, first, tmp_path / "first")
+    encode(tiny_corpus, open_teacher(teacher, first), first, tmp_path / "first")
     push(Store.open(tmp_path / "first"), url(bucket))
     frame.head(100).write_parquet(tiny_corpus / "part-00000.parquet")
     second = EncodeParams(pool=str(tmp_path / "second-pool"), reuse=(url(bucket),))
-    figures = encode(tiny_corpus, teacher, second, tmp_path / "second")
+    figures = encode(tiny_corpus, open_teacher(teacher, second), second, tmp_path / "second")
     assert figures["taken_over"] == {url(bucket): 100}
     assert figures["rows_encoded"] == 0
     assert figures["tokens_saved"] > 100  # type: ignore[operator]

@@ -19,6 +19,7 @@ from pipeline.params.sections import EncodeParams, TeacherParams
 from pipeline.store.manifest import Manifest
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
+from pipeline.teacher.teacher import open_teacher
 from tests.conftest import ROOT
 from tests.store_helpers import META, contents, publish, rows, vectors
 
@@ -155,7 +156,7 @@ def test_fit_refuses_a_damaged_store_before_it_trains_and_names_shard_and_repair
     stage: Callable[..., "subprocess.CompletedProcess[str]"],
 ) -> None:
     params = EncodeParams(shard_rows=64, pool=str(tmp_path / "pool"))
-    encode(tiny_corpus, TeacherParams(str(tiny_teacher)), params, tmp_path / "store")
+    encode(tiny_corpus, open_teacher(TeacherParams(str(tiny_teacher)), params), params, tmp_path / "store")
     name = Store.open(tmp_path / "store").shards[-1].name
     file = tmp_path / f"store/vectors.zarr/{name}/c/0/0"
     raw = flipped(file.read_bytes(), 77, 1)

@@ -55,7 +55,12 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(bin_: Path, directory: Path, *command: str) -> str:
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ended = subprocess.run(
-        [str(bin_ / command[0]), *command[1:]], cwd=directory, env=variables, capture_output=True, text=True, check=False
+        [str(bin_ / command[0]), *command[1:]],
+        cwd=directory,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout

@@ -60,7 +60,7 @@ def test_a_number_too_large_for_any_float_is_a_wrong_answer(server: Server) -> N
     server.plan = ["digits"]
     asking = client(server, encoding="float")
     assert np.allclose(asking.embed(TEXTS).vectors, expected(TEXTS), atol=1e-6)
-    assert asking.meter.retries == 1
+    assert asking.limiter.retries == 1
 
 
 def test_a_count_of_tokens_that_cannot_be_stored_is_none(server: Server) -> None:
@@ -68,7 +68,7 @@ def test_a_count_of_tokens_that_cannot_be_stored_is_none(server: Server) -> None
     server.no_usage = True
     estimate = estimating.embed(TEXTS).tokens
     server.no_usage, server.usage = False, 10**12
-    assert asking.embed(TEXTS).tokens == asking.meter.tokens == estimate
+    assert asking.embed(TEXTS).tokens == asking.limiter.tokens == estimate
 
 
 def test_an_address_that_the_client_does_not_take_is_named(server: Server) -> None:
@@ -98,14 +98,14 @@ def test_what_goes_wrong_once_leaves_no_trace_in_the_vectors(server: Server, wro
     asking.embed(TEXTS[:1])
     server.plan = [wrong]
     assert np.allclose(asking.embed(TEXTS).vectors, expected(TEXTS), atol=1e-6)
-    assert asking.meter.retries == (0 if wrong == "order" else 1)
+    assert asking.limiter.retries == (0 if wrong == "order" else 1)
 
 
 def test_an_answer_that_drips_is_given_up_after_the_timeout(server: Server) -> None:
     server.plan = ["drip"]
     asking = client(server, timeout=0.5)  # its 150 bytes take 7 s, each well within any timeout of a read
     assert np.allclose(asking.embed(TEXTS).vectors, expected(TEXTS), atol=1e-6)
-    assert asking.meter.retries == 1
+    assert asking.limiter.retries == 1
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_tokens_of_wrong_answers_count_as_spent(server: Server) -> None:
     asking = client(server)
     server.plan = ["nan"]
     asking.embed(TEXTS)
-    assert asking.meter.tokens == 2 * sum(map(tokens_of, TEXTS))
+    assert asking.limiter.tokens == 2 * sum(map(tokens_of, TEXTS))
 
 
 def test_the_spending_limit_is_not_crossed(server: Server) -> None:
@@ -167,7 +167,7 @@ def test_the_spending_limit_is_not_crossed(server: Server) -> None:
     with pytest.raises(LeafError, match=r"teacher\.api\.spending_limit: .* beyond 30 tokens .*run again"):
         for _ in range(10):
             asking.embed(TEXTS)
-    assert 15 < asking.meter.tokens <= 30
+    assert 15 < asking.limiter.tokens <= 30
 
 
 class Clock:

@@ -9,12 +9,15 @@ from sentence_transformers import SentenceTransformer
 
 from pipeline.base.errors import LeafError
 from pipeline.base.keys import key
-from pipeline.encode.encoding import encode, ensure
+from pipeline.encode.encoding import encode
+from pipeline.encode.on_demand import ensure
 from pipeline.model.model_files import resolve_model
 from pipeline.params.sections import EncodeParams, Prompts, TeacherParams
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
-from pipeline.teacher.local import Teacher, describe
+from pipeline.teacher.local import LocalTeacher
+from pipeline.teacher.local_identity import describe
+from pipeline.teacher.teacher import open_teacher
 from tests.conftest import corpus_frame
 
 
@@ -26,7 +29,7 @@ def params(tmp_path: Path) -> EncodeParams:
 def test_every_text_gets_the_vector_sentence_transformers_gives(
     tiny_corpus: Path, tiny_teacher: Path, params: EncodeParams, tmp_path: Path
 ) -> None:
-    figures = encode(tiny_corpus, TeacherParams(str(tiny_teacher)), params, tmp_path / "store")
+    figures = encode(tiny_corpus, open_teacher(TeacherParams(str(tiny_teacher)), params), params, tmp_path / "store")
     frame = pl.read_parquet(tiny_corpus)
     found = Store.open(tmp_path / "store").lookup(frame["key"].to_list())
     expected = SentenceTransformer(str(tiny_teacher), device="cpu").encode(frame["text"].to_list())
@@ -38,7 +41,9 @@ def test_every_text_gets_the_vector_sentence_transformers_gives(
 def test_prompts_go_before_the_text_by_role(tiny_teacher: Path, tmp_path: Path, params: EncodeParams) -> None:
     prompts = Prompts(query="sort the list ", document="open the file ")
     frame = corpus_frame(40)
-    store = ensure(frame, TeacherParams(str(tiny_teacher), prompts=prompts), params, tmp_path / "view")
+    store = ensure(
+        frame, open_teacher(TeacherParams(str(tiny_teacher), prompts=prompts), params), params, tmp_path / "view"
+    )
     model = SentenceTransformer(str(tiny_teacher), device="cpu")
     for role, prompt in (("query", prompts.query), ("document", prompts.document)):
         texts = frame.filter(pl.col("role") == role)
@@ -58,7 +63,9 @@ def test_the_same_text_in_two_roles_has_two_vectors(tiny_teacher: Path, tmp_path
         }
     )
     teacher = TeacherParams(str(tiny_teacher), prompts=Prompts(query="close the line "))
-    query, document = ensure(frame, teacher, params, tmp_path / "view").lookup(frame["key"].to_list())
+    query, document = ensure(frame, open_teacher(teacher, params), params, tmp_path / "view").lookup(
+        frame["key"].to_list()
+    )
     assert float(query @ document) < 0.999
 
 
@@ -66,14 +73,14 @@ def test_a_second_run_encodes_nothing_and_a_grown_corpus_only_what_is_new(
     tiny_corpus: Path, tiny_teacher: Path, params: EncodeParams, tmp_path: Path
 ) -> None:
     teacher, out = TeacherParams(str(tiny_teacher)), tmp_path / "store"
-    encode(tiny_corpus, teacher, params, out)
+    encode(tiny_corpus, open_teacher(teacher, params), params, out)
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
-    assert encode(tiny_corpus, teacher, params, out)["rows_encoded"] == 0
+    assert encode(tiny_corpus, open_teacher(teacher, params), params, out)["rows_encoded"] == 0
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
     grown = corpus_frame(420)
     grown.write_parquet(tiny_corpus / "part-00000.parquet")
-    figures = encode(tiny_corpus, teacher, params, out)
+    figures = encode(tiny_corpus, open_teacher(teacher, params), params, out)
     assert 0 < figures["rows_encoded"] <= 20  # type: ignore[operator]
     unchanged = [file for file in before if file.name not in ("store.json", "README.md")]
     assert all(file.read_bytes() == before[file] for file in unchanged)
@@ -87,10 +94,10 @@ def test_another_teams_store_is_reused_and_only_the_rest_encoded(
     theirs.mkdir()
     frame = pl.read_parquet(tiny_corpus)
     frame.head(200).write_parquet(theirs / "part-00000.parquet")
-    encode(theirs, teacher, params, tmp_path / "their-store")
+    encode(theirs, open_teacher(teacher, params), params, tmp_path / "their-store")
 
     ours = EncodeParams(shard_rows=64, pool=str(tmp_path / "our-pool"), reuse=(str(tmp_path / "their-store"),))
-    figures = encode(tiny_corpus, teacher, ours, tmp_path / "store")
+    figures = encode(tiny_corpus, open_teacher(teacher, ours), ours, tmp_path / "store")
     assert (figures["rows_reused"], figures["rows_encoded"]) == (200, len(frame) - 200)
     keys = frame.head(200)["key"].to_list()
     assert np.array_equal(
@@ -110,7 +117,7 @@ def test_a_store_whose_vectors_another_model_made_is_not_reused(
         pool.publish(tmp_path / "forged", rows["key"].to_list())
     ours = EncodeParams(pool=str(tmp_path / "p"), reuse=(str(tmp_path / "forged"),))
     with pytest.raises(LeafError, match=r"encode\.reuse: .*forged.*cosine.*do not trust this store"):
-        encode(tiny_corpus, teacher, ours, tmp_path / "store")
+        encode(tiny_corpus, open_teacher(teacher, ours), ours, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 
@@ -119,7 +126,7 @@ def test_one_wrong_shard_among_right_ones_is_enough_to_refuse_a_store(
 ) -> None:
     """The last shard alone, of 8 texts among 400, comes from another model, or is twice as long as it should be."""
     teacher = TeacherParams(str(tiny_teacher))
-    encode(tiny_corpus, teacher, params, tmp_path / "right")
+    encode(tiny_corpus, open_teacher(teacher, params), params, tmp_path / "right")
     rows = pl.read_parquet(tiny_corpus).with_columns(tokens=pl.lit(5, pl.Int32)).drop("text", "split")
     right = Store.open(tmp_path / "right").lookup(rows["key"].to_list())
     for name, wrong, said in (("other", np.roll(right[-8:], 1, axis=0), "has cosine"), ("long", 2 * right[-8:], "2.0")):
@@ -129,7 +136,7 @@ def test_one_wrong_shard_among_right_ones_is_enough_to_refuse_a_store(
             pool.publish(tmp_path / name, rows["key"].to_list())
         ours = EncodeParams(pool=str(tmp_path / "p"), reuse=(str(tmp_path / name),), verify_rows=1)
         with pytest.raises(LeafError, match=rf"encode\.reuse: .*{name}: the vector of text .*{said}.*do not trust"):
-            encode(tiny_corpus, teacher, ours, tmp_path / "store")
+            encode(tiny_corpus, open_teacher(teacher, ours), ours, tmp_path / "store")
 
 
 @pytest.mark.parametrize("change", [{"text": "edited"}, {"role": "passage"}, {"text": None}])
@@ -143,17 +150,19 @@ def test_a_corpus_changed_by_hand_gets_no_vector(
     edits = [pl.when(victim).then(pl.lit(value)).otherwise(pl.col(name)).alias(name) for name, value in change.items()]
     rows.with_columns(edits).write_parquet(part)
     with pytest.raises(LeafError, match=rf"`{rows['id'][7]}`.*changed by hand; run the stage `corpus` again"):
-        encode(tiny_corpus, TeacherParams(str(tiny_teacher)), params, tmp_path / "store")
+        encode(tiny_corpus, open_teacher(TeacherParams(str(tiny_teacher)), params), params, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 
 def test_a_store_of_another_fingerprint_is_not_reused(
     tiny_corpus: Path, tiny_teacher: Path, params: EncodeParams, tmp_path: Path
 ) -> None:
-    encode(tiny_corpus, TeacherParams(str(tiny_teacher), max_length=6), params, tmp_path / "short")
+    encode(
+        tiny_corpus, open_teacher(TeacherParams(str(tiny_teacher), max_length=6), params), params, tmp_path / "short"
+    )
     ours = EncodeParams(pool=str(tmp_path / "p"), reuse=(str(tmp_path / "short"),))
     with pytest.raises(LeafError, match=r"encode\.reuse: .*short.*max_length"):
-        encode(tiny_corpus, TeacherParams(str(tiny_teacher)), ours, tmp_path / "store")
+        encode(tiny_corpus, open_teacher(TeacherParams(str(tiny_teacher)), ours), ours, tmp_path / "store")
 
 
 def test_the_fingerprint_covers_what_decides_the_vectors_and_not_the_name(tiny_teacher: Path, tmp_path: Path) -> None:
@@ -177,7 +186,7 @@ def test_the_fingerprint_covers_what_decides_the_vectors_and_not_the_name(tiny_t
 
 def test_weights_of_another_digest_are_not_loaded(tiny_teacher: Path) -> None:
     with pytest.raises(LeafError, match=r"teacher\.sha256: the weights have SHA-256 [0-9a-f]{64}, but .* 0{64}"):
-        Teacher(TeacherParams(str(tiny_teacher), sha256="0" * 64), 512)
+        LocalTeacher(TeacherParams(str(tiny_teacher), sha256="0" * 64), EncodeParams()).load()
 
 
 @pytest.mark.parametrize(
@@ -201,7 +210,7 @@ def test_damaged_weights_are_one_sentence(tiny_teacher: Path, tmp_path: Path) ->
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(LeafError, match="cannot be loaded as a sentence-transformers model"):
-        Teacher(TeacherParams(str(broken)), 512)
+        LocalTeacher(TeacherParams(str(broken)), EncodeParams()).load()
 
 
 def test_a_vector_that_is_not_a_number_is_refused_with_the_texts_id(
@@ -217,5 +226,5 @@ def test_a_vector_that_is_not_a_number_is_refused_with_the_texts_id(
     weights["embeddings.word_embeddings.weight"][10] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(LeafError, match=r"NaN.*id 'record-\d+'"):
-        encode(tiny_corpus, TeacherParams(str(broken)), params, tmp_path / "store")
+        encode(tiny_corpus, open_teacher(TeacherParams(str(broken)), params), params, tmp_path / "store")
     assert not (tmp_path / "store").exists()

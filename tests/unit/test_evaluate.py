@@ -16,7 +16,7 @@ import stages.encode
 import stages.evaluate
 from pipeline.base.errors import LeafError
 from pipeline.base.keys import keys
-from pipeline.encode.on_demand import pooled
+from pipeline.encode.on_demand import ensure, vectors_on_demand
 from pipeline.evaluate import plots
 from pipeline.evaluate.datasets import PairedVectors, pairs
 from pipeline.evaluate.evaluation import Evaluation, evaluate, neighbours, retrieval
@@ -24,6 +24,8 @@ from pipeline.params.sections import EncodeParams, EvaluateParams, StudentParams
 from pipeline.store.shard import StoreMeta
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
+from pipeline.teacher.local import LocalTeacher
+from pipeline.teacher.teacher import open_teacher
 from tests.conftest import corpus_frame
 
 DIM = 12
@@ -229,7 +231,8 @@ def test_nothing_to_evaluate_on_is_refused(tiny_corpus: Path, embeddings: Path) 
 
 def test_a_store_of_another_teacher_is_refused(embeddings: Path, tiny_teacher: Path) -> None:
     with pytest.raises(LeafError, match="fingerprint abababababababab, but the section `teacher` describes"):
-        pooled(TeacherParams(model=str(tiny_teacher)), EncodeParams(), Store.open(embeddings))
+        teacher = open_teacher(TeacherParams(model=str(tiny_teacher)), EncodeParams())
+        vectors_on_demand(teacher, EncodeParams(), Store.open(embeddings))
 
 
 def test_teacher_vectors_of_other_texts_are_computed_once(
@@ -237,24 +240,23 @@ def test_teacher_vectors_of_other_texts_are_computed_once(
 ) -> None:
     from sentence_transformers import SentenceTransformer
 
-    from pipeline.encode import encoding as stage_one
-
-    teacher = TeacherParams(model=str(tiny_teacher))
     params = EncodeParams(pool=str(tmp_path / "pool"), dtype="float32")
+    teacher = open_teacher(TeacherParams(model=str(tiny_teacher)), params)
     texts = pl.DataFrame({"text": ["read the file", "write", "read the file"], "id": ["1", "2", "3"]})
     texts = texts.with_columns(
         pl.Series("key", keys(["document"] * 3, texts["text"])), role=pl.lit("document"), source=pl.lit("x")
     )
-    store = stage_one.ensure(texts, teacher, params, tmp_path / "view")
-    first = pooled(teacher, params, store)(texts)
+    store = ensure(texts, teacher, params, tmp_path / "view")
+    first = vectors_on_demand(teacher, params, store)(texts)
     expected = SentenceTransformer(str(tiny_teacher), device="cpu").encode(texts["text"].to_list())
     assert (first * expected).sum(1) == pytest.approx(np.ones(3), abs=1e-3)
 
     def refuse(*_: object) -> None:
         raise AssertionError("the teacher was loaded again")
 
-    monkeypatch.setattr(stage_one, "Teacher", refuse)
-    assert (pooled(teacher, params, store)(texts) == first).all()
+    monkeypatch.setattr(LocalTeacher, "load", refuse)
+    again = open_teacher(teacher.params, params)
+    assert (vectors_on_demand(again, params, store)(texts) == first).all()
 
 
 def test_histogram_shares_sum_to_one_and_start_at_the_lowest_text() -> None:

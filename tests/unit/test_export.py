@@ -28,6 +28,7 @@ from pipeline.model.student import Student, build
 from pipeline.params.sections import EncodeParams, ExportParams, FitParams, Prompts, StudentParams, TeacherParams
 from pipeline.serve.onnx_encoder import OnnxEncoder, padded
 from pipeline.store.store import Store
+from pipeline.teacher.teacher import open_teacher
 from tests import plain_environment
 from tests.conftest import ROOT, corpus_frame, make_model, sentence
 from tests.unit.test_student import file_size
@@ -72,7 +73,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     (root / "corpus").mkdir()
     corpus_frame(400).write_parquet(root / "corpus" / "part-00000.parquet")
     teacher = TeacherParams(model=str(teacher_directory), prompts=Prompts("", "the file "), max_length=20)
-    encode(root / "corpus", teacher, EncodeParams(pool=str(root / "pool"), token_budget=512), root / "embeddings")
+    settings = EncodeParams(pool=str(root / "pool"), token_budget=512)
+    encode(root / "corpus", open_teacher(teacher, settings), settings, root / "embeddings")
     student = StudentParams(model=str(checkpoint), max_length=12)
     built, meta = build(student, dim=32, normalize=True), Store.open(root / "embeddings").meta
     built.save(root / "student", write_card(meta, root / "corpus", FitParams(student), FITTED, built))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.encode.engines.api import shares
+from pipeline.encode.engines.api import split_tokens
 from pipeline.store.refused import RefusedText, RefusedTexts
 from pipeline.teacher.api.journal import Journal
 
@@ -103,6 +103,6 @@ def test_refused_texts_are_known_to_the_next_run_and_a_torn_line_is_not(tmp_path
 @pytest.mark.parametrize("tokens", [0, 1, 7, 100])
 def test_shares_of_tokens_follow_the_characters_and_add_up(tokens: int) -> None:
     texts = ["a" * 10, "b" * 30, "c", "d" * 59]
-    found = shares(tokens, texts)
+    found = split_tokens(tokens, texts)
     assert sum(found) == tokens
     assert all(abs(one - tokens * len(text) / 100) <= 1 for one, text in zip(found, texts, strict=True))

@@ -29,6 +29,7 @@ from pipeline.store.manifest import Manifest
 from pipeline.store.repair import repair
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
+from pipeline.teacher.teacher import open_teacher
 from stages.leaf import main
 from tests.conftest import ROOT
 from tests.store_helpers import contents, meta, publish, rows, vectors
@@ -233,7 +234,7 @@ def test_repair_encodes_the_texts_of_the_lost_shard_alone(
     tmp_path: Path, tiny_corpus: Path, tiny_teacher: Path, rows_lost: bool
 ) -> None:
     teacher, params = TeacherParams(str(tiny_teacher)), EncodeParams(shard_rows=64, pool=str(tmp_path / "pool"))
-    encode(tiny_corpus, teacher, params, tmp_path / "store")
+    encode(tiny_corpus, open_teacher(teacher, params), params, tmp_path / "store")
     store = Store.open(tmp_path / "store")
     keys = store.keys()
     before = store.lookup(keys)
@@ -241,7 +242,8 @@ def test_repair_encodes_the_texts_of_the_lost_shard_alone(
     flip(store.path / f"vectors.zarr/{name}/c/0/0")
     if rows_lost:
         (store.path / f"rows/{name}.parquet").unlink()
-    encode_again = partial(encode_lost_shards, corpus=tiny_corpus, teacher=teacher, params=params)
+    opened = open_teacher(teacher, params, store)
+    encode_again = partial(encode_lost_shards, corpus=tiny_corpus, teacher=opened, shard_rows=params.shard_rows)
     figures = repair(store.path, [], encode_again)
     assert figures["rows_encoded"] == store.shards[2].rows
     repaired = Store.open(store.path)
@@ -253,30 +255,31 @@ def test_a_sample_encoded_again_agrees_and_a_forged_vector_does_not(
     tmp_path: Path, tiny_corpus: Path, tiny_teacher: Path
 ) -> None:
     teacher, params = TeacherParams(str(tiny_teacher)), EncodeParams(shard_rows=512, pool=str(tmp_path / "pool"))
-    encode(tiny_corpus, teacher, params, tmp_path / "store")
+    encode(tiny_corpus, open_teacher(teacher, params), params, tmp_path / "store")
     store = Store.open(tmp_path / "store")
-    assert comparison.sample(store, tiny_corpus, teacher, params, 10)["cosine_min"] > 0.999
+    assert comparison.sample(store, tiny_corpus, open_teacher(teacher, params, store), 10)["cosine_min"] > 0.999
     with ShardCache(tmp_path / "forged-pool", store.meta) as cache:
         cache.write(store.shard_rows_frame(0), store.read(0)[::-1])
         forged = cache.publish(tmp_path / "forged", cache.keys())
     with pytest.raises(LeafError, match="do not trust this store"):
-        comparison.sample(forged, tiny_corpus, teacher, params, 10)
+        comparison.sample(forged, tiny_corpus, open_teacher(teacher, params, forged), 10)
     with pytest.raises(LeafError, match="section `teacher` describes"):
-        comparison.sample(store, tiny_corpus, TeacherParams(str(tiny_teacher), max_length=9), params, 10)
+        other = TeacherParams(str(tiny_teacher), max_length=9)
+        comparison.sample(store, tiny_corpus, open_teacher(other, params, store), 10)
 
 
 SAMPLE = r"""
 import re
 from pathlib import Path
-from pipeline.encode import comparison
+from types import SimpleNamespace
+from pipeline.encode.comparison import sample
 from pipeline.store.store import Store
 store = Store.open(Path("store"))
-comparison.describe, comparison.load = lambda *_: store.meta, lambda *_: None
-comparison.texts_vectors = lambda texts, _: store.lookup(texts["key"].to_list())
+teacher = SimpleNamespace(meta=store.meta, vectors=lambda texts: store.lookup(texts["key"].to_list()))
 def peak():
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 before = peak()
-assert comparison.sample(store, Path("corpus"), None, None, 8)["compared"] == 8
+assert sample(store, Path("corpus"), teacher, 8)["compared"] == 8
 print(peak() - before)
 """
 

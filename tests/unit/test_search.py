@@ -18,6 +18,7 @@ from pipeline.serve import index
 from pipeline.serve.onnx_encoder import OnnxEncoder
 from pipeline.serve.search import Vectors, read_vectors, unit_vectors
 from pipeline.store.store import Store
+from pipeline.teacher.teacher import open_teacher
 from stages.leaf import main
 from tests.conftest import corpus_frame, make_model
 
@@ -53,7 +54,7 @@ def searchable(tmp_path_factory: pytest.TempPathFactory) -> Searchable:
     corpus_frame(400).write_parquet(root / "corpus" / "part-00000.parquet")
     teacher = TeacherParams(model=str(make_model(root / "teacher")))
     settings = EncodeParams(pool=str(root / "pool"), token_budget=512, shard_rows=64)
-    encode(root / "corpus", teacher, settings, root / "embeddings")
+    encode(root / "corpus", open_teacher(teacher, settings), settings, root / "embeddings")
     checkpoint = make_model(root / "checkpoint", width=16, seed=1)
     export_onnx(build(StudentParams(model=str(checkpoint)), dim=32, normalize=True), root / "onnx")
     return Searchable(root)

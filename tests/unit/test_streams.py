@@ -11,8 +11,8 @@ import torch
 
 from pipeline.evaluate import metrics
 from pipeline.model.parallel import MOST, run_in_parallel, worker_count
-from pipeline.params.sections import TeacherParams
-from pipeline.teacher.local import Teacher
+from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.teacher.local import LocalTeacher
 from tests.conftest import sentence
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def test_an_error_is_raised_here_and_the_rest_does_not_begin(threads: int) -> No
 
 
 def test_vectors_do_not_depend_on_who_computed_them(threads: int, tiny_teacher: Path) -> None:
-    teacher = Teacher(TeacherParams(str(tiny_teacher)), token_budget=64)
+    teacher = LocalTeacher(TeacherParams(str(tiny_teacher)), EncodeParams(token_budget=64))
     ids = teacher.tokenize([sentence(number) for number in range(90)], "document")
     together = teacher.encode_tokens(ids)
     alone = np.concatenate([teacher.encode_tokens([one]) for one in ids])

@@ -14,11 +14,13 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from pipeline.base.errors import LeafError
 from pipeline.model.model_files import weights_sha256
 from pipeline.model.student import build
-from pipeline.params.sections import StudentParams, TeacherParams
-from pipeline.teacher.local import Teacher, describe
+from pipeline.params.sections import EncodeParams, StudentParams, TeacherParams
+from pipeline.teacher.local import LocalTeacher
+from pipeline.teacher.local_identity import describe
 from tests.conftest import WORDS, make_model
 
 LONG = " ".join(WORDS * 10)
+ENCODE = EncodeParams(token_budget=512)
 TEXTS = [*(" ".join(WORDS[start : start + 5]) for start in range(9)), LONG]
 
 
@@ -41,7 +43,7 @@ def changed(source: Path, directory: Path, file: str, **settings: Any) -> Path:
 
 def like_sentence_transformers(directory: Path) -> bool:
     """Whether the teacher's vectors of TEXTS are those of sentence-transformers."""
-    teacher = Teacher(TeacherParams(str(directory)), 512)
+    teacher = LocalTeacher(TeacherParams(str(directory)), ENCODE)
     found = teacher.encode_tokens(teacher.tokenize(TEXTS, "document"))
     expected = SentenceTransformer(str(directory), device="cpu").encode(TEXTS, normalize_embeddings=True)
     assert describe(TeacherParams(str(directory)), "float16").dim == expected.shape[1]
@@ -52,7 +54,7 @@ def test_a_saved_student_is_a_teacher_that_reads_as_much_as_it_did(tiny_student:
     build(StudentParams(str(tiny_student), max_length=12), dim=8, normalize=True).save(tmp_path / "student")
     params = TeacherParams(str(tmp_path / "student"))
     assert describe(params, "float16").teacher["max_length"] == 12
-    assert len(Teacher(params, 512).tokenize([LONG], "document")[0]) == 12
+    assert len(LocalTeacher(params, ENCODE).tokenize([LONG], "document")[0]) == 12
 
 
 BERT = {"model_type": "bert", "hidden_size": 8, "max_position_embeddings": 512}
@@ -90,10 +92,10 @@ def test_the_limit_is_what_the_model_was_made_for_and_has_positions_for(
 def test_a_length_without_positions_is_refused_before_anything_is_encoded(tmp_path: Path) -> None:
     model = make_model(tmp_path / "mpnet", family="mpnet")  # 64 rows of positions, two of which belong to no token
     message = r"teacher\.max_length: 63 is impossible; .* at most 62 tokens"
-    for call in (lambda params: describe(params, "float16"), lambda params: Teacher(params, 512)):
+    for call in (lambda params: describe(params, "float16"), lambda params: LocalTeacher(params, ENCODE).load()):
         with pytest.raises(LeafError, match=message):
             call(TeacherParams(str(model), max_length=63))
-    teacher = Teacher(TeacherParams(str(model), max_length=62), 512)
+    teacher = LocalTeacher(TeacherParams(str(model), max_length=62), ENCODE)
     ids = teacher.tokenize([LONG], "document")
     assert len(ids[0]) == 62
     assert np.isfinite(teacher.encode_tokens(ids)).all()
@@ -135,7 +137,7 @@ def test_modes_of_pooling_side_by_side_widen_the_vectors(
 
 def test_vectors_of_another_width_than_the_files_name_are_refused(tiny_teacher: Path, tmp_path: Path) -> None:
     copy = changed(tiny_teacher, tmp_path / "copy", "1_Pooling/config.json", embedding_dimension=31)
-    teacher = Teacher(TeacherParams(str(copy)), 512)
+    teacher = LocalTeacher(TeacherParams(str(copy)), ENCODE)
     with pytest.raises(LeafError, match=r"copy`: gives vectors of 32 dimensions, but .* name 31; .*1_Pooling"):
         teacher.encode_tokens(teacher.tokenize(TEXTS, "query"))
 

@@ -1,55 +1,76 @@
-"""TODO."""
+"""An embedding model behind an OpenAI-compatible API as the teacher."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from pipeline.base.arrays import Array
 from pipeline.base.errors import LeafError
-from pipeline.params.sections import TeacherParams
+from pipeline.params.sections import EncodeParams, TeacherParams
 from pipeline.store.shard import StoreMeta
-from pipeline.teacher.api import identity as probe
+from pipeline.store.store import Store
+from pipeline.teacher.api import identity
 from pipeline.teacher.api.client import Client, Refusal
 from pipeline.teacher.api.rate_limit import BYTES_PER_TOKEN
 
 
 class ApiTeacher:
-    """The model behind `teacher.api`, once its probe has shown that it is the one of `meta`."""
+    """The model behind `teacher.api`. Nothing is sent before `meta`, `client` or `vectors` is used."""
 
-    def __init__(self, params: TeacherParams, meta: StoreMeta) -> None:
-        """Ask the probe.
+    directory = None
+
+    def __init__(self, params: TeacherParams, encode: EncodeParams, store: Store | None = None) -> None:
+        """With `store`, identify the model by the probe vectors in that store; see `identity.describe`."""
+        assert params.api is not None
+        self.params, self.api = params, params.api
+        self._encode, self._store = encode, store
+
+    @cached_property
+    def meta(self) -> StoreMeta:
+        """Identity and fingerprint, by recorded probe vectors; the server is asked only if none are recorded."""
+        return identity.describe(self.params, self._encode, self._store)
+
+    @cached_property
+    def client(self) -> Client:
+        """The connection, after the probe has shown that the server's model is still the one of `meta`.
 
         Raises:
-            LeafError: the model has changed; the server does not answer; the key is not taken.
+            LeafError: the model has changed; the server does not answer; the key is not accepted.
         """
-        assert params.api is not None
-        self.params, self.api, self.meta = params, params.api, meta
-        self.client = Client(params)
-        probe.confirm(self.client, meta)
+        client = Client(self.params)
+        identity.confirm(client, self.meta)
+        return client
 
-    def keep(self, root: Path) -> None:
-        """Record the probe beside the pool."""
-        probe.keep(self.meta, self.params, root)
+    @property
+    def retries_refused(self) -> bool:
+        """Refused texts are asked for again where a refusal ends the run (`teacher.api.refused: stop`)."""
+        return self.api.refused == "stop"
+
+    def remember(self, cache_root: Path) -> None:
+        """Record the probe vectors beside the shard cache, unless there are some."""
+        identity.record(self.meta, self.params, cache_root)
 
     def prompted(self, rows: pl.DataFrame) -> list[str]:
-        """What is sent for each row of `role, text`: its role's prompt before it, cut to `max_characters`."""
+        """What is sent for each row of `role, text`: its role's prompt and the text, cut to `max_characters`."""
         prompts = {"query": self.params.prompts.query, "document": self.params.prompts.document}
         texts = [prompts[role] + text for role, text in rows.select("role", "text").iter_rows()]
         return [text[: self.api.max_characters] for text in texts]
 
-    def vectors(self, rows: pl.DataFrame) -> np.ndarray:
+    def vectors(self, rows: pl.DataFrame) -> Array:
         """Vectors [rows, dim] float32 of a few texts, in order; nothing is stored. LeafError where one is refused."""
-        texts, found = self.prompted(rows), np.empty((len(rows), self.meta.dim), np.float32)
+        texts, vectors = self.prompted(rows), np.empty((len(rows), self.meta.dim), np.float32)
         try:
-            for places in self.cut(texts, range(len(texts))):
-                found[places] = self.client.embed([texts[place] for place in places]).vectors
+            for places in self.requests(texts, range(len(texts))):
+                vectors[places] = self.client.embed([texts[place] for place in places]).vectors
         except Refusal as refusal:
             raise LeafError(f"teacher.api: the server refuses a text of the sample: {refusal}") from None
-        return found
+        return vectors
 
-    def cut(self, texts: Sequence[str], places: Iterable[int]) -> Iterator[list[int]]:
-        """The places, in order, in groups that one request may hold."""
+    def requests(self, texts: Sequence[str], places: Iterable[int]) -> Iterator[list[int]]:
+        """Group the places (row numbers in `texts`), in order, so that each group fits into one request."""
         group: list[int] = []
         tokens = 0
         for place in places:

@@ -69,7 +69,7 @@ class Client:
         assert teacher.api is not None
         self.teacher, self.api, self.dim = teacher, teacher.api, teacher.api.dimensions
         self.stop = threading.Event()
-        self.meter = RateLimiter(self.api, self.stop)
+        self.limiter = RateLimiter(self.api, self.stop)
         self.encoding = "float" if self.api.encoding == "float" else "base64"
         self._key = _key(self.api)
         self._openai = import_optional("openai", "api", "teacher.api:")
@@ -92,7 +92,7 @@ class Client:
         size = sum(len(text.encode()) for text in texts)
         for attempt in range(self.api.retries + 1):
             if attempt:
-                self.meter.retries += 1
+                self.limiter.retries += 1
             try:
                 return self._once(texts, size)
             except Again as error:
@@ -101,7 +101,7 @@ class Client:
             if attempt < self.api.retries:
                 # Full jitter over the upper half: threads that failed together do not come back together.
                 backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * (0.5 + random.random() / 2)
-                self.meter.sleep(max(backoff, again.wait or 0.0))
+                self.limiter.sleep(max(backoff, again.wait or 0.0))
         raise LeafError(
             f"teacher.api: no right answer after {self.api.retries + 1} attempts, at last: {again}; every vector "
             f"that was paid {KEPT}"
@@ -126,13 +126,13 @@ class Client:
         return re.sub(r"(?i)\bbearer\s+\S+", "Bearer ***", line)[:MOST_REASON]
 
     def _once(self, texts: Sequence[str], size: int) -> Answer:
-        sent = self.meter.reserve(size)
+        sent = self.limiter.reserve(size)
         try:
             found = self._request(texts)
         except BaseException:
-            self.meter.failed(sent)
+            self.limiter.failed(sent)
             raise
-        tokens = self.meter.settle(sent, size, _usage(found))  # wrong or not, it was charged
+        tokens = self.limiter.settle(sent, size, _usage(found))  # wrong or not, it was charged
         return Answer(self._checked(self._vectors(found, len(texts))), tokens)
 
     def _request(self, texts: Sequence[str]) -> Any:
@@ -199,7 +199,7 @@ class Client:
             raise LeafError(
                 f"teacher.api: the server asks to wait {again.wait:.0f} s ({again}); every vector that was paid {KEPT}"
             )
-        self.meter.hold(again.wait)
+        self.limiter.hold(again.wait)
 
     def _vectors(self, found: dict[str, Any], texts: int) -> np.ndarray:
         """Vectors [texts, dim] in the order of the texts, whatever the order of the answer."""

@@ -1,7 +1,8 @@
-"""Who a teacher behind an API is: its parameters, and the vectors of a few fixed texts as they were first seen.
+"""Identity of a teacher behind an API: its parameters and its vectors of a few fixed texts (the probe).
 
-Weights that nobody here has cannot be hashed. So the probe's vectors stand for them in the fingerprint. They lie beside
-the pool (`probe-*.json`) and in `store.json`, and before anything is asked for, the probe is asked again.
+The weights of an API's model cannot be hashed, so the probe's vectors, as they were first seen, take their place in the
+fingerprint. They are recorded beside the shard cache (`probe-*.json`) and in `store.json`. Before a run asks for any
+other text, it asks for the probe again and compares.
 """
 
 import base64
@@ -23,7 +24,7 @@ from pipeline.store.shard import MAX_DIM, StoreMeta
 from pipeline.store.store import Store
 from pipeline.teacher.api.client import Client
 
-TEXTS = (
+PROBE_TEXTS = (
     "What is a text embedding?",
     "The quick brown fox jumps over the lazy dog.",
     "def add(a, b):\n    return a + b",
@@ -36,7 +37,7 @@ TEXTS = (
 
 
 def identity(teacher: TeacherParams) -> dict[str, Any]:
-    """What the parameters say of the model; where it is served is not part of it."""
+    """What the parameters say about the model; its URL is not part of it."""
     assert teacher.api is not None
     return {
         "kind": "api",
@@ -49,84 +50,94 @@ def identity(teacher: TeacherParams) -> dict[str, Any]:
 
 
 def describe(teacher: TeacherParams, params: EncodeParams, store: Store | None = None) -> StoreMeta:
-    """Identity and fingerprint.
+    """Identity and fingerprint, from the first place that has probe vectors.
 
-    With a `store`, by its probe, if it is of this teacher; otherwise what is returned has another fingerprint. Without
-    one, by the probe beside the pool; else by that of the first store in `encode.reuse` which is of this teacher; else
-    the server is asked, once for all runs.
+    With a `store`, that is the store if this teacher made it; otherwise the result has a fingerprint that no store has.
+    Without one: the record beside the shard cache, then the first store in `encode.reuse` that this teacher made, then
+    the server, whose answer is recorded for all later runs.
 
     Raises:
         LeafError: the record is damaged; the server does not answer.
     """
     if store is not None:
-        return _of_store(teacher, params.dtype, store) or _meta(teacher, params.dtype, np.zeros((0, 1), np.float32))
-    root = Path(params.pool)
-    if (found := _recorded(teacher, root)) is not None:
-        return _meta(teacher, params.dtype, found)
+        return _from_store(teacher, params.dtype, store) or _meta(teacher, params.dtype, np.zeros((0, 1), np.float32))
+    cache_root = Path(params.pool)
+    if (vectors := _recorded(teacher, cache_root)) is not None:
+        return _meta(teacher, params.dtype, vectors)
     for path in params.reuse:
-        if (meta := _of_store(teacher, params.dtype, Store.open(path))) is not None:
+        if (meta := _from_store(teacher, params.dtype, Store.open(path))) is not None:
             return meta
-    keep(_meta(teacher, params.dtype, Client(teacher).probe(TEXTS)), teacher, root)
+    record(_meta(teacher, params.dtype, Client(teacher).probe(PROBE_TEXTS)), teacher, cache_root)
     return describe(teacher, params)
 
 
 def confirm(client: Client, meta: StoreMeta) -> None:
-    """Ask the probe again; LeafError unless it gives the vectors that `meta` has, within `teacher.api.probe_cosine`."""
+    """Ask for the probe's vectors again and compare them with those of `meta`.
+
+    Raises:
+        LeafError: the dimension differs, or a cosine is below `teacher.api.probe_cosine`.
+    """
     first = _decoded(meta.teacher["probe"]["vectors"], meta.dim)
-    client.dim = None  # another dimension is an answer to this question
-    again = client.probe(TEXTS)
-    same = again.shape == first.shape
-    lowest = float(cosines(first, again).min()) if same else 0.0
+    client.dim = None  # accept any dimension here, so that a changed one is reported below
+    again = client.probe(PROBE_TEXTS)
+    same_shape = again.shape == first.shape
+    lowest = float(cosines(first, again).min()) if same_shape else 0.0
     if not lowest >= client.api.probe_cosine:
-        found = (
-            f"a probe text's vector has a cosine of {lowest:.4f}" if same else f"it gives {again.shape[1]} dimensions"
+        change = (
+            f"a probe text's vector has a cosine of {lowest:.4f}"
+            if same_shape
+            else f"it gives {again.shape[1]} dimensions"
         )
         raise LeafError(
-            f"teacher.api: the model behind the name `{client.teacher.model}` has changed: {found} to those first seen "
-            f"(at least {client.api.probe_cosine:g} expected in {meta.dim} dimensions). Its vectors do not belong with "
-            "those you have: go back to the old model, or name another `encode.pool` and encode all with the new one"
+            f"teacher.api: the model behind the name `{client.teacher.model}` has changed: {change} to those first "
+            f"seen (at least {client.api.probe_cosine:g} expected in {meta.dim} dimensions). Its vectors do not belong "
+            "with those you have: go back to the old model, or name another `encode.pool` and encode all with the new one"
         )
     client.dim = meta.dim
 
 
-def keep(meta: StoreMeta, teacher: TeacherParams, root: Path) -> None:
-    """Record the probe of `meta` beside the pool, unless there is one: the first stays."""
-    file = _file(teacher, root)
+def record(meta: StoreMeta, teacher: TeacherParams, cache_root: Path) -> None:
+    """Record the probe vectors of `meta` beside the shard cache, unless some are recorded: the first ones stay."""
+    file = _record_file(teacher, cache_root)
     if file.exists():
         return
-    with disk(root):
-        root.mkdir(parents=True, exist_ok=True)
-        temporary = root / f"{TEMPORARY}{os.getpid()}-{file.name}"
+    with disk(cache_root):
+        cache_root.mkdir(parents=True, exist_ok=True)
+        temporary = cache_root / f"{TEMPORARY}{os.getpid()}-{file.name}"
         write_json(temporary, {"identity": identity(teacher), "vectors": meta.teacher["probe"]["vectors"]})
         try:
             os.link(temporary, file)
         except FileExistsError:
-            pass  # another process was first
+            pass  # another process has recorded them first
         finally:
             temporary.unlink()
-        sync(root)
+        sync(cache_root)
 
 
-def _file(teacher: TeacherParams, root: Path) -> Path:
-    decides = json.dumps([identity(teacher), TEXTS], sort_keys=True)
-    return root / f"probe-{hashlib.sha256(decides.encode()).hexdigest()[:16]}.json"
+def _record_file(teacher: TeacherParams, cache_root: Path) -> Path:
+    content = json.dumps([identity(teacher), PROBE_TEXTS], sort_keys=True)
+    return cache_root / f"probe-{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
 
 
-def _recorded(teacher: TeacherParams, root: Path) -> np.ndarray | None:
-    file = _file(teacher, root)
+def _recorded(teacher: TeacherParams, cache_root: Path) -> np.ndarray | None:
+    """The recorded probe vectors [texts, dim] float32, if there are any."""
+    file = _record_file(teacher, cache_root)
     if not file.exists():
         return None
     try:
         return _decoded(read_json(file)["vectors"])
     except (LeafError, KeyError, TypeError, ValueError):
         raise LeafError(
-            f"{file}: damaged: it holds the probe that this pool's vectors belong to. Delete it and name a store that "
-            "was published from this pool under `encode.reuse`, which has the same"
+            f"{file}: damaged: it holds the probe that this cache's vectors belong to. Delete it and name a store that "
+            "was published from this cache under `encode.reuse`, which has the same"
         ) from None
 
 
-def _of_store(teacher: TeacherParams, dtype: str, store: Store) -> StoreMeta | None:
-    """The teacher with the store's probe, if that gives the store's fingerprint. What a store says may be hostile."""
+def _from_store(teacher: TeacherParams, dtype: str, store: Store) -> StoreMeta | None:
+    """Identity by the store's probe vectors, if that gives the store's fingerprint; None otherwise.
+
+    A store's description may be hostile: anything malformed counts as another teacher's.
+    """
     try:
         meta = _meta(teacher, dtype, _decoded(store.meta.teacher["probe"]["vectors"], store.meta.dim))
     except (KeyError, TypeError, ValueError):
@@ -136,26 +147,26 @@ def _of_store(teacher: TeacherParams, dtype: str, store: Store) -> StoreMeta | N
 
 def _meta(teacher: TeacherParams, dtype: str, vectors: np.ndarray) -> StoreMeta:
     dim = int(vectors.shape[1])
-    of_probe = hashlib.sha256(json.dumps(TEXTS).encode() + vectors.astype("<f4").tobytes()).hexdigest()
-    decides = {**identity(teacher), "dim": dim, "probe": of_probe}
-    fingerprint = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(PROBE_TEXTS).encode() + vectors.astype("<f4").tobytes()).hexdigest()
+    fingerprinted = {**identity(teacher), "dim": dim, "probe": digest}
+    fingerprint = hashlib.sha256(json.dumps(fingerprinted, sort_keys=True).encode()).hexdigest()
     probe = {
-        "texts": list(TEXTS),
+        "texts": list(PROBE_TEXTS),
         "vectors": [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors],
-        "sha256": of_probe,
+        "sha256": digest,
     }
-    found = {**decides, "probe": probe}
+    described = {**fingerprinted, "probe": probe}
     if teacher.license:
-        found["license"] = teacher.license
-    return StoreMeta(fingerprint=fingerprint, teacher=found, dim=dim, dtype=dtype, normalized=teacher.normalize)
+        described["license"] = teacher.license
+    return StoreMeta(fingerprint=fingerprint, teacher=described, dim=dim, dtype=dtype, normalized=teacher.normalize)
 
 
 def _decoded(vectors: Sequence[str], dim: int | None = None) -> np.ndarray:
-    """Vectors [texts, dim] float32; ValueError where they are not the probe's."""
-    if not isinstance(vectors, list) or len(vectors) != len(TEXTS):
+    """Probe vectors [texts, dim] float32 from base64; ValueError if they cannot be that."""
+    if not isinstance(vectors, list) or len(vectors) != len(PROBE_TEXTS):
         raise ValueError("not the vectors of the probe")
-    rows = [np.frombuffer(base64.b64decode(one, validate=True), "<f4") for one in vectors]
-    found = np.stack(rows)
-    if found.shape[1] != (dim or found.shape[1]) or not 1 <= found.shape[1] <= MAX_DIM or not np.isfinite(found).all():
+    matrix = np.stack([np.frombuffer(base64.b64decode(text, validate=True), "<f4") for text in vectors])
+    width = matrix.shape[1]
+    if width != (dim or width) or not 1 <= width <= MAX_DIM or not np.isfinite(matrix).all():
         raise ValueError("impossible vectors")
-    return found
+    return matrix

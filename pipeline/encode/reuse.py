@@ -1,0 +1,72 @@
+"""Taking over vectors from another store instead of encoding its texts again."""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from pipeline.base.arrays import Array
+from pipeline.base.errors import LeafError
+from pipeline.base.keys import contains, key_array
+from pipeline.encode.comparison import compare
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
+from pipeline.teacher.teacher import Teacher
+
+
+@dataclass
+class Reused:
+    """What one store gave instead of the teacher."""
+
+    rows: int = 0
+    tokens: int = 0
+
+
+def take_over(
+    path: str, texts: pl.LazyFrame, corpus_keys: Array, cache: ShardCache, *, teacher: Teacher, verify_rows: int
+) -> Reused:
+    """Bring the vectors of the corpus's keys (sorted) from the store at `path` into the cache.
+
+    The rows of the store that are useful are sampled, encoded again and compared first: the `verify_rows` with the
+    smallest keys, and one of each shard. Of a store behind a URL, only the rows files and the shards that hold a
+    useful key are fetched.
+
+    Raises:
+        LeafError: the store has another fingerprint or dtype, is damaged, or has other vectors than the teacher gives.
+    """
+    store = Store.open(path)
+    _check_same_teacher(path, store, cache)
+    smallest = [
+        _useful_rows(store, shard, corpus_keys, cache)["key"].sort().head(max(1, verify_rows))
+        for shard in range(len(store.shards))
+    ]
+    useful_shards = [shard for shard, keys in enumerate(smallest) if len(keys)]
+    if verify_rows and useful_shards:
+        # Keys are random, so the smallest of all are a fair sample of the store, and each shard's smallest one of it.
+        sample = pl.concat([pl.concat(smallest).sort().head(verify_rows), *(keys.head(1) for keys in smallest)])
+        sampled = texts.filter(pl.col("key").is_in(sample.unique().implode())).collect(engine="streaming")
+        compare(f"encode.reuse: {path}", sampled, store, teacher)
+    reused = Reused()
+    for shard in useful_shards:
+        rows = _useful_rows(store, shard, corpus_keys, cache)
+        store.verify_shard(shard)
+        stored = [array[rows["row"].to_numpy()] for array in store.stored(shard)]
+        cache.write_stored(rows.drop("row"), stored)
+        reused.rows += len(rows)
+        reused.tokens += int(rows["tokens"].sum())
+    return reused
+
+
+def _check_same_teacher(path: str, store: Store, cache: ShardCache) -> None:
+    if store.meta.fingerprint != cache.meta.fingerprint or store.meta.dtype != cache.meta.dtype:
+        raise LeafError(
+            f"encode.reuse: {path} holds {store.meta.dtype} vectors of fingerprint {store.meta.fingerprint[:16]}, but "
+            f"this run makes {cache.meta.dtype} of {cache.meta.fingerprint[:16]}; the teacher, its prompts, "
+            "max_length, normalize and encode.dtype must be the same"
+        )
+
+
+def _useful_rows(store: Store, shard: int, corpus_keys: Array, cache: ShardCache) -> pl.DataFrame:
+    """Rows of a shard that the corpus needs and the cache lacks, with their number `row` in the shard."""
+    rows = store.shard_rows_frame(shard).with_row_index("row")
+    keys = key_array(rows["key"])
+    return rows.filter(contains(corpus_keys, keys) & ~cache.has(keys))

@@ -24,10 +24,9 @@ from tokenizers import Tokenizer
 from benchmarks.common import MINILM, child, machine, peak_mb
 from benchmarks.made import TEACHER, FreeTeacher, source, write_texts
 from pipeline.corpus.build import build
-from pipeline.corpus.files import part_files
+from pipeline.corpus.files import corpus_keys, part_files
 from pipeline.encode.encoding import fill
 from pipeline.encode.engines.threads import ThreadsEngine
-from pipeline.encode.plan import corpus_keys
 from pipeline.fit.loader import Loader, Position
 from pipeline.fit.token_cache import corpus_digest, tokenize
 from pipeline.model.model_files import resolve_model
@@ -45,7 +44,7 @@ def _encode(folder: Path, corpus: str, out: str) -> None:
     """The encode stage without its teacher."""
     with ShardCache(folder / "pool", TEACHER) as cache:
         _fill_cache(folder / corpus, cache)
-        cache.publish(folder / out, corpus_keys(part_files(folder / corpus)))
+        cache.publish(folder / out, corpus_keys(folder / corpus))
 
 
 def _fill(folder: Path, corpus: str) -> None:
@@ -60,7 +59,7 @@ def _fill_cache(corpus: Path, cache: ShardCache) -> None:
 
 def _publish(folder: Path, corpus: str, out: str) -> None:
     with ShardCache(folder / "pool", TEACHER) as cache:
-        cache.publish(folder / out, corpus_keys(part_files(folder / corpus)))
+        cache.publish(folder / out, corpus_keys(folder / corpus))
 
 
 def _corpus(folder: Path, names: list[str], out: str) -> None:

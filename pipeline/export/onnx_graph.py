@@ -30,7 +30,7 @@ class Graph(nn.Module):
         """Additive 4-D mask, made here: the libraries' own mask functions branch on shapes, which tracing would fix."""
         mask = attention_mask.to(torch.float32)
         hidden_by = (1 - mask)[:, None, None, :] * torch.finfo(torch.float32).min
-        states = self.model.backbone(input_ids=input_ids, attention_mask=hidden_by).last_hidden_state
+        states = self.model.backbone.model(input_ids=input_ids, attention_mask=hidden_by).last_hidden_state
         vectors: Tensor = self.model.finish((states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True))
         return vectors
 
@@ -52,7 +52,7 @@ def export_onnx(student: Student, out: Path) -> None:
 def _trace(student: Student, file: Path) -> None:
     """By TorchScript: the exporter through `torch.export` takes four times as long and two more packages."""
     graph = Graph(copy.deepcopy(student)).float().cpu().eval()
-    backbone: Any = graph.model.backbone
+    backbone: Any = graph.model.backbone.model
     backbone.set_attn_implementation("eager")
     inputs = tuple(torch.ones(EXAMPLE_SHAPE, dtype=torch.int64) for _ in range(2))
     free = {0: "texts", 1: "tokens"}

@@ -19,12 +19,11 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
     start, end = metrics["validation_at_start"], metrics["validation"] or metrics["validation_at_start"]
     prompts = meta.teacher.get("prompts") or {}
     shown = {role: prompt for role, prompt in sorted(prompts.items()) if prompt}
-    config: Any = student.backbone.config
     return Template(files("pipeline.fit").joinpath("templates/student.md").read_text(encoding="utf-8")).substitute(
         teacher=public_name(str(meta.teacher.get("model", "unknown"))),
         fingerprint=meta.fingerprint,
         base=public_name(params.student.model),
-        layers=config.num_hidden_layers,
+        layers=student.backbone.layers,
         width=student.width,
         parameters=f"{metrics['parameters']:,}",
         max_length=student.max_length,

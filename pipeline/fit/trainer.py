@@ -137,8 +137,7 @@ class Run:
             raise LeafError(f"fit.snapshots: step {beyond[0]} is impossible; the run has {self.total} steps")
         self.validation = self.loader.validation(params.validation_rows)
         self.student.to(self.device)
-        table = self.student.backbone.get_input_embeddings()  # type: ignore[operator]
-        self.update = Update(self.student, table, params)
+        self.update = Update(self.student, self.student.backbone.token_embeddings, params)
         self.progress = Progress()
         # Losses are added up on the device: reading each would make a GPU wait for the host at every step.
         self.window = torch.zeros((), dtype=torch.float64, device=self.device)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Batches of token ids: texts laid end to end in order of length, and how many texts are cut into batches."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -12,21 +12,26 @@ from torch import Tensor
 from pipeline.base.errors import LeafError
 
 TOKEN_MULTIPLE = 64
-"""Tokens of a batch are rounded up to this many: oneDNN builds a kernel for every shape that it does not know, and
-keeps the last of them, some hundreds of kilobytes each."""
+"""The tokens of a batch are rounded up to a multiple of this: oneDNN builds a kernel for every shape that it has not
+seen, and keeps the last of them, some hundreds of kilobytes each."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts end to end: `ids`, `positions` [tokens]; `length_groups` (texts, tokens each); `order`.
+    """Texts laid end to end, shortest first.
 
-    Behind the texts stand up to TOKEN_MULTIPLE - 1 tokens of no text: none attends to them, and no pooling counts them.
+    Behind the last text there are up to TOKEN_MULTIPLE - 1 tokens of no text: none attends to them, and no pooling
+    counts them.
     """
 
     ids: Tensor
+    """`[tokens]`."""
     positions: Tensor
+    """`[tokens]`: place of each token in its text, from 0."""
     length_groups: tuple[tuple[int, int], ...]
+    """(texts, tokens of each) for each length, ascending."""
     order: Tensor
+    """`[texts]`: where each text that the caller gave stands among those of the batch."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
@@ -50,33 +55,33 @@ def pack(token_ids: Sequence[Sequence[int] | np.ndarray]) -> Batch:
 
 
 def split(batch: Batch, budget: int) -> list[tuple[Batch, Tensor]]:
-    """Parts of at most `budget` tokens (or one text), each with the rows of the caller that it holds, in its order."""
+    """Parts of at most `budget` tokens (or one text), each with the caller's row numbers of its texts, in its order."""
     rows = torch.argsort(batch.order)
     if len(batch.ids) <= budget:
         return [(batch, torch.arange(len(rows)))]
     lengths = np.repeat([length for _, length in batch.length_groups], [count for count, _ in batch.length_groups])
-    ids = np.split(batch.ids[: lengths.sum()].numpy(), np.cumsum(lengths)[:-1])
+    texts = np.split(batch.ids[: lengths.sum()].numpy(), np.cumsum(lengths)[:-1])
     cuts, tokens = [0], 0
     for place, length in enumerate(lengths):
         if tokens and tokens + length > budget:
             cuts.append(place)
             tokens = 0
         tokens += length
-    both = pairwise([*cuts, len(ids)])
-    return [(pack(ids[start:stop]), rows[start:stop]) for start, stop in both]  # in order already: `pack` is stable
+    bounds = pairwise([*cuts, len(texts)])
+    return [(pack(texts[start:stop]), rows[start:stop]) for start, stop in bounds]  # sorted already: `pack` is stable
 
 
-def token_batches(lengths: np.ndarray, budget: int, run_in_parallel: int = 1) -> list[np.ndarray]:
+def token_batches(lengths: np.ndarray, budget: int, workers: int = 1) -> list[np.ndarray]:
     """Cut texts into batches of similar length and at most `budget` tokens (or one text): lists of row numbers.
 
-    There are as few as possible, but so many that those who work `run_in_parallel` get equally many, and all are about
-    equally large. They come in a fixed mixed order, so that a rate seen halfway holds for the rest.
+    There are as few batches as possible, but a multiple of the number of `workers`, and all are about equally large.
+    They come in a fixed random order, so that a rate measured halfway holds for the rest.
     """
     order = np.argsort(-lengths, kind="stable")
     ends = np.cumsum(lengths[order])
     if not len(order):
         return []
-    most = -(-(len(_cuts(ends, budget)) - 1) // run_in_parallel) * run_in_parallel
+    most = -(-(len(_cuts(ends, budget)) - 1) // workers) * workers
     least = min(int(ends[-1]) // most, budget)
     even = bisect_left(range(budget), True, lo=least, key=lambda size: len(_cuts(ends, size)) - 1 <= most)
     batches = [order[a:b] for a, b in pairwise(_cuts(ends, even))]
@@ -84,7 +89,7 @@ def token_batches(lengths: np.ndarray, budget: int, run_in_parallel: int = 1) ->
 
 
 def _cuts(ends: np.ndarray, budget: int) -> list[int]:
-    """Where batches begin and the last one ends, each as large as `budget` allows; `ends` are sums of tokens so far."""
+    """Where batches of at most `budget` tokens begin, and where the last ends; `ends` are cumulative token counts."""
     cuts = [0]
     while cuts[-1] < len(ends):
         done = int(ends[cuts[-1] - 1]) if cuts[-1] else 0

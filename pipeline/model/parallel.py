@@ -1,4 +1,4 @@
-"""Forward passes side by side: on a CPU, cores that each have a batch of their own need not wait for each other."""
+"""Forward passes in parallel: on a CPU, workers that each have a batch of their own do not wait for each other."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,19 +11,19 @@ from pipeline.model.batch import token_batches
 
 T = TypeVar("T")
 R = TypeVar("R")
-MOST = 4  # batches under way at once; where there are more cores, several share one
+MAX_WORKERS = 4  # batches computed at once; where there are more cores, several share one
 
 
 def worker_count(device: torch.device) -> int:
-    """How many batches `run_in_parallel` computes at once, given as many: the number that leaves no core idle."""
+    """How many batches `run_in_parallel` computes at once, if there are that many: as many as leave no core idle."""
     threads = torch.get_num_threads() if device.type == "cpu" else 1
-    return max(range(1, min(threads, MOST) + 1), key=lambda count: (threads // count * count, count))
+    return max(range(1, min(threads, MAX_WORKERS) + 1), key=lambda count: (threads // count * count, count))
 
 
 def run_in_parallel(run: Callable[[T], R], batches: Sequence[T], device: torch.device) -> Iterator[R]:
-    """`run` of every batch, in order. On a CPU several are under way at once, each on its share of the threads.
+    """`run` of every batch, in order. On a CPU several are computed at once, each on its share of the threads.
 
-    A batch's result does not depend on the others: only on how many threads it has. An exception of `run` is raised
+    A batch's result does not depend on the others, only on the number of its threads. An exception of `run` is raised
     here, and batches that have not begun are left out.
     """
     threads, count = torch.get_num_threads(), min(worker_count(device), len(batches))
@@ -31,11 +31,11 @@ def run_in_parallel(run: Callable[[T], R], batches: Sequence[T], device: torch.d
         yield from map(run, batches)
         return
     try:
-        # PyTorch keeps the number of threads for each thread that asks, so the caller's own stays.
-        with ThreadPoolExecutor(count, "stream", torch.set_num_threads, (threads // count,)) as pool:
-            yield from pool.map(run, batches)  # which cancels the rest where it ends early
+        # PyTorch keeps the number of threads for each thread that sets it, so that of the caller stays.
+        with ThreadPoolExecutor(count, "forward", torch.set_num_threads, (threads // count,)) as workers:
+            yield from workers.map(run, batches)  # cancels the rest where it ends early
     finally:
-        torch.set_num_threads(threads)  # threads to come take the number that was set last
+        torch.set_num_threads(threads)  # threads started later take the number that was set last
 
 
 def vectors_in_parts(
@@ -44,13 +44,12 @@ def vectors_in_parts(
     budget: int,
     device: torch.device,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Row numbers and what `forward` makes of these texts, [texts, dim], batch by batch until every text had its turn.
+    """Row numbers, and `forward` of those texts `[texts, dim]`, batch by batch until all texts are done.
 
-    At most `budget` tokens (or a text for each batch) are under way at once.
+    At most `budget` tokens (or a text for each worker) are computed at once.
     """
     lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
-    count = worker_count(device)
-    batches = token_batches(lengths, budget // count, count)
-    return zip(
-        batches, run_in_parallel(lambda rows: forward([token_ids[row] for row in rows]), batches, device), strict=True
-    )
+    workers = worker_count(device)
+    batches = token_batches(lengths, budget // workers, workers)
+    results = run_in_parallel(lambda rows: forward([token_ids[row] for row in rows]), batches, device)
+    return zip(batches, results, strict=True)

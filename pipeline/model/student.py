@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,31 +19,36 @@ from torch.nn import functional
 from pipeline.base.errors import LeafError, first_line
 from pipeline.base.files import written_directory
 from pipeline.base.memory import keep_pages
-from pipeline.model.backbones.packed import Encoder, check_family, mean_pooled
+from pipeline.model.backbones.backbone import Backbone
+from pipeline.model.backbones.registry import backbone_for
 from pipeline.model.batch import Batch, pack
-from pipeline.model.model_files import check_sha256, resolve_model
+from pipeline.model.model_files import (
+    check_sha256,
+    check_weights,
+    load_sentence_transformer,
+    load_transformer,
+    resolve_model,
+)
 from pipeline.model.parallel import vectors_in_parts
 from pipeline.params.sections import StudentParams
 
-TOKEN_BUDGET = 8192  # tokens under way at once in inference
+TOKEN_BUDGET = 8192  # tokens computed at once in inference
 
 
 class Student(nn.Module):
-    """Backbone, mean pooling, head, and (if `normalize`) vectors of length one. All of it but the pooler trains."""
+    """Backbone, mean pooling, head, and (if `normalize`) vectors of length one. All of it trains."""
 
-    def __init__(self, transformer: Any, head: nn.Linear, normalize: bool) -> None:
-        """`transformer` is a sentence-transformers Transformer module; the head's input must have its width."""
+    def __init__(self, transformer: Any, head: nn.Linear, normalize: bool, backbone: Backbone | None = None) -> None:
+        """`transformer` is a sentence-transformers Transformer module; `backbone` computes its model's features."""
         super().__init__()
-        check_family(transformer.auto_model)
-        width = int(transformer.auto_model.config.hidden_size)
-        if head.in_features != width:
-            raise LeafError(f"student: the head takes {head.in_features} features, but the backbone gives {width}")
-        self.backbone: nn.Module = transformer.auto_model
+        self.backbone = backbone or backbone_for(transformer.auto_model)
+        if head.in_features != self.backbone.width:
+            raise LeafError(
+                f"student: the head takes {head.in_features} features, but the backbone gives {self.backbone.width}"
+            )
         self.head = head
         self.normalize = normalize
         self._transformer = [transformer]  # in a list, so that its parameters are not registered a second time
-        if (pooler := getattr(self.backbone, "pooler", None)) is not None:
-            pooler.requires_grad_(False)  # part of the checkpoint, but mean pooling never uses it
 
     @property
     def dim(self) -> int:
@@ -62,15 +66,15 @@ class Student(nn.Module):
         return int(self._transformer[0].max_seq_length)
 
     def features(self, batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Mean-pooled hidden states [texts, width] float32, computed in `dtype`."""
-        return mean_pooled(self.backbone, batch, dtype)
+        """Pooled hidden states `[texts, width]` float32, computed in `dtype`."""
+        return self.backbone.features(batch, dtype)
 
     def forward(self, batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Vectors [texts, dim] float32, in the order given to `pack`; the head runs in float32 whatever `dtype`."""
+        """Vectors `[texts, dim]` float32, in the order given to `pack`; the head runs in float32 whatever `dtype`."""
         return self.finish(self.features(batch, dtype))
 
     def finish(self, features: Tensor) -> Tensor:
-        """Head and normalisation: [texts, width] -> [texts, dim]."""
+        """Head and normalisation: `[texts, width]` -> `[texts, dim]`."""
         vectors: Tensor = self.head(features)
         return functional.normalize(vectors, dim=1) if self.normalize else vectors
 
@@ -98,14 +102,12 @@ class Student(nn.Module):
         modules = [copy.deepcopy(self._transformer[0]).cpu(), Pooling(self.width, pooling_mode="mean"), dense]
         model = SentenceTransformer(modules=modules + [Normalize()] * self.normalize, device="cpu")
         model.similarity_fn_name = "cosine"
-        with model_directory(path, card) as temporary:
-            model.save(str(temporary), create_model_card=False, safe_serialization=True)
+        with model_directory(path, card) as directory:
+            model.save(str(directory), create_model_card=False, safe_serialization=True)
 
     @classmethod
     def load(cls, path: Path) -> "Student":
         """Read a directory written by `save`; LeafError if it is none, or computes something else than a student."""
-        from pipeline.model.model_files import load_sentence_transformer
-
         if not (path / "modules.json").is_file():
             raise LeafError(f"{path}: holds no student (no modules.json); run the fit stage first")
         modules = list(load_sentence_transformer(path, str(path)))
@@ -117,18 +119,18 @@ class Student(nn.Module):
 
 
 def _check_plain(path: Path, pooling: Any, dense: Any) -> None:
-    """Refuse what sentence-transformers would compute and a Student would not: its vectors would be others."""
-    found = []
+    """Refuse modules that sentence-transformers computes and a Student does not: its vectors would differ."""
+    differences = []
     if pooling.pooling_mode != "mean":
-        found.append(f"the pooling `{pooling.pooling_mode}`")
+        differences.append(f"the pooling `{pooling.pooling_mode}`")
     if not isinstance(dense.activation_function, nn.Identity):
-        found.append(f"the activation {type(dense.activation_function).__name__}")
+        differences.append(f"the activation {type(dense.activation_function).__name__}")
     if dense.use_residual:
-        found.append("a residual around its head")
-    if found:
+        differences.append("a residual around its head")
+    if differences:
         raise LeafError(
-            f"{path}: is not a student: it has {', '.join(found)}, and a student has mean pooling and a linear head; "
-            "name a directory that the fit stage wrote"
+            f"{path}: is not a student: it has {', '.join(differences)}, and a student has mean pooling and a linear "
+            "head; name a directory that the fit stage wrote"
         )
 
 
@@ -146,12 +148,12 @@ def model_directory(path: Path, card: str | None = None) -> Iterator[Path]:
                 (directory / "README.md").write_text(card, encoding="utf-8")
     except LeafError:
         raise
-    except Exception as error:  # of a full disk safetensors and tokenizers make errors of their own
+    except Exception as error:  # for a full disk safetensors and tokenizers raise exceptions of their own
         raise LeafError(f"{path}: cannot be written ({first_line(error)}); see to the disk and run again") from None
 
 
 def build(params: StudentParams, dim: int, normalize: bool, dropout: float = 0.0, seed: int = 0) -> Student:
-    """A student from a checkpoint: its chosen layers, and a head (width -> dim) that is still noise.
+    """A student from a checkpoint: its chosen layers, and a head (width -> dim) with random weights.
 
     Raises:
         LeafError: the checkpoint is missing, damaged, not the expected one, or the shapes asked for are impossible.
@@ -161,80 +163,42 @@ def build(params: StudentParams, dim: int, normalize: bool, dropout: float = 0.0
     if dim < 1:
         raise LeafError(f"student: a head into {dim} dimensions is impossible; the store's dim is wrong")
     torch.manual_seed(seed)  # a checkpoint without a pooler gets a random one, which must not differ between runs
-    transformer = _load_transformer(directory, params.model)
-    backbone = transformer.auto_model
-    check_family(backbone)
-    _check_weights(directory, backbone, params.model)
+    transformer = load_transformer(directory, params.model)
+    backbone = backbone_for(transformer.auto_model)
+    check_weights(directory, transformer.auto_model, params.model)
     if params.layers is not None:
-        _keep_layers(backbone, params.layers)
-    _limit_length(transformer, params.max_length)
-    backbone.config.hidden_dropout_prob = backbone.config.attention_probs_dropout_prob = dropout
-    head = nn.Linear(int(backbone.config.hidden_size), dim, bias=params.head_bias)
-    return Student(transformer, head, normalize)
+        _check_layers(params.layers, backbone.layers)
+        backbone.keep_layers(params.layers)
+    _limit_length(transformer, backbone, params.max_length)
+    backbone.set_dropout(dropout)
+    head = nn.Linear(backbone.width, dim, bias=params.head_bias)
+    return Student(transformer, head, normalize, backbone)
 
 
-def _load_transformer(directory: Path, name: str) -> Any:
-    from sentence_transformers.sentence_transformer.modules import Transformer
-
-    try:
-        return Transformer.load(
-            str(directory),
-            local_files_only=True,
-            trust_remote_code=False,
-            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-        )
-    except Exception as error:  # every library below raises its own; the person needs one sentence
-        raise LeafError(f"fit.student.model `{name}`: cannot be loaded: {first_line(error)}") from None
-
-
-def _check_weights(directory: Path, backbone: nn.Module, name: str) -> None:
-    """Refuse a checkpoint that lacks weights: transformers would fill them with noise and only log it."""
-    stored: set[str] = set()
-    try:
-        for file in directory.glob("*.safetensors"):
-            with safe_open(file, "pt") as tensors:
-                stored.update(tensors.keys())
-    except (OSError, SafetensorError) as error:
-        raise LeafError(f"fit.student.model `{name}`: the weights are damaged: {error}") from None
-    prefix = f"{getattr(backbone, 'base_model_prefix', '')}."
-    # Old checkpoints call the norms' weights gamma and beta.
-    bare = {n.removeprefix(prefix).replace(".gamma", ".weight").replace(".beta", ".bias") for n in stored}
-    missing = [n for n, _ in backbone.named_parameters() if n not in bare and not n.startswith("pooler.")]
-    if missing:
-        raise LeafError(
-            f"fit.student.model `{name}`: the checkpoint lacks {len(missing)} of the weights that its configuration "
-            f"names, first `{missing[0]}`; it is damaged or belongs to another configuration"
-        )
-
-
-def _keep_layers(backbone: Any, layers: Sequence[int]) -> None:
-    count = len(backbone.encoder.layer)
+def _check_layers(layers: Sequence[int], count: int) -> None:
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= count:
         raise LeafError(
             f"fit.student.layers: {list(layers)} is impossible; it must name some of the checkpoint's layers "
             f"0 to {count - 1}, each once, in ascending order"
         )
-    backbone.encoder.layer = nn.ModuleList([backbone.encoder.layer[i] for i in layers])
-    backbone.config.num_hidden_layers = len(layers)
 
 
-def _limit_length(transformer: Any, wanted: int | None) -> None:
-    config = transformer.auto_model.config
-    most = int(config.max_position_embeddings) - (2 if config.model_type == "mpnet" else 0)
-    if wanted is not None and wanted > most:
-        raise LeafError(f"fit.student.max_length: {wanted} is impossible; the checkpoint has {most} positions")
-    transformer.max_seq_length = wanted or min(int(transformer.max_seq_length or most), most)
+def _limit_length(transformer: Any, backbone: Backbone, max_length: int | None) -> None:
+    most = backbone.max_tokens
+    if max_length is not None and max_length > most:
+        raise LeafError(f"fit.student.max_length: {max_length} is impossible; the checkpoint has {most} positions")
+    transformer.max_seq_length = max_length or min(int(transformer.max_seq_length or most), most)
 
 
 class StudentEncoder:
-    """The student laid out for inference: no padding, bfloat16 where the hardware has it."""
+    """The student laid out for inference: no padding, bfloat16 where the hardware is fast at it."""
 
     def __init__(self, student: Student, token_budget: int = TOKEN_BUDGET) -> None:
         """Copies the weights of `student`, which is put into evaluation mode."""
         self.student, self.token_budget = student.eval(), token_budget
         self._tokenizer = student.tokenizer()
         keep_pages()
-        self._encoder = Encoder(student.backbone, token_budget)
+        self._compiled = student.backbone.compiled(token_budget)
 
     @classmethod
     def load(cls, path: Path) -> "StudentEncoder":
@@ -242,14 +206,14 @@ class StudentEncoder:
         return cls(Student.load(path))
 
     def encode(self, texts: Sequence[str], role: str = "document") -> np.ndarray:
-        """Vectors [texts, dim] float32. The student reads plain text: `role` changes nothing."""
+        """Vectors `[texts, dim]` float32. The student reads plain text: `role` changes nothing."""
         token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
         vectors = np.empty((len(token_ids), self.student.dim), dtype=np.float32)
-        for rows, part in vectors_in_parts(self._forward, token_ids, self.token_budget, self._encoder.device):
+        for rows, part in vectors_in_parts(self._forward, token_ids, self.token_budget, self._compiled.device):
             vectors[rows] = part
         return vectors
 
     @torch.inference_mode()
     def _forward(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
-        found: np.ndarray = self.student.finish(self._encoder(pack(token_ids))).float().cpu().numpy()
-        return found
+        vectors: np.ndarray = self.student.finish(self._compiled(pack(token_ids))).float().cpu().numpy()
+        return vectors

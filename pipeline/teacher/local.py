@@ -15,7 +15,8 @@ from torch.nn import functional
 from pipeline.base.arrays import Array
 from pipeline.base.errors import LeafError
 from pipeline.base.memory import keep_pages
-from pipeline.model.backbones.packed import FAMILIES, Encoder
+from pipeline.model.backbones.backbone import CompiledBackbone
+from pipeline.model.backbones.registry import find_backbone
 from pipeline.model.batch import pack
 from pipeline.model.device import bf16_is_fast
 from pipeline.model.model_files import check_sha256, load_sentence_transformer, resolve_model
@@ -39,7 +40,7 @@ class LocalTeacher:
         self._limit = 0
         self._model: Any = None
         self._tail: list[Any] = []
-        self._encoder: Encoder | None = None
+        self._compiled: CompiledBackbone | None = None
 
     @cached_property
     def meta(self) -> StoreMeta:
@@ -71,17 +72,16 @@ class LocalTeacher:
             self._limit = max_length(self.params, self.directory)
             model = load_sentence_transformer(self.directory, self.params.model)
             self._tail = [module for module in list(model)[2:] if type(module).__name__ != "Normalize"]
-            self._encoder = self._packed_encoder(list(model))
+            self._compiled = self._compiled_backbone(list(model))
             self._model = model
 
-    def _packed_encoder(self, modules: list[Any]) -> Encoder | None:
-        """The padding-free encoder where the model's shape allows it; None leaves the work to sentence-transformers."""
+    def _compiled_backbone(self, modules: list[Any]) -> CompiledBackbone | None:
+        """A backbone that can run the model, compiled; None leaves the work to sentence-transformers."""
         if [type(module).__name__ for module in modules[:2]] != ["Transformer", "Pooling"]:
             return None
-        backbone, pooling = modules[0].auto_model, modules[1].pooling_mode
-        if backbone.config.model_type not in FAMILIES or pooling not in ("mean", "cls"):
-            return None
-        return Encoder(backbone, self.token_budget, pooling)
+        model, pooling = modules[0].auto_model, modules[1].pooling_mode
+        kind = find_backbone(model)
+        return kind(model, pooling).compiled(self.token_budget) if kind and pooling in ("mean", "cls") else None
 
     def vectors(self, rows: pl.DataFrame) -> Array:
         """Vectors [rows, dim] float32 of a frame with `role, text`, in its order."""
@@ -120,8 +120,8 @@ class LocalTeacher:
     def forward(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
         """Vectors [texts, dim] float32 of one batch; LeafError if the model gives another width than its files name."""
         self.load()
-        if self._encoder is not None:
-            features = {"sentence_embedding": self._encoder(pack(token_ids))}
+        if self._compiled is not None:
+            features = {"sentence_embedding": self._compiled(pack(token_ids))}
             for module in self._tail:
                 features = module(features)
             vectors = features["sentence_embedding"]

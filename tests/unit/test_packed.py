@@ -12,7 +12,7 @@ from transformers import AutoModel
 from pipeline.base.errors import LeafError
 from pipeline.model import attention as attention_module
 from pipeline.model.attention import attention, fused_attention
-from pipeline.model.backbones.packed import Encoder, mean_pooled
+from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.batch import pack, split, token_batches
 from tests.conftest import make_model
 
@@ -43,8 +43,8 @@ TEXTS = st.lists(st.lists(st.integers(5, 40), min_size=1, max_size=30), min_size
 @given(texts=TEXTS)
 def test_any_mix_of_lengths_equals_the_padded_forward(backbone: torch.nn.Module, texts: list[list[int]]) -> None:
     with torch.no_grad():
-        expected, found = padded(backbone, texts), mean_pooled(backbone, pack(texts))
-    assert torch.allclose(found, expected, atol=2e-5)
+        expected, features = padded(backbone, texts), PackedBackbone(backbone).features(pack(texts))
+    assert torch.allclose(features, expected, atol=2e-5)
 
 
 @settings(max_examples=20, deadline=None)
@@ -52,14 +52,14 @@ def test_any_mix_of_lengths_equals_the_padded_forward(backbone: torch.nn.Module,
 def test_the_inference_encoder_stays_within_bfloat16_of_it(backbone: torch.nn.Module, texts: list[list[int]]) -> None:
     with torch.no_grad():
         expected = padded(backbone, texts)
-    found = Encoder(backbone, 256)(pack(texts))
-    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.995
+    vectors = PackedBackbone(backbone).compiled(256)(pack(texts))
+    assert torch.nn.functional.cosine_similarity(vectors, expected).min() > 0.995
 
 
 def test_gradients_equal_those_of_the_padded_forward(backbone: torch.nn.Module) -> None:
     texts = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14], [5, 6, 7]]
     grads = []
-    for forward in (padded, lambda model, rows: mean_pooled(model, pack(rows))):
+    for forward in (padded, lambda model, rows: PackedBackbone(model).features(pack(rows))):
         backbone.zero_grad()
         forward(backbone, texts).square().sum().backward()
         grads.append({n: p.grad.clone() for n, p in backbone.named_parameters() if p.grad is not None})
@@ -201,6 +201,6 @@ def test_a_text_without_tokens_is_refused() -> None:
 def test_rows_come_back_in_the_order_they_were_given(backbone: torch.nn.Module) -> None:
     texts = [[5] * n for n in (7, 1, 4, 2, 7)]
     with torch.no_grad():
-        together = mean_pooled(backbone, pack(texts)).numpy()
-        alone = np.concatenate([mean_pooled(backbone, pack([text])).numpy() for text in texts])
+        together = PackedBackbone(backbone).features(pack(texts)).numpy()
+        alone = np.concatenate([PackedBackbone(backbone).features(pack([text])).numpy() for text in texts])
     assert np.allclose(together, alone, atol=1e-5)

@@ -69,7 +69,7 @@ def test_the_kept_layers_are_those_named(tmp_path: Path) -> None:
     student = build(StudentParams(model=str(checkpoint), layers=(1, 3)), dim=8, normalize=True)
     for new, old in enumerate((1, 3)):
         name = "encoder.layer.{}.output.dense.weight"
-        assert torch.equal(student.backbone.state_dict()[name.format(new)], stored[name.format(old)])
+        assert torch.equal(student.backbone.model.state_dict()[name.format(new)], stored[name.format(old)])
     student.save(tmp_path / "student")
     assert json.loads((tmp_path / "student" / "config.json").read_text())["num_hidden_layers"] == 2
 

@@ -1,42 +1,30 @@
-"""Transformer forward passes without padding.
+"""BERT and MPNet without padding: the texts of a batch are laid end to end, sorted by length.
 
-The texts of a batch are laid end to end, sorted by length. Everything that works on single tokens (projections,
-feed-forward, normalisation) runs once over all of them, and no operation is spent on padding. Attention runs over
-the texts of one length at a time (`pipeline.attention`).
-
-Two forms of the same computation: `mean_pooled` uses a transformers model's own parameters, so that gradients reach
-them (stage two); `Encoder` holds copies laid out for inference (stage one). Families: BERT and MPNet.
+Whatever works on single tokens (projections, feed-forward, normalisation) runs once over all tokens of the batch.
+Attention runs over the texts of one length at a time (`attention.py`). A family of models says where its weights are
+(`_Family`); a layer is a block of six operations on them (`_Block`), made for training or for inference; one loop
+(`_run_layers`) computes both.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.base.errors import LeafError
-from pipeline.model.attention import attention
+from pipeline.model.attention import LengthGroups, attention
+from pipeline.model.backbones.backbone import Backbone, Pooling
 from pipeline.model.batch import Batch
 from pipeline.model.device import bf16_is_fast
 
-FAMILIES = ("bert", "mpnet")
-Pooling = Literal["mean", "cls"]
-
-
-def check_family(backbone: nn.Module) -> str:
-    """Return the family of a transformers model, or raise LeafError if it is none that this module can run."""
-    config: Any = backbone.config
-    family = str(config.model_type)
-    plain = getattr(config, "position_embedding_type", "absolute") == "absolute" and config.hidden_act == "gelu"
-    if family not in FAMILIES or not plain:
-        wanted = f"{' and '.join(FAMILIES)} models with absolute or MPNet's relative positions and the exact GELU"
-        raise LeafError(f"backbone of type `{family}` cannot be run: supported are {wanted}")
-    return family
-
 
 @dataclass(frozen=True)
-class _Layer:
+class _LayerModules:
+    """The modules of one transformer layer, by what they do."""
+
     query: nn.Linear
     key: nn.Linear
     value: nn.Linear
@@ -47,93 +35,235 @@ class _Layer:
     norm: nn.LayerNorm
 
 
-def _layers(backbone: Any, family: str) -> list[_Layer]:
-    layers = []
-    for layer in backbone.encoder.layer:
-        outer = layer.attention
-        if family == "bert":
-            inner, output, norm = outer.self, outer.output.dense, outer.output.LayerNorm
-            projections = (inner.query, inner.key, inner.value)
-        else:
-            inner, output, norm = outer.attn, outer.attn.o, outer.LayerNorm
-            projections = (inner.q, inner.k, inner.v)
-        layers.append(
-            _Layer(*projections, output, norm, layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm)
-        )
-    return layers
+class _Family(ABC):
+    """Where a family of models keeps its weights, and how it embeds tokens and positions."""
+
+    @abstractmethod
+    def attention_modules(self, layer: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear, nn.LayerNorm]:
+        """Projections to queries, keys and values, output projection, and the norm behind attention."""
+
+    @abstractmethod
+    def position_offset(self, model: Any) -> int:
+        """Rows of the position table that precede that of a text's first token."""
+
+    @abstractmethod
+    def position_bias(self, model: Any, length: int) -> Tensor | None:
+        """What is added to the attention scores of a text, `[1, heads, length, length]`; None for nothing."""
+
+    def layers(self, model: Any) -> list[_LayerModules]:
+        """The modules of every layer."""
+        return [
+            _LayerModules(
+                *self.attention_modules(layer), layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm
+            )
+            for layer in model.encoder.layer
+        ]
+
+    def embeddings(self, model: Any, batch: Batch) -> Tensor:
+        """Token and position embeddings, summed, before the norm: `[tokens, width]`."""
+        table = model.embeddings
+        positions = table.position_embeddings(batch.positions + self.position_offset(model))
+        summed: Tensor = table.word_embeddings(batch.ids) + positions
+        return summed
 
 
-def _embed(backbone: Any, family: str, batch: Batch) -> Tensor:
-    """Token and position embeddings, summed and normalised: [tokens, width]."""
-    table = backbone.embeddings
-    # MPNet, like RoBERTa, counts positions from the padding id on (transformers: create_position_ids_from_input_ids).
-    offset = table.padding_idx + 1 if family == "mpnet" else 0
-    hidden = table.word_embeddings(batch.ids) + table.position_embeddings(batch.positions + offset)
-    if family == "bert":
-        hidden = hidden + table.token_type_embeddings.weight[0]
-    normed: Tensor = table.LayerNorm(hidden)
-    return normed
+class _Bert(_Family):
+    def attention_modules(self, layer: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear, nn.LayerNorm]:
+        inner, outer = layer.attention.self, layer.attention.output
+        return inner.query, inner.key, inner.value, outer.dense, outer.LayerNorm
 
+    def position_offset(self, model: Any) -> int:
+        return 0
 
-def _position_bias(backbone: Any, family: str, length: int) -> Tensor | None:
-    """MPNet's relative attention bias [1, heads, length, length]; None for BERT."""
-    if family == "bert":
+    def position_bias(self, model: Any, length: int) -> Tensor | None:
         return None
-    at = torch.arange(length, device=backbone.device)
-    buckets = backbone.encoder.relative_position_bucket(
-        at[None, :] - at[:, None], num_buckets=backbone.config.relative_attention_num_buckets
-    )
-    bias: Tensor = backbone.encoder.relative_attention_bias(buckets).permute(2, 0, 1)
-    return bias.unsqueeze(0)
+
+    def embeddings(self, model: Any, batch: Batch) -> Tensor:
+        return super().embeddings(model, batch) + model.embeddings.token_type_embeddings.weight[0]
 
 
-def _pool(hidden: Tensor, batch: Batch, mode: Pooling) -> Tensor:
-    """Mean over each text's tokens, or its first token, in float32 and in the caller's order: [texts, width]."""
+class _MPNet(_Family):
+    def attention_modules(self, layer: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear, nn.LayerNorm]:
+        inner = layer.attention.attn
+        return inner.q, inner.k, inner.v, inner.o, layer.attention.LayerNorm
+
+    def position_offset(self, model: Any) -> int:
+        # Positions are counted from the padding id on, as in RoBERTa (transformers: create_position_ids_from_input_ids).
+        return int(model.embeddings.padding_idx) + 1
+
+    def position_bias(self, model: Any, length: int) -> Tensor | None:
+        positions = torch.arange(length, device=model.device)
+        buckets = model.encoder.relative_position_bucket(
+            positions[None, :] - positions[:, None], num_buckets=model.config.relative_attention_num_buckets
+        )
+        bias: Tensor = model.encoder.relative_attention_bias(buckets).permute(2, 0, 1)
+        return bias.unsqueeze(0)
+
+
+_FAMILIES: dict[str, _Family] = {"bert": _Bert(), "mpnet": _MPNet()}
+
+
+class _Block(Protocol):
+    """The operations of one layer."""
+
+    def qkv(self, hidden: Tensor) -> Tensor:
+        """Queries, keys and values side by side, `[tokens, 3 * width]`."""
+
+    def output(self, mixed: Tensor, residual: Tensor) -> Tensor:
+        """Output projection of attention, plus the residual."""
+
+    def attention_norm(self, hidden: Tensor) -> Tensor:
+        """The norm behind attention."""
+
+    def up(self, hidden: Tensor) -> Tensor:
+        """First half of the feed-forward part, GELU included."""
+
+    def down(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        """Second half of it, plus the residual."""
+
+    def norm(self, hidden: Tensor) -> Tensor:
+        """The norm behind the feed-forward part."""
+
+
+def _run_layers(
+    hidden: Tensor,
+    blocks: Iterable[_Block],
+    length_groups: LengthGroups,
+    heads: int,
+    biases: Sequence[Tensor],
+    dropout: float = 0.0,
+) -> Tensor:
+    """Hidden states behind the last layer, `[tokens, width]`. `dropout` is that of the attention probabilities."""
+    for block in blocks:
+        mixed = attention(block.qkv(hidden), length_groups, heads, biases, dropout)
+        hidden = block.attention_norm(block.output(mixed, hidden))
+        hidden = block.norm(block.down(block.up(hidden), hidden))
+    return hidden
+
+
+class PackedBackbone(Backbone):
+    """A BERT or MPNet model."""
+
+    scope = "bert and mpnet models with absolute or MPNet's relative positions and the exact GELU"
+
+    def __init__(self, model: Any, pooling: Pooling = "mean") -> None:
+        super().__init__(model, pooling)
+        self.family = _FAMILIES[model.config.model_type]
+        if (pooler := getattr(model, "pooler", None)) is not None:
+            pooler.requires_grad_(False)  # part of the checkpoint, but these features never pass through it
+
+    @classmethod
+    def supports(cls, model: Any) -> bool:
+        """See `Backbone.supports`."""
+        config = model.config
+        absolute = getattr(config, "position_embedding_type", "absolute") == "absolute"
+        return config.model_type in _FAMILIES and absolute and config.hidden_act == "gelu"
+
+    @property
+    def width(self) -> int:
+        """See `Backbone.width`."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def layers(self) -> int:
+        """See `Backbone.layers`."""
+        return len(self.model.encoder.layer)
+
+    @property
+    def max_tokens(self) -> int:
+        """See `Backbone.max_tokens`."""
+        return int(self.model.config.max_position_embeddings) - self.family.position_offset(self.model)
+
+    @property
+    def token_embeddings(self) -> nn.Embedding:
+        """See `Backbone.token_embeddings`."""
+        table: nn.Embedding = self.model.get_input_embeddings()
+        return table
+
+    def keep_layers(self, layers: Sequence[int]) -> None:
+        """See `Backbone.keep_layers`."""
+        self.model.encoder.layer = nn.ModuleList([self.model.encoder.layer[i] for i in layers])
+        self.model.config.num_hidden_layers = len(layers)
+
+    def set_dropout(self, share: float) -> None:
+        """See `Backbone.set_dropout`."""
+        self.model.config.hidden_dropout_prob = self.model.config.attention_probs_dropout_prob = share
+
+    def features(self, batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
+        """See `Backbone.features`.
+
+        All between the embeddings and the pooling is computed in `dtype`. Autocast would compute the norms in float32
+        and convert the hidden states back and forth.
+        """
+        config, family = self.model.config, self.family
+        hidden_dropout = config.hidden_dropout_prob if self.model.training else 0.0
+        attention_dropout = config.attention_probs_dropout_prob if self.model.training else 0.0
+        embedded = self.model.embeddings.LayerNorm(family.embeddings(self.model, batch))
+        hidden = _dropped(embedded, hidden_dropout).to(dtype)
+        by_group = (family.position_bias(self.model, length) for _, length in batch.length_groups)
+        biases = [bias.to(dtype) for bias in by_group if bias is not None]
+        blocks = [_TrainingBlock(modules, dtype, hidden_dropout) for modules in family.layers(self.model)]
+        heads = config.num_attention_heads
+        hidden = _run_layers(hidden, blocks, batch.length_groups, heads, biases, attention_dropout)
+        return _pooled(hidden, batch, self.pooling)
+
+    def compiled(self, token_budget: int) -> "CompiledPacked":
+        """See `Backbone.compiled`."""
+        return CompiledPacked(self.model.eval(), self.family, self.pooling, token_budget)
+
+
+def _pooled(hidden: Tensor, batch: Batch, pooling: Pooling) -> Tensor:
+    """Mean over each text's tokens, or its first token, in float32 and in the caller's order: `[texts, width]`."""
     pooled, start = [], 0
     for count, length in batch.length_groups:
         block = hidden[start : start + count * length].view(count, length, -1)
-        pooled.append(block.mean(1, dtype=torch.float32) if mode == "mean" else block[:, 0].float())
+        pooled.append(block.mean(1, dtype=torch.float32) if pooling == "mean" else block[:, 0].float())
         start += count * length
     return torch.cat(pooled)[batch.order]
 
 
-def mean_pooled(backbone: nn.Module, batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Mean-pooled last hidden states [texts, width] float32, in the order given to `pack`, with gradients.
-
-    All between the embeddings and the pooling is computed in `dtype`, from the parameters' float32; autocast would
-    compute the norms in float32 and convert the hidden states back and forth. Dropout follows `backbone.training`
-    and the model's configuration.
-    """
-    model: Any = backbone
-    family, config = check_family(backbone), model.config
-    hidden_dropout = config.hidden_dropout_prob if model.training else 0.0
-    attention_dropout = config.attention_probs_dropout_prob if model.training else 0.0
-
-    def drop(x: Tensor) -> Tensor:
-        return functional.dropout(x, hidden_dropout) if hidden_dropout else x
-
-    def linear(x: Tensor, *modules: nn.Linear) -> Tensor:
-        weights, offsets = [m.weight.to(dtype) for m in modules], [m.bias.to(dtype) for m in modules]
-        if len(modules) == 1:
-            return functional.linear(x, weights[0], offsets[0])
-        return functional.linear(x, torch.cat(weights), torch.cat(offsets))
-
-    def normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        return functional.layer_norm(x, norm.normalized_shape, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
-
-    hidden = drop(_embed(model, family, batch)).to(dtype)
-    found = (_position_bias(model, family, length) for _, length in batch.length_groups)
-    biases = [bias.to(dtype) for bias in found if bias is not None]
-    for layer in _layers(model, family):
-        qkv = linear(hidden, layer.query, layer.key, layer.value)
-        mixed = attention(qkv, batch.length_groups, config.num_attention_heads, biases, attention_dropout)
-        hidden = normed(hidden + drop(linear(mixed, layer.output)), layer.attention_norm)
-        hidden = normed(hidden + drop(linear(functional.gelu(linear(hidden, layer.up)), layer.down)), layer.norm)
-    return _pool(hidden, batch, "mean")
+def _dropped(hidden: Tensor, share: float) -> Tensor:
+    return functional.dropout(hidden, share) if share else hidden
 
 
-class _Operation(Protocol):
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor: ...
+@dataclass(frozen=True)
+class _TrainingBlock:
+    """Operations on a layer's own float32 parameters, cast to `dtype` on the way, so that gradients reach them."""
+
+    modules: _LayerModules
+    dtype: torch.dtype
+    dropout: float
+
+    def qkv(self, hidden: Tensor) -> Tensor:
+        projections = (self.modules.query, self.modules.key, self.modules.value)
+        weights, biases = [p.weight.to(self.dtype) for p in projections], [p.bias.to(self.dtype) for p in projections]
+        return functional.linear(hidden, torch.cat(weights), torch.cat(biases))
+
+    def output(self, mixed: Tensor, residual: Tensor) -> Tensor:
+        return residual + _dropped(self._linear(mixed, self.modules.output), self.dropout)
+
+    def attention_norm(self, hidden: Tensor) -> Tensor:
+        return self._normed(hidden, self.modules.attention_norm)
+
+    def up(self, hidden: Tensor) -> Tensor:
+        return functional.gelu(self._linear(hidden, self.modules.up))
+
+    def down(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        return residual + _dropped(self._linear(hidden, self.modules.down), self.dropout)
+
+    def norm(self, hidden: Tensor) -> Tensor:
+        return self._normed(hidden, self.modules.norm)
+
+    def _linear(self, hidden: Tensor, module: nn.Linear) -> Tensor:
+        return functional.linear(hidden, module.weight.to(self.dtype), module.bias.to(self.dtype))
+
+    def _normed(self, hidden: Tensor, norm: nn.LayerNorm) -> Tensor:
+        weight, bias = norm.weight.to(self.dtype), norm.bias.to(self.dtype)
+        return functional.layer_norm(hidden, norm.normalized_shape, weight, bias, norm.eps)
+
+
+class _Linear(Protocol):
+    def __call__(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor: ...
 
 
 class _FusedLinear:
@@ -146,89 +276,87 @@ class _FusedLinear:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
         self.bias, self.activation = bias, "gelu" if gelu else "none"
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def __call__(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor:
         linear = torch.ops.mkldnn._linear_pointwise
-        product: Tensor = linear(x, self.weight, self.bias, self.activation, [], "none")
+        product: Tensor = linear(hidden, self.weight, self.bias, self.activation, [], "none")
         return product if residual is None else product.add_(residual)
 
 
 class _PlainLinear:
+    """The same with PyTorch's own operations."""
+
     def __init__(self, weight: Tensor, bias: Tensor, gelu: bool) -> None:
         self.weight, self.bias, self.gelu = weight, bias, gelu
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        product = functional.linear(x, self.weight, self.bias)
+    def __call__(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor:
+        product = functional.linear(hidden, self.weight, self.bias)
         if residual is not None:
             product += residual
         return functional.gelu(product) if self.gelu else product
 
 
 @dataclass(frozen=True)
-class _Block:
-    qkv: _Operation
-    output: _Operation
-    attention_norm: tuple[Tensor, Tensor]
-    up: _Operation
-    down: _Operation
-    norm: tuple[Tensor, Tensor]
+class _InferenceBlock:
+    """Operations on copies of a layer's weights that are laid out for inference."""
+
+    qkv: _Linear
+    output: Callable[[Tensor, Tensor], Tensor]
+    attention_norm: Callable[[Tensor], Tensor]
+    up: _Linear
+    down: Callable[[Tensor, Tensor], Tensor]
+    norm: Callable[[Tensor], Tensor]
 
 
-class Encoder:
-    """A backbone laid out for inference: fused projections, bfloat16 where the hardware has it."""
+class CompiledPacked:
+    """A BERT or MPNet model laid out for inference: fused projections, bfloat16 where the device is fast at it."""
 
-    def __init__(self, backbone: nn.Module, token_budget: int, pooling: Pooling = "mean") -> None:
-        """Copy the backbone's weights; `token_budget` is about the number of tokens of a batch."""
-        model: Any = backbone
-        self.family, self.config, self.backbone = check_family(backbone), model.config, model.eval()
-        self.device = next(model.parameters()).device
+    def __init__(self, model: Any, family: _Family, pooling: Pooling, token_budget: int) -> None:
+        """Copy the model's weights; `token_budget` is about the number of tokens of a batch."""
+        self.model, self.family, self.pooling = model, family, pooling
+        self.device: torch.device = next(model.parameters()).device
         self.dtype = torch.bfloat16 if bf16_is_fast(self.device) else torch.float32
-        self.pooling, self._rows = pooling, token_budget
+        self._token_budget = token_budget
         self._epsilon = float(model.config.layer_norm_eps)
-        self._bias: dict[int, Tensor] = {}
+        self._bias_of_length: dict[int, Tensor | None] = {}
         with torch.inference_mode():
-            self._blocks = [self._block(layer) for layer in _layers(model, self.family)]
+            self._blocks = [self._block(modules) for modules in family.layers(model)]
 
-    def _block(self, layer: _Layer) -> _Block:
-        projections = (layer.query, layer.key, layer.value)
+    def _block(self, modules: _LayerModules) -> _InferenceBlock:
+        projections = (modules.query, modules.key, modules.value)
         weight, bias = torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections])
-        return _Block(
+        return _InferenceBlock(
             qkv=self._linear(weight, bias),
-            output=self._linear(layer.output.weight, layer.output.bias),
-            attention_norm=self._norm(layer.attention_norm),
-            up=self._linear(layer.up.weight, layer.up.bias, gelu=True),
-            down=self._linear(layer.down.weight, layer.down.bias),
-            norm=self._norm(layer.norm),
+            output=self._linear(modules.output.weight, modules.output.bias),
+            attention_norm=self._norm(modules.attention_norm),
+            up=self._linear(modules.up.weight, modules.up.bias, gelu=True),
+            down=self._linear(modules.down.weight, modules.down.bias),
+            norm=self._norm(modules.norm),
         )
 
-    def _linear(self, weight: Tensor, bias: Tensor, gelu: bool = False) -> _Operation:
+    def _linear(self, weight: Tensor, bias: Tensor, gelu: bool = False) -> _Linear:
         weight, bias = weight.detach().to(self.dtype), bias.detach().to(self.dtype)
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
-            return _FusedLinear(weight, bias, gelu, self._rows)
+            return _FusedLinear(weight, bias, gelu, self._token_budget)
         return _PlainLinear(weight, bias, gelu)
 
-    def _norm(self, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-        return norm.weight.detach().to(self.dtype), norm.bias.detach().to(self.dtype)
+    def _norm(self, norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+        weight, bias = norm.weight.detach().to(self.dtype), norm.bias.detach().to(self.dtype)
+        return lambda hidden: functional.layer_norm(hidden, norm.normalized_shape, weight, bias, self._epsilon)
 
-    def _biases(self, batch: Batch) -> list[Tensor]:
-        if self.family == "bert":
-            return []
-        for _, length in batch.length_groups:
-            if length not in self._bias:
-                bias = _position_bias(self.backbone, self.family, length)
-                assert bias is not None  # MPNet always has one
-                self._bias[length] = bias.to(self.dtype).contiguous()
-        return [self._bias[length] for _, length in batch.length_groups]
+    def _biases(self, length_groups: LengthGroups) -> list[Tensor]:
+        """The attention bias of each group's length, each computed once."""
+        for _, length in length_groups:
+            if length not in self._bias_of_length:
+                bias = self.family.position_bias(self.model, length)
+                self._bias_of_length[length] = None if bias is None else bias.to(self.dtype).contiguous()
+        biases = (self._bias_of_length[length] for _, length in length_groups)
+        return [bias for bias in biases if bias is not None]
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
-        """Pooled last hidden states [texts, width] float32, in the order given to `pack`."""
+        """See `CompiledBackbone.__call__`."""
         batch = batch.to(self.device)
-        hidden = _embed(self.backbone, self.family, batch).to(self.dtype)
-        biases, width = self._biases(batch), (hidden.shape[1],)
-        for block in self._blocks:
-            mixed = attention(block.qkv(hidden), batch.length_groups, self.config.num_attention_heads, biases)
-            summed = block.output(mixed, hidden)
-            hidden = functional.layer_norm(summed, width, *block.attention_norm, eps=self._epsilon)
-            summed = block.down(block.up(hidden), hidden)
-            hidden = functional.layer_norm(summed, width, *block.norm, eps=self._epsilon)
-        return _pool(hidden, batch, self.pooling)
+        embedded = self.model.embeddings.LayerNorm(self.family.embeddings(self.model, batch))
+        heads, biases = self.model.config.num_attention_heads, self._biases(batch.length_groups)
+        hidden = _run_layers(embedded.to(self.dtype), self._blocks, batch.length_groups, heads, biases)
+        return _pooled(hidden, batch, self.pooling)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.evaluate import metrics
-from pipeline.model.parallel import MOST, run_in_parallel, worker_count
+from pipeline.model.parallel import MAX_WORKERS, run_in_parallel, worker_count
 from pipeline.params.sections import EncodeParams, TeacherParams
 from pipeline.teacher.local import LocalTeacher
 from tests.conftest import sentence
@@ -36,7 +36,7 @@ def test_results_come_in_order_and_no_more_threads_work_than_before(threads: int
 
     assert list(run_in_parallel(run, list(range(20)), CPU)) == [item * item for item in range(20)]
     at_once = {name for name, _ in seen}
-    assert len(at_once) <= worker_count(CPU) == {1: 1, 2: 2, 3: 3, 9: 3}[threads] <= MOST
+    assert len(at_once) <= worker_count(CPU) == {1: 1, 2: 2, 3: 3, 9: 3}[threads] <= MAX_WORKERS
     assert all(count == threads // worker_count(CPU) for _, count in seen)
     assert torch.get_num_threads() == threads
 

@@ -1,4 +1,4 @@
-"""What the stages' commands share: the parameter file, errors as one sentence, metrics written whole."""
+"""Shared by the commands of all stages: the option for the parameter file, errors as messages, writing metrics."""
 
 import json
 import signal
@@ -17,7 +17,7 @@ params_option = click.option(
 
 
 class _Command(click.Command):
-    """A click command whose bad input ends in one message and exit code 1."""
+    """A click command that ends with a message and exit code 1 on bad input, and ends orderly on SIGTERM."""
 
     def invoke(self, ctx: click.Context) -> Any:
         signal.signal(signal.SIGTERM, _terminate)
@@ -34,12 +34,12 @@ def _terminate(number: int, frame: object) -> NoReturn:
 
 
 def command(function: Callable[..., None]) -> click.Command:
-    """Turn a function into a stage's command."""
+    """Make a stage's command of a function."""
     return click.command(cls=_Command)(function)
 
 
 def write_json(path: Path, figures: Mapping[str, object]) -> None:
-    """Write metrics as JSON with sorted keys, whole or not at all."""
+    """Write metrics as JSON with sorted keys; a kill leaves the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n", encoding="utf-8")

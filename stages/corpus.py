@@ -17,7 +17,7 @@ from stages.common import command, params_option, write_json
 def main(params: Path, out: Path, metrics: Path) -> None:
     """Read the texts of all sources into one sorted, sharded corpus of Parquet files.
 
-    Killed at any moment, it leaves the corpus that was there as it was. Section read: corpus.
+    If it is killed, the corpus that was there stays as it was. Section read: corpus.
     """
     figures = build(load_section(params, "corpus", CorpusParams), out)
     write_json(metrics, figures)

@@ -1,4 +1,4 @@
-"""What tests share: a tiny real model, a tiny real corpus, and the stages as processes."""
+"""Shared by all tests: a tiny real model, a tiny real corpus, and the stages run as processes."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ WORDS = (
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Real texts and collections beside the checkout; tests that need them are skipped elsewhere."""
+    """Directory of real texts and collections beside the checkout; tests that need it are skipped if it is absent."""
     if not SHARED.is_dir():
         pytest.skip("needs the directory shared/ beside the checkout")
     return SHARED
@@ -55,7 +55,7 @@ def make_model(directory: Path, width: int = 32, layers: int = 2, seed: int = 0,
     model = BertModel(BertConfig(**shape)) if family == "bert" else MPNetModel(MPNetConfig(**shape))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(5)  # the usual start gives texts that are nearly one vector
+            parameter.mul_(5)  # with the usual initial weights, the vectors of all texts are nearly equal
     plain = directory.with_name(f"{directory.name}-plain")
     model.save_pretrained(plain)
     PreTrainedTokenizerFast(
@@ -86,7 +86,7 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sentence(number: int) -> str:
-    """The `number`-th of a fixed list of different word sequences, 2 to 12 words long."""
+    """Number `number` of a fixed list of different word sequences, which are 4 to 14 words long."""
     length = 2 + number % 11
     words = [WORDS[(number * 7 + place * place * 3 + number // 13 * place) % len(WORDS)] for place in range(length)]
     return " ".join([*words, WORDS[number % len(WORDS)], WORDS[number // len(WORDS) % len(WORDS)]])
@@ -121,7 +121,7 @@ def tiny_corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def write_params(tmp_path: Path, tiny_teacher: Path, tiny_student: Path) -> Callable[..., Path]:
-    """Write a params.yaml for the tiny models; keyword arguments replace keys of a section."""
+    """Writes a params.yaml for the tiny models; keyword arguments replace keys of a section."""
 
     def write(**sections: dict[str, Any]) -> Path:
         params: dict[str, dict[str, Any]] = {
@@ -140,8 +140,8 @@ def write_params(tmp_path: Path, tiny_teacher: Path, tiny_student: Path) -> Call
             },
             "evaluate": {"bootstrap": 50},
         }
-        for section, keys_ in sections.items():
-            params[section] = {**params[section], **keys_}
+        for section, changes in sections.items():
+            params[section] = {**params[section], **changes}
         file = tmp_path / "params.yaml"
         file.write_text(yaml.safe_dump(params), encoding="utf-8")
         return file
@@ -151,7 +151,7 @@ def write_params(tmp_path: Path, tiny_teacher: Path, tiny_student: Path) -> Call
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """Run `python -m stages.NAME` in `tmp_path` as a process of its own."""
+    """Runs `python -m stages.NAME` in `tmp_path` as a process; keyword arguments are environment variables."""
 
     def run(name: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -169,7 +169,7 @@ def stage(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[dict[str, str]]:
-    """An S3-compatible server; yields the environment that leads to it."""
+    """An S3-compatible server: the environment variables by which clients find it."""
     server = pytest.importorskip("moto.server", reason="needs moto: pip install -e '.[dev]'")
     running = server.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     running.start()
@@ -186,7 +186,7 @@ def s3_server() -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def bucket(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """A fresh bucket of that server as a boto3 resource; this process and its children are led there."""
+    """A new bucket of that server as a boto3 resource; this process and its children have the variables to find it."""
     import boto3
 
     for name, value in s3_server.items():

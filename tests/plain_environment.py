@@ -1,6 +1,6 @@
-"""Virtual environments that hold named packages with what they require, and nothing else: no network, no pip.
+"""Make virtual environments with only the named packages and what they require, without network or pip.
 
-The packages are links to those of the running environment, so that making one takes a second.
+The packages are links to those of the running environment, so that making an environment takes a second.
 """
 
 import subprocess
@@ -14,16 +14,16 @@ PATHS = {"..", "bin", "Scripts", "__pycache__"}
 
 
 def make(directory: Path, *packages: str) -> Path:
-    """The interpreter of a new environment with `packages`."""
+    """Make an environment with `packages` in `directory`; returns its Python interpreter."""
     venv.create(directory, symlinks=True, with_pip=False)
     python = directory / "bin" / "python"
-    found = subprocess.run(
+    printed = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True,
         text=True,
         check=True,
     )
-    site = Path(found.stdout.strip())
+    site = Path(printed.stdout.strip())
     for name in _required(packages):
         installed = distribution(name)
         for entry in sorted({file.parts[0] for file in installed.files or () if file.parts[0] not in PATHS}):
@@ -34,6 +34,7 @@ def make(directory: Path, *packages: str) -> Path:
 
 
 def _required(packages: tuple[str, ...]) -> list[str]:
+    """The packages and everything that they require, directly or not."""
     names: list[str] = []
     todo = list(packages)
     while todo:
@@ -45,12 +46,16 @@ def _required(packages: tuple[str, ...]) -> list[str]:
         except PackageNotFoundError:
             continue  # required on other systems only
         names.append(name)
-        todo += [one.name for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})]
+        todo += [
+            requirement.name
+            for requirement in requirements
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        ]
     return names
 
 
 def run(python: Path, folder: Path, *arguments: str) -> str:
-    """What the interpreter prints, run in `folder` with an environment that knows nothing of this one."""
+    """Run the interpreter in `folder`, without this process's environment variables; returns what it prints."""
     result = subprocess.run(
         [str(python), *arguments],
         cwd=folder,

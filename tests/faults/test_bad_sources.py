@@ -1,4 +1,4 @@
-"""Bad sources: each gets a message that names the place."""
+"""Bad sources: each is refused with a message that names the place."""
 
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from pipeline.params.sections import CorpusParams, SourceParams
 
 
 def complaint(**fields: Any) -> str:
-    """The message that reading this source ends in."""
-    source = SourceParams(name="mine", **{key: str(v) if isinstance(v, Path) else v for key, v in fields.items()})
+    """The message of the error that reading a source with these parameters ends in."""
+    source = SourceParams(name="a source", **{key: str(v) if isinstance(v, Path) else v for key, v in fields.items()})
     with pytest.raises(LeafError) as caught:
         list(batches(source))
     return str(caught.value)
@@ -25,7 +25,7 @@ def complaint(**fields: Any) -> str:
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "tsv", "text", "beir"])
 def test_a_missing_file_is_named(kind: str, tmp_path: Path) -> None:
     message = complaint(kind=kind, path=tmp_path / "gone", role="query")
-    assert "mine" in message and str(tmp_path / "gone") in message
+    assert "a source" in message and str(tmp_path / "gone") in message
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_regular_expression_that_does_not_compile_is_shown(tmp_path: Path) -> 
     ],
 )
 def test_fields_that_do_not_fit_the_kind_are_refused_by_the_sources_name(fields: dict[str, Any]) -> None:
-    assert "`mine`" in complaint(**fields)
+    assert "`a source`" in complaint(**fields)
 
 
 @pytest.mark.parametrize("package", ["no_such_package_here", "", "math", "json.nothing_there"])

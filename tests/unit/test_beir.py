@@ -1,3 +1,5 @@
+"""Retrieval collections in BEIR's layout: what is read of them, and what is refused."""
+
 import json
 from pathlib import Path
 
@@ -5,7 +7,7 @@ import pytest
 
 from pipeline.base.errors import LeafError
 from pipeline.base.keys import key
-from pipeline.evaluate import collection as beir
+from pipeline.evaluate.collection import read
 
 SHARED = Path(__file__).parents[3] / "shared" / "ir"
 CORPUS = [
@@ -37,35 +39,35 @@ def write(file: Path, records: list[dict[str, str]]) -> None:
 
 
 def test_titles_join_texts_and_both_are_cleaned_as_in_the_corpus(directory: Path) -> None:
-    found = beir.read(directory)
-    assert found.name == "tiny"
-    assert found.documents["text"].to_list() == ["Wings lift and drag", "café heat", "An argument is also a query"]
-    assert found.documents["key"][0] == key("document", "Wings lift and drag")
-    assert found.documents["source"].unique().to_list() == ["tiny"]
-    assert found.queries["role"].unique().to_list() == ["query"]
+    collection = read(directory)
+    assert collection.name == "tiny"
+    assert collection.documents["text"].to_list() == ["Wings lift and drag", "café heat", "An argument is also a query"]
+    assert collection.documents["key"][0] == key("document", "Wings lift and drag")
+    assert collection.documents["source"].unique().to_list() == ["tiny"]
+    assert collection.queries["role"].unique().to_list() == ["query"]
 
 
 def test_only_queries_with_a_relevant_document_are_kept_with_their_grades(directory: Path) -> None:
-    found = beir.read(directory)
-    assert found.queries["id"].to_list() == ["q1", "q9", "d1"]
-    assert found.judged == [{0: 2, 1: 0}, {1: 1}, {1: 1}]
+    collection = read(directory)
+    assert collection.queries["id"].to_list() == ["q1", "q9", "d1"]
+    assert collection.judged == [{0: 2, 1: 0}, {1: 1}, {1: 1}]
 
 
 def test_a_document_is_the_query_only_if_id_and_text_are_the_same(directory: Path) -> None:
-    assert beir.read(directory).itself.tolist() == [-1, 2, -1]
+    assert read(directory).itself.tolist() == [-1, 2, -1]
 
 
 def test_a_trailing_slash_and_blank_lines_change_nothing(directory: Path) -> None:
     for name in ("corpus.jsonl", "qrels/test.tsv"):
         (directory / name).write_text((directory / name).read_text() + "\n\n")
-    assert beir.read(Path(f"{directory}/")).judged == beir.read(directory).judged
+    assert read(Path(f"{directory}/")).judged == read(directory).judged
 
 
 @pytest.mark.parametrize("file", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])
 def test_a_missing_file_is_named(directory: Path, file: str) -> None:
     (directory / file).unlink()
     with pytest.raises(LeafError, match=f"{file}: no such file"):
-        beir.read(directory)
+        read(directory)
 
 
 @pytest.mark.parametrize(
@@ -93,12 +95,12 @@ def test_a_missing_file_is_named(directory: Path, file: str) -> None:
 def test_bad_input_is_refused_with_its_place(directory: Path, file: str, content: bytes, message: str) -> None:
     (directory / file).write_bytes(content)
     with pytest.raises(LeafError, match=message):
-        beir.read(directory)
+        read(directory)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test collections are not beside the checkout")
 @pytest.mark.parametrize(("name", "documents", "queries"), [("cran", 1400, 225), ("npl", 11_426, 93)])
 def test_the_shared_collections_are_read_whole(name: str, documents: int, queries: int) -> None:
-    found = beir.read(SHARED / name)
-    assert (len(found.documents), len(found.queries)) == (documents, queries)
-    assert (found.itself == -1).all()
+    collection = read(SHARED / name)
+    assert (len(collection.documents), len(collection.queries)) == (documents, queries)
+    assert (collection.itself == -1).all()

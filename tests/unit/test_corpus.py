@@ -39,9 +39,9 @@ def source(directory: Path, texts: list[tuple[str, str, str]], name: str = "s", 
     return SourceParams(name=name, kind="jsonl", path=str(file), id_field="id", role_field="role", **fields)
 
 
-def built(directory: Path, *wanted: SourceParams, **fields: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
+def built(directory: Path, *sources: SourceParams, **fields: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The corpus of these sources, and its metrics."""
-    metrics = build(CorpusParams(sources=wanted, **{"heldout": 0.0, **fields}), directory / "corpus")
+    metrics = build(CorpusParams(sources=sources, **{"heldout": 0.0, **fields}), directory / "corpus")
     return scan(directory / "corpus").collect(), metrics
 
 
@@ -98,12 +98,12 @@ def test_parts_hold_exactly_shard_rows_and_are_sorted_by_key_throughout(tmp_path
 def test_the_same_sources_give_the_same_bytes_however_they_are_batched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = source(tmp_path, [*many(500), *many(500, "document")])
-    built(tmp_path, one, heldout=0.1, shard_rows=400)
+    texts = source(tmp_path, [*many(500), *many(500, "document")])
+    built(tmp_path, texts, heldout=0.1, shard_rows=400)
     before = {file.name: file.read_bytes() for file in (tmp_path / "corpus").iterdir()}
     monkeypatch.setattr(records, "BATCH_ROWS", 64)
     monkeypatch.setattr(external_sort, "SPILL_BYTES", 5_000)
-    built(tmp_path, one, heldout=0.1, shard_rows=400)
+    built(tmp_path, texts, heldout=0.1, shard_rows=400)
     assert {file.name: file.read_bytes() for file in (tmp_path / "corpus").iterdir()} == before
 
 
@@ -118,9 +118,9 @@ def test_a_record_is_held_out_whole_and_stays_so_as_the_corpus_grows(tmp_path: P
 
 
 def test_the_share_held_out_can_be_a_sources_own(tmp_path: Path) -> None:
-    one = source(tmp_path, many(50), "one", heldout=1.0)
-    two = source(tmp_path, many(50, "document"), "two")
-    _, metrics = built(tmp_path, one, two, heldout=0.0)
+    queries = source(tmp_path, many(50), "one", heldout=1.0)
+    documents = source(tmp_path, many(50, "document"), "two")
+    _, metrics = built(tmp_path, queries, documents, heldout=0.0)
     assert metrics["rows"] == {
         "one": {"query": {"heldout": 50, "train": 0}},
         "two": {"document": {"heldout": 0, "train": 50}},
@@ -190,9 +190,9 @@ def test_a_source_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
-    one = source(tmp_path, many(1))
+    texts = source(tmp_path, many(1))
     with pytest.raises(LeafError, match="'s' is given twice"):
-        built(tmp_path, one, one)
+        built(tmp_path, texts, texts)
 
 
 def test_no_sources_are_refused(tmp_path: Path) -> None:
@@ -213,11 +213,11 @@ def test_scanning_names_what_is_missing_or_damaged(tmp_path: Path) -> None:
         scan(tmp_path / "corpus")
 
 
-def test_a_killed_run_leaves_the_corpus_as_it_was_and_the_next_sweeps_up(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_the_corpus_as_it_was_and_the_next_removes_what_it_left(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    one = source(tmp_path, many(100))
-    built(data, one)
+    texts = source(tmp_path, many(100))
+    built(data, texts)
     before = (data / "corpus" / "part-00000.parquet").read_bytes()
     script = (
         "import os, signal, sys; from pathlib import Path; "
@@ -227,12 +227,12 @@ def test_a_killed_run_leaves_the_corpus_as_it_was_and_the_next_sweeps_up(tmp_pat
         "source = SourceParams(name='s', kind='jsonl', path=sys.argv[1], role='document'); "
         "build(CorpusParams(sources=(source,), heldout=0), Path(sys.argv[2]))"
     )
-    command = [sys.executable, "-c", script, str(one.path), str(data / "corpus")]
+    command = [sys.executable, "-c", script, str(texts.path), str(data / "corpus")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert (data / "corpus" / "part-00000.parquet").read_bytes() == before
     assert len(list(data.iterdir())) == 2
-    built(data, one)
+    built(data, texts)
     assert list(data.iterdir()) == [data / "corpus"]
 
 
@@ -243,25 +243,25 @@ def test_a_run_ended_in_the_middle_of_the_swap_leaves_the_old_corpus_or_the_new(
     """SIGTERM raises SystemExit wherever the run is; `swaps`: whether the system can exchange two names at once."""
     built(tmp_path, source(tmp_path, many(5)))
     old = contents(tmp_path / "corpus")
-    rename, left = Path.rename, 1
+    rename, renames = Path.rename, 0
 
     def ended(self: Path, target: Path) -> Path:
-        nonlocal left
+        nonlocal renames
         moved = rename(self, target)
-        left -= 1
-        if left == 0:
+        renames += 1
+        if renames == 1:
             raise SystemExit(143)
         return moved
 
     if not swaps:
-        monkeypatch.setattr(files, "_exchange", lambda one, two: False)
+        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
     monkeypatch.setattr(Path, "rename", ended)
     with contextlib.suppress(SystemExit):
         built(tmp_path, source(tmp_path, many(9)))
     monkeypatch.undo()
-    found = contents(tmp_path / "corpus")
+    left = contents(tmp_path / "corpus")
     built(tmp_path, source(tmp_path, many(9)))
-    assert found in (old, contents(tmp_path / "corpus"))
+    assert left in (old, contents(tmp_path / "corpus"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "s.jsonl"]
 
 

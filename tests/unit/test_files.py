@@ -13,7 +13,7 @@ from pipeline.base.files import disk, locked, workspace, written_directory
 def test_a_lock_that_its_holder_removes_while_we_wait_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever comes third makes the file anew and would hold it at the same time."""
+    """A third process would make the file again and hold its lock at the same time."""
     flock, file = fcntl.flock, tmp_path / "lock"
 
     def late(handle: int, how: int) -> None:

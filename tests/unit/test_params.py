@@ -1,4 +1,4 @@
-"""Parameters that cannot be right are refused with the key's full name and what would be right."""
+"""Wrong parameters are refused with the key's full name and what would be right."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Readers of sources: what each kind makes of its files."""
+"""Readers of sources: the texts that each kind makes of its files."""
 
 import json
 import sys
@@ -209,4 +209,4 @@ def test_package_descriptions_pair_by_id(shared: Path) -> None:
     roles: dict[str, set[str]] = {}
     for name, _, role in rows:
         roles.setdefault(name, set()).add(role)
-    assert sum(len(both) == 2 for both in roles.values()) > 40_000
+    assert sum(len(names) == 2 for names in roles.values()) > 40_000

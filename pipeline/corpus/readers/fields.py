@@ -51,7 +51,7 @@ def require_columns(place: object, required: Iterable[str], present: Iterable[st
 def records_frame(
     source: SourceParams, columns: list[pl.Series], first: int, place: Callable[[int], str]
 ) -> pl.DataFrame:
-    """Frame with the columns of SCHEMA, from the columns that `column_names` lists, a record a row.
+    """Frame with the columns of SCHEMA, from the columns that `column_names` lists, one record per row.
 
     `first` is the number of the first record in the source; record numbers are the ids of a source without `id_field`.
     `place` gives the place of a row of `columns` for an error message.

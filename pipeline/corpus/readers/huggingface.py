@@ -1,4 +1,4 @@
-"""Reader of Hugging Face data sets, on the hub or in a local directory; a record a row."""
+"""Reader of Hugging Face data sets, on the hub or in a local directory, one record per row."""
 
 from collections.abc import Callable
 

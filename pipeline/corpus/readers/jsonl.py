@@ -1,4 +1,4 @@
-"""Reader of JSON Lines: a file of JSON objects, one a line; a record an object."""
+"""Reader of JSON Lines: files of JSON objects, one record per line."""
 
 from pipeline.corpus.readers.fields import Frames, column_names, source_files
 from pipeline.corpus.readers.lines import json_objects, optional_text

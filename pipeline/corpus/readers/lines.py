@@ -1,4 +1,4 @@
-"""Lines of UTF-8 files, and files of JSON objects, one a line."""
+"""Lines of UTF-8 files, and files of JSON objects, one per line."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ def lines(file: Path) -> Iterator[str]:
 
 
 def json_objects(file: Path, required: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
-    """JSON objects of a file, one a line, each with its place for error messages; blank lines are skipped.
+    """JSON objects of a file, one per line, each with its place for error messages; blank lines are skipped.
 
     Raises:
         LeafError: a line is not a JSON object, or the first object lacks a required field.

@@ -1,4 +1,4 @@
-"""Reader of Parquet files: a record a row."""
+"""Reader of Parquet files, one record per row."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

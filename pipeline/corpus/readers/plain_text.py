@@ -1,4 +1,4 @@
-"""Reader of plain text files: a record a line, or a record a paragraph."""
+"""Reader of plain text files, one record per line or per paragraph."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -14,7 +14,7 @@ BATCH_ROWS = 32_768
 BATCH_CHARACTERS = 16_000_000  # 16 to 64 MB of text; a batch ends at the first of the two limits
 
 Record = tuple[Any, ...]
-"""Strings or None, one a column."""
+"""A string or None for each column."""
 
 
 def frames_of_records(source: SourceParams, records: Iterable[tuple[str, Record]]) -> Frames:

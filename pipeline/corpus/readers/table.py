@@ -1,4 +1,4 @@
-"""Readers of CSV and TSV: tables in text files whose first line names the columns; a record a row."""
+"""Readers of CSV and TSV: text files whose first line names the columns, one record per row."""
 
 import csv
 from collections.abc import Callable, Iterable, Iterator

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import click
 import numpy as np
@@ -26,7 +27,7 @@ from pipeline.base.keys import keys
 from pipeline.base.memory import keep_pages
 from pipeline.fit.loader import Position
 from pipeline.fit.token_cache import corpus_digest
-from pipeline.fit.trainer import Run, fit
+from pipeline.fit.trainer import Trainer, fit
 from pipeline.model.model_files import resolve_model
 from pipeline.params.sections import EncodeParams, FitParams, StudentParams, TeacherParams
 from pipeline.store.shard import StoreMeta
@@ -88,15 +89,16 @@ def accuracy() -> Row:
     return Row(f"fit validation loss, {steps}", "float32", "l2", ours, theirs, 0.99, less_is_better=True)
 
 
-def _fitted(precision: str, folder: Path) -> dict[str, float]:
+def _fitted(precision: Literal["auto", "float32"], folder: Path) -> dict[str, float]:
     """The validation figures of a short fit, in this process."""
     student = StudentParams(MINILM, layers=(1, 3, 5), max_length=MAX_LENGTH)
     params = FitParams(
         student, batch_size=BATCH, max_steps=LOSS_STEPS, learning_rate=3e-4, dropout=0.0, precision=precision
     )
-    with fit(folder / "corpus", folder / "store", params, folder / precision, folder / f"work-{precision}") as result:
-        found: dict[str, float] = result.metrics["validation"]
-    return found
+    store = Store.open(folder / "store")
+    result = fit(folder / "corpus", store, params, folder / precision, folder / f"work-{precision}")
+    validation: dict[str, float] = result.metrics["validation"]
+    return validation
 
 
 def prepare(folder: Path, sample: list[str], vectors: np.ndarray, heldout: float) -> Store:
@@ -113,23 +115,23 @@ def prepare(folder: Path, sample: list[str], vectors: np.ndarray, heldout: float
     )
     (folder / "corpus").mkdir()
     rows.drop("tokens").sort("key").write_parquet(folder / "corpus" / "part-00000.parquet")
-    with ShardCache(folder / "pool", StoreMeta("0" * 64, {}, vectors.shape[1], "float16", True)) as pool:
-        pool.write(rows.select("key", "role", "id", "source", "tokens"), vectors)
-        return pool.publish(folder / "store", rows["key"])
+    with ShardCache(folder / "pool", StoreMeta("0" * 64, {}, vectors.shape[1], "float16", True)) as cache:
+        cache.write(rows.select("key", "role", "id", "source", "tokens"), vectors)
+        return cache.publish(folder / "store", rows["key"])
 
 
 def _ours(folder: Path, sample: list[str], targets: np.ndarray, steps: int) -> Callable[[], Work]:
     store = prepare(folder, sample, targets, 0.0)
     params = FitParams(StudentParams(MINILM, max_length=MAX_LENGTH), batch_size=BATCH)
-    run = Run(folder / "corpus", store, params, corpus_digest(folder / "corpus"), folder / "work")
-    examples = run.loader.examples(Position())  # in this thread: what it costs is on the clock
+    trainer = Trainer(folder / "corpus", store, params, corpus_digest(folder / "corpus"), folder / "work")
+    batches = trainer.loader.batches(Position())  # in this thread: its cost is measured too
 
     def side() -> float:
         seen = 0
         for _ in range(steps):
-            example = next(examples)
-            run._step(example)
-            seen += len(example.targets)
+            batch = next(batches)
+            trainer._step(batch)
+            seen += len(batch.targets)
         return seen
 
     return side

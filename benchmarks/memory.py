@@ -72,10 +72,10 @@ def _encode(folder: Path) -> None:
 def _fit(folder: Path) -> None:
     from pipeline.fit.trainer import fit
     from pipeline.params.sections import FitParams, StudentParams
+    from pipeline.store.store import Store
 
     params = FitParams(StudentParams(MINILM, max_length=256), max_steps=STEPS)
-    with fit(folder / "corpus", folder / "store", params, folder / "student", folder / "work"):
-        pass
+    fit(folder / "corpus", Store.open(folder / "store"), params, folder / "student", folder / "work")
 
 
 if __name__ == "__main__":

@@ -39,20 +39,20 @@ def main() -> None:
 def _profile(name: str, model: str, count: int) -> None:
     teacher = LocalTeacher(TeacherParams(model, max_length=MAX_LENGTH), EncodeParams(token_budget=BUDGET))
     ids = teacher.tokenize(texts(count), "document")
-    lengths = np.array([len(one) for one in ids])
+    lengths = np.array([len(text) for text in ids])
     batches = [pack([ids[row] for row in rows]) for rows in token_batches(lengths, BUDGET // 2)]
-    encoder = teacher._encoder
-    assert encoder is not None
+    backbone = teacher._compiled
+    assert backbone is not None
     for batch in batches:
-        encoder(batch)
+        backbone(batch)
     start = time.perf_counter()
     for batch in batches:
-        encoder(batch)
+        backbone(batch)
     seconds = time.perf_counter() - start
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for batch in batches:
-            encoder(batch)
-    spent = {event.key: event.self_cpu_time_total / 1e6 for event in found.key_averages()}
+            backbone(batch)
+    spent = {event.key: event.self_cpu_time_total / 1e6 for event in profiler.key_averages()}
     whole, left = sum(spent.values()), dict(spent)
     work = linear_operations(teacher, int(lengths.sum()))
     print(f"\n{name}: {lengths.sum():,} tokens, {lengths.sum() / seconds:,.0f} a second on one core\n")

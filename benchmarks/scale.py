@@ -83,9 +83,9 @@ def _tokens(folder: Path) -> Any:
 def _loader(folder: Path) -> None:
     defaults = FitParams(StudentParams(MINILM))
     loader = Loader(Store.open(folder / "store"), _tokens(folder), defaults.batch_size, defaults.buffer_rows, 0)
-    examples = loader.examples(Position())
+    batches = loader.batches(Position())
     for _ in range(loader.batches_per_epoch):
-        next(examples)
+        next(batches)
 
 
 def _dvc(folder: Path, *command: str) -> None:

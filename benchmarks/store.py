@@ -2,7 +2,7 @@
 
     python -m benchmarks.store [--rounds N]
 
-262,144 texts of random words and 768-d float16 vectors. `loader` runs whole epochs of `Loader.examples`, in one thread:
+262,144 texts of random words and 768-d float16 vectors. `loader` runs whole epochs of `Loader.batches`, in one thread:
 vectors read, rows shuffled and sorted by length, token ids packed, targets as float32. It is compared with 10,000
 samples/s, the assumed need of a fit on an H100, which this benchmark does not measure.
 
@@ -71,10 +71,10 @@ def loader(folder: Path, texts: Path, model: Path, rounds: int) -> Row:
     tokens = tokenize(texts, corpus_digest(texts), student.tokenizer(), folder / "tokens")
     defaults = FitParams(StudentParams(str(model)))
     loaded = Loader(store, tokens, defaults.batch_size, defaults.buffer_rows, seed=0)
-    examples = loaded.examples(Position())
+    batches = loaded.batches(Position())
 
     def epoch() -> Work:
-        return float(sum(len(next(examples).targets) for _ in range(loaded.batches_per_epoch)))
+        return float(sum(len(next(batches).targets) for _ in range(loaded.batches_per_epoch)))
 
     rate = alternate({"ours": epoch}, rounds)["ours"]
     name = f"loader alone, {len(tokens):,} x {store.meta.dim} float16"

@@ -8,6 +8,7 @@ import click
 from pipeline.fit.trainer import fit
 from pipeline.params.parsing import load_section
 from pipeline.params.sections import FitParams
+from pipeline.store.store import Store
 from stages.common import command, params_option, write_json
 
 
@@ -26,12 +27,13 @@ def main(**paths: Path) -> None:
     """
     params = load_section(paths["params"], "fit", FitParams)
     curve = paths["curve"]
-    with fit(paths["corpus"], paths["embeddings"], params, paths["out"], paths["work"]) as result:
-        figures = result.metrics
-        write_json(paths["metrics"], figures)
-        curve.parent.mkdir(parents=True, exist_ok=True)
-        with curve.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([("step", "split", "loss"), *result.curve])
+    result = fit(paths["corpus"], Store.open(paths["embeddings"]), params, paths["out"], paths["work"])
+    figures = result.metrics
+    write_json(paths["metrics"], figures)
+    curve.parent.mkdir(parents=True, exist_ok=True)
+    with curve.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("step", "split", "loss"), *result.curve])
+    result.discard_state()
     click.echo(f"{figures['presentations']:,} texts in {figures['steps']:,} steps, {figures['samples_per_s']} texts/s")
     for name, value in figures["validation"].items():
         click.echo(f"held-out {name:<7} {figures['validation_at_start'][name]:.4f} -> {value:.4f}")

@@ -1,5 +1,7 @@
-"""The student's model card, filled in from `templates/student.md`. Holds no times or paths, so that it is the same
-for the same run."""
+"""The student's model card, filled in from `templates/student.md`.
+
+It holds no times and no paths, so that equal runs write equal cards.
+"""
 
 import json
 from dataclasses import asdict
@@ -40,7 +42,7 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
         end_cosine=_figure(end, "cosine"),
         steps=f"{metrics['steps']:,}",
         presentations=f"{metrics['presentations']:,}",
-        params=json.dumps(_named(params), indent=1, sort_keys=True, ensure_ascii=False),
+        params=json.dumps(_public_params(params), indent=1, sort_keys=True, ensure_ascii=False),
         identity=json.dumps(_identity(meta.teacher), indent=1, sort_keys=True, ensure_ascii=False),
     )
 
@@ -68,18 +70,18 @@ def _documents(teacher: dict[str, Any], prompt: str) -> str:
     return f'teacher = SentenceTransformer("{name}")\ndocuments = teacher.encode(["A text.", "Another text."]{given})'
 
 
-def _named(params: FitParams) -> dict[str, Any]:
-    found = asdict(params)
-    found["student"]["model"] = public_name(params.student.model)
-    return found
+def _public_params(params: FitParams) -> dict[str, Any]:
+    shown = asdict(params)
+    shown["student"]["model"] = public_name(params.student.model)
+    return shown
 
 
 def _identity(teacher: dict[str, Any]) -> dict[str, Any]:
-    """The identity for people: without its place, and without a probe's vectors, which are long and in the store."""
-    found = {**teacher, "model": public_name(str(teacher.get("model", "unknown")))}
+    """The identity for readers: without the model's place, and without a probe's vectors, which are in the store."""
+    shown = {**teacher, "model": public_name(str(teacher.get("model", "unknown")))}
     if isinstance(probe := teacher.get("probe"), dict):
-        found["probe"] = {name: value for name, value in probe.items() if name != "vectors"}
-    return found
+        shown["probe"] = {name: value for name, value in probe.items() if name != "vectors"}
+    return shown
 
 
 def _figure(values: dict[str, float], name: str) -> str:

@@ -1,4 +1,4 @@
-"""State of a run on disk, so that a killed one continues: one safetensors file, replaced atomically. No pickle."""
+"""The state of a fit on disk, from which a killed one continues: one safetensors file, replaced atomically."""
 
 import json
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ class Checkpoint:
 def capture(
     model: nn.Module, optimiser: torch.optim.Optimizer, progress: dict[str, Any], initial_weights: dict[str, Tensor]
 ) -> Checkpoint:
-    """The state of a run between two steps. The tensors are the live ones: save before the next step.
+    """The state of a run between two steps. The tensors are not copies: save before the next step.
 
-    `initial_weights` are the weights before the first step, if they are still wanted.
+    `initial_weights` are the weights before the first step, where they have a share in the saved ones.
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"begun.{name}": value for name, value in initial_weights.items()}
+    tensors |= {f"initial.{name}": value for name, value in initial_weights.items()}
     for number, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
     tensors["random.cpu"] = torch.get_rng_state()
@@ -42,11 +42,11 @@ def capture(
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Put a run back where `capture` found it."""
+    """Put model, optimiser and random state back to where `capture` took them."""
     tensors = checkpoint.tensors
-    model.load_state_dict(_under(tensors, "model."))
+    model.load_state_dict(_with_prefix(tensors, "model."))
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _under(tensors, "optimiser.").items():
+    for name, value in _with_prefix(tensors, "optimiser.").items():
         number, _, field = name.partition(".")
         state.setdefault(int(number), {})[field] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
@@ -57,10 +57,11 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Opt
 
 def initial_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The weights before the first step that `capture` was given."""
-    return _under(checkpoint.tensors, "begun.")
+    return _with_prefix(checkpoint.tensors, "initial.")
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name begins with `prefix`, under the rest of the name."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 

@@ -1,4 +1,4 @@
-"""The head's start, in closed form: the ridge regression onto the teacher's vectors, or the nearest rotation."""
+"""The head before the first step, in closed form: ridge regression onto the teacher's vectors, or a rotation."""
 
 from collections.abc import Iterable
 
@@ -45,10 +45,10 @@ def ridge(pairs: Pairs, head: nn.Linear, penalty: float) -> None:
 
 @torch.no_grad()
 def rotation(pairs: Pairs, head: nn.Linear) -> None:
-    """Set the head to argmin |XW - Y|^2 over W with orthonormal rows, X of length one; the bias to zero.
+    """Set the head to argmin |XW - Y|^2 over W with orthonormal rows, for features X of length one; the bias to zero.
 
-    This is the orthogonal Procrustes problem (Schönemann, 1966). Such a head keeps every angle, so the student ranks as
-    its checkpoint did before the first step. `pairs` are as in `ridge`.
+    This is the orthogonal Procrustes problem (Schönemann, 1966). Such a head keeps every angle, so that the student
+    ranks as its checkpoint did. `pairs` are as in `ridge`.
 
     Raises:
         LeafError: the student is wider than the teacher, so that no such head exists.

@@ -1,8 +1,8 @@
-"""Training batches: corpus texts joined to stored vectors by key, in an order that the seed alone decides.
+"""Training batches: corpus texts joined to stored vectors by key, in an order that only the seed decides.
 
-Reading random rows from Zarr is about a thousand times slower than reading its chunks. So chunks are visited in random
-order, some `buffer_rows` at a time; within such a buffer rows are shuffled, windows of rows are sorted by length and
-cut into batches, and the batches are shuffled. An epoch visits each training text exactly once.
+Reading random rows of a store is about a thousand times slower than reading its chunks. So whole chunks are read in
+random order, about `buffer_rows` rows at a time; within such a buffer rows are shuffled, windows of rows are sorted by
+length and cut into batches, and the batches are shuffled. An epoch visits each training text exactly once.
 
 Memory: one buffer of vectors, and about 24 bytes a text for the join.
 """
@@ -18,14 +18,14 @@ from pipeline.base.errors import LeafError
 from pipeline.fit.token_cache import Tokens
 from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack
 from pipeline.store.chunks import CHUNK_ROWS
-from pipeline.store.store import Store
+from pipeline.store.source import VectorSource
 
-WINDOW_BATCHES = 64  # batches' worth of rows that are sorted by length together
+WINDOW_BATCHES = 64  # rows of so many batches are sorted by length together
 
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the run: the batch that comes next."""
+    """A place in the run: the next batch."""
 
     epoch: int = 0
     batch: int = 0
@@ -33,82 +33,85 @@ class Position:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """One batch: where it stands, the position after it, its texts, and their vectors [texts, dim] float32."""
+    """One step's texts and their target vectors."""
 
     position: Position
     following: Position
-    batch: Batch
+    """Of the next batch: a run that is continued after this one starts there."""
+    texts: Batch
     targets: Tensor
+    """`[texts, dim]` float32, in the order given to `pack`."""
 
 
 @dataclass(frozen=True)
-class Join:
-    """Texts and their places in the store, in the store's order; item i is text `text[i]` of the corpus.
+class Items:
+    """Texts and the places of their vectors, `[items]` each, in the order of the source."""
 
-    `unit[i]` numbers the chunk that holds the vector (over all shards), `row[i]` the vector's row in its shard.
-    """
-
-    shard: np.ndarray
+    part: np.ndarray
+    """Part of the source (in a store, a shard) that holds the vector."""
     row: np.ndarray
-    unit: np.ndarray
+    """Row of the vector within its part."""
+    chunk: np.ndarray
+    """Number of the chunk that holds the vector, counted over all parts."""
     text: np.ndarray
+    """Number of the text in the corpus."""
 
     def __len__(self) -> int:
         return len(self.text)
 
-    def take(self, chosen: np.ndarray) -> "Join":
+    def take(self, chosen: np.ndarray) -> "Items":
         """The items chosen by a mask or by numbers."""
-        return Join(self.shard[chosen], self.row[chosen], self.unit[chosen], self.text[chosen])
+        return Items(self.part[chosen], self.row[chosen], self.chunk[chosen], self.text[chosen])
 
 
-def join(tokens: Tokens, store: Store) -> Join:
-    """Find every text of the corpus in the store by its key; without those that the store lists as refused.
+def join(tokens: Tokens, source: VectorSource) -> Items:
+    """Locate every text of the corpus in the source by its key; without those that the source lists as refused.
 
     Raises:
-        LeafError: other texts whose key the store lacks; says how many.
+        LeafError: the source lacks other texts too; says how many.
     """
-    place = store.locate(tokens.keys)
+    place = source.locate(tokens.keys)
     absent = place < 0
-    left_out = len(set(store.refused.tolist()).intersection(tokens.keys[absent].tolist()))
-    if missing := int(absent.sum()) - left_out:
+    refused = len(set(source.refused.tolist()).intersection(tokens.keys[absent].tolist()))
+    if missing := int(absent.sum()) - refused:
         raise LeafError(
-            f"{store.path}: lacks the vectors of {missing} of the corpus's {len(tokens)} texts; "
+            f"{source.name}: lacks the vectors of {missing} of the corpus's {len(tokens)} texts; "
             "run the encode stage on this corpus first"
         )
-    text = np.argsort(place, kind="stable")[left_out:]
-    sizes = np.array([info.rows for info in store.shards], dtype=np.int64)
-    shard = np.searchsorted(np.cumsum(sizes), place[text], side="right").astype(np.int32)
-    row = (place[text] - (np.cumsum(sizes) - sizes)[shard]).astype(np.int32)
+    text = np.argsort(place, kind="stable")[refused:]
+    sizes = np.array(source.parts, dtype=np.int64)
+    part = np.searchsorted(np.cumsum(sizes), place[text], side="right").astype(np.int32)
+    row = (place[text] - (np.cumsum(sizes) - sizes)[part]).astype(np.int32)
     chunks = -(-sizes // CHUNK_ROWS)
-    unit = ((np.cumsum(chunks) - chunks)[shard] + row // CHUNK_ROWS).astype(np.int32)
-    return Join(shard, row, unit, text)
+    chunk = ((np.cumsum(chunks) - chunks)[part] + row // CHUNK_ROWS).astype(np.int32)
+    return Items(part, row, chunk, text)
 
 
-def read_vectors(store: Store, items: Join) -> np.ndarray:
-    """Vectors [items, dim] as the store gives them, in the items' order; reads whole chunks, each once."""
-    out: np.ndarray | None = None
-    order = np.argsort(items.unit, kind="stable")
-    starts = np.flatnonzero(np.diff(items.unit[order], prepend=-1))
+def read_vectors(source: VectorSource, items: Items) -> np.ndarray:
+    """Vectors `[items, dim]` of the type that the source gives, in the items' order; reads whole chunks, each once."""
+    vectors: np.ndarray | None = None
+    order = np.argsort(items.chunk, kind="stable")
+    starts = np.flatnonzero(np.diff(items.chunk[order], prepend=-1))
     for places in np.split(order, starts[1:]) if len(order) else []:
-        shard, row = int(items.shard[places[0]]), items.row[places]
+        part, row = int(items.part[places[0]]), items.row[places]
         start = int(row[0]) // CHUNK_ROWS * CHUNK_ROWS
-        chunk = store.read(shard, start, min(start + CHUNK_ROWS, store.shards[shard].rows))
-        if out is None:
-            out = np.empty((len(items), chunk.shape[1]), dtype=chunk.dtype)
-        out[places] = chunk[row - start]
-    return np.empty((0, store.meta.dim), dtype=np.float32) if out is None else out
+        chunk = source.read(part, start, min(start + CHUNK_ROWS, source.parts[part]))
+        if vectors is None:
+            vectors = np.empty((len(items), chunk.shape[1]), dtype=chunk.dtype)
+        vectors[places] = chunk[row - start]
+    return np.empty((0, source.meta.dim), dtype=np.float32) if vectors is None else vectors
 
 
 def pack_sorted(tokens: Tokens, texts: np.ndarray, sizes: np.ndarray) -> Iterator[Batch]:
-    """Batches of `sizes` texts, cut from `texts` in order; within a batch these are sorted by length already.
+    """`pack` of batches of `sizes` texts, cut from `texts` in order; within a batch they are sorted by length already.
 
-    Equal to `pack` of each, without a call for every text, of which the loader would spend most of its time.
+    Computed on whole arrays: the calls for single texts would take most of the loader's time.
     """
     lengths, firsts = tokens.lengths(texts), np.cumsum(sizes) - sizes
     counts = np.add.reduceat(lengths, firsts)
     padded = -(-counts // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
     ends, before = np.cumsum(padded), np.cumsum(lengths) - lengths
-    # A token's place: behind all texts before its own, and the spare tokens of the batches before.
+    # A token stands behind all texts before its own, and behind the padding of the batches before.
     within = np.arange(int(counts.sum())) - np.repeat(before, lengths)
     spare = np.cumsum(padded - counts) - (padded - counts)
     places = np.repeat(before + np.repeat(spare, sizes), lengths) + within
@@ -129,31 +132,31 @@ def pack_sorted(tokens: Tokens, texts: np.ndarray, sizes: np.ndarray) -> Iterato
 class Loader:
     """Batches of the training texts, epoch after epoch, from any position on."""
 
-    def __init__(self, store: Store, tokens: Tokens, batch_size: int, buffer_rows: int, seed: int) -> None:
-        """Joins corpus and store; LeafError if the store lacks a text or nothing is left to train on."""
-        everything = join(tokens, store)
-        self.left_out = len(tokens) - len(everything)  # refused by the teacher
-        self.store, self.tokens = store, tokens
+    def __init__(self, source: VectorSource, tokens: Tokens, batch_size: int, buffer_rows: int, seed: int) -> None:
+        """Joins corpus and source; LeafError if the source lacks a text or nothing is left to train on."""
+        everything = join(tokens, source)
+        self.refused = len(tokens) - len(everything)  # texts that the teacher refused
+        self.source, self.tokens = source, tokens
         self.batch_size, self.buffer_rows, self.seed = batch_size, buffer_rows, seed
         train = tokens.train[everything.text]
         self.items, self.heldout = everything.take(train), everything.take(~train)
         if not len(self.items):
             raise LeafError("the corpus has no training texts: lower `corpus.heldout`, or add sources")
-        self._units, self._starts = np.unique(self.items.unit, return_index=True)
+        self._chunks, self._starts = np.unique(self.items.chunk, return_index=True)
         self._stops = np.append(self._starts[1:], len(self.items))
         self.batches_per_epoch = -(-len(self.items) // batch_size)
 
     def buffers(self, epoch: int) -> Iterator[np.ndarray]:
         """Numbers of the items of each buffer of an epoch: whole chunks, in random order."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._units))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._chunks))
         held: list[np.ndarray] = []
         rows = 0
-        for unit in order:
-            size = int(self._stops[unit] - self._starts[unit])
+        for chunk in order:
+            size = int(self._stops[chunk] - self._starts[chunk])
             if held and rows + size > self.buffer_rows:
                 yield np.concatenate(held)
                 held, rows = [], 0
-            held.append(np.arange(self._starts[unit], self._stops[unit]))
+            held.append(np.arange(self._starts[chunk], self._stops[chunk]))
             rows += size
         yield np.concatenate(held)
 
@@ -181,7 +184,7 @@ class Loader:
             batches += [by_length[i : i + size] for i in range(0, len(by_length), size)]
         return [batches[i] for i in random.permutation(len(batches))]
 
-    def examples(self, position: Position) -> Iterator[TrainingBatch]:
+    def batches(self, position: Position) -> Iterator[TrainingBatch]:
         """Batches without end, from `position` on."""
         epoch = position.epoch + position.batch // self.batches_per_epoch
         skip = position.batch % self.batches_per_epoch
@@ -197,7 +200,7 @@ class Loader:
                 continue
             rest = batches[max(0, skip - number) :]
             number = max(number, skip)
-            vectors = torch.from_numpy(read_vectors(self.store, self.items.take(np.concatenate(rest))))
+            vectors = torch.from_numpy(read_vectors(self.source, self.items.take(np.concatenate(rest))))
             start = 0
             for packed in self._packed(rest):
                 last = number + 1 == self.batches_per_epoch
@@ -221,7 +224,7 @@ class Loader:
         """Up to `rows` training items drawn by the seed from one buffer, and their vectors: for the head's start."""
         members = next(self.buffers(0))
         chosen = np.random.default_rng([self.seed, 1 << 31]).permutation(members)[:rows]
-        return chosen, read_vectors(self.store, self.items.take(chosen)).astype(np.float32)
+        return chosen, read_vectors(self.source, self.items.take(chosen)).astype(np.float32)
 
     def validation(self, rows: int) -> tuple[list[np.ndarray], np.ndarray]:
         """Token ids and vectors [rows, dim] float32 of up to `rows` held-out texts, shortest first.
@@ -231,4 +234,4 @@ class Loader:
         """
         chosen = self.heldout.take(np.argsort(self.heldout.text, kind="stable")[:rows])
         chosen = chosen.take(np.argsort(self.tokens.lengths(chosen.text), kind="stable"))
-        return [self.tokens[text] for text in chosen.text], read_vectors(self.store, chosen).astype(np.float32)
+        return [self.tokens[text] for text in chosen.text], read_vectors(self.source, chosen).astype(np.float32)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Losses of the regression: each takes vectors and targets `[texts, dim]` and gives the mean over the texts."""
 
 from collections.abc import Callable
 
@@ -21,3 +21,4 @@ def _cosine(vectors: Tensor, targets: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l2": _l2, "mse": _mse, "cosine": _cosine}
+"""By the name in `fit.loss`."""

@@ -1,7 +1,7 @@
-"""Losses, schedule and optimiser of the fit.
+"""Optimiser and learning-rate schedule of the fit.
 
 Schedule: the run's steps are split evenly into `cycles`; within each the learning rate falls linearly from
-`learning_rate` to `learning_rate_end` and starts again. `max_steps` shortens the run: all cycles are kept and become
+`learning_rate` to `learning_rate_end`, then starts again. `max_steps` shortens the run: all cycles are kept and become
 shorter. Warm-up multiplies the rate over the first `warmup_steps` of the run.
 """
 
@@ -26,47 +26,51 @@ def learning_rate(step: int, total: int, params: FitParams) -> float:
     return rate * min(1.0, (step + 1) / params.warmup_steps) if params.warmup_steps else rate
 
 
-class Update:
-    """AdamW with the norm of the gradient clipped; biases and norms are not decayed, as is usual for transformers.
+class Optimiser:
+    """AdamW with clipped gradient norm; biases and norms are not decayed, as is usual for transformers.
 
-    On a CPU the vocabulary table's gradient is one lasting buffer in which a batch writes the rows of its own tokens,
-    and these are cleared again after the step: filling and measuring 30,522 rows for the sake of some 400 would cost
-    a tenth of the step. What comes out is the same.
+    On a CPU the gradient of the token embeddings is one lasting buffer: a batch writes the rows of its own tokens, and
+    these are cleared after the step. Filling and measuring all 30,522 rows, of which a batch touches some 400, would
+    cost a tenth of the step. The result is the same.
     """
 
-    def __init__(self, student: nn.Module, table: nn.Embedding, params: FitParams) -> None:
-        """`table` is the vocabulary's, a part of `student`."""
+    def __init__(self, student: nn.Module, token_embeddings: nn.Embedding, params: FitParams) -> None:
+        """`token_embeddings` is a part of `student`."""
         trained = [p for p in student.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": params.weight_decay},
             {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
         ]
         self.adamw = torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)
-        self.clip_norm, self.table = params.clip_norm, table.weight
-        self.by_rows = table.weight.device.type == "cpu" and table.weight.requires_grad
-        self.dense = [p for p in trained if not self.by_rows or p is not table.weight]
+        self.clip_norm, self.table = params.clip_norm, token_embeddings.weight
+        self.by_rows = self.table.device.type == "cpu" and self.table.requires_grad
+        self.dense = [p for p in trained if not self.by_rows or p is not self.table]
         if self.by_rows:
-            table.sparse = True
-            table.weight.grad = torch.zeros_like(table.weight)
+            token_embeddings.sparse = True
+            self.table.grad = torch.zeros_like(self.table)
 
-    def __call__(self, ids: Tensor, rate: float) -> None:
-        """One step at learning rate `rate` after the backward pass of a batch of tokens `ids`; clears the gradients."""
+    def step(self, ids: Tensor, rate: float) -> None:
+        """One step at learning rate `rate`, after the backward pass of a batch with tokens `ids`; clears gradients."""
         for group in self.adamw.param_groups:
             group["lr"] = rate
         rows = torch.unique(ids) if self.by_rows else None
         if self.clip_norm is not None:
             # The fused step divides as it reads: scaling the gradients beforehand would pass over them once more.
-            self.adamw.grad_scale = self._excess(self.clip_norm, rows)  # type: ignore[attr-defined]
+            self.adamw.grad_scale = self._divisor(self.clip_norm, rows)  # type: ignore[attr-defined]
         self.adamw.step()
         for parameter in self.dense:
             parameter.grad = None
         if rows is not None and self.table.grad is not None:
             self.table.grad.index_fill_(0, rows, 0)
 
-    def _excess(self, most: float, rows: Tensor | None) -> Tensor | None:
-        """By what the gradients must be divided, so that their norm is at most `most`; None if it is."""
+    def _divisor(self, most: float, rows: Tensor | None) -> Tensor | None:
+        """What the gradients must be divided by for a norm of at most `most`; None where they need not be.
+
+        `rows` are those of the token embeddings that have a gradient; None for all.
+        """
         grads = [p.grad for p in self.dense if p.grad is not None]
         touched = [self.table.grad[rows]] if rows is not None and self.table.grad is not None else []
         norms = torch._foreach_norm([*grads, *touched])
-        excess = ((torch.linalg.vector_norm(torch.stack(norms)) + 1e-6) / most).clamp(min=1.0)
-        return None if excess.device.type == "cpu" and excess == 1 else excess  # a GPU would wait for the answer
+        divisor = ((torch.linalg.vector_norm(torch.stack(norms)) + 1e-6) / most).clamp(min=1.0)
+        # On a GPU, comparing with 1 would make the host wait for the answer.
+        return None if divisor.device.type == "cpu" and divisor == 1 else divisor

@@ -1,4 +1,4 @@
-"""The corpus as token ids, made once for a corpus and a tokenizer and then mapped from disk.
+"""The corpus as token ids: written once for a corpus and a tokenizer, and mapped from disk from then on.
 
 Files of a cache, rows in the order of the corpus (sorted by key): `ids.bin` (all token ids end to end, uint16, or int32
 for vocabularies above 65,536), `offsets.bin` (int64 [rows + 1]), `keys.bin` (16 bytes a row), `train.bin` (bool).
@@ -47,7 +47,7 @@ class Tokens:
 
 
 def corpus_digest(corpus: Path) -> str:
-    """SHA-256 over the corpus's files. Errors: `corpus.part_files`."""
+    """SHA-256 over the corpus's files. Errors: those of `part_files`."""
     return hashlib.sha256("".join(map(sha256, part_files(corpus))).encode()).hexdigest()
 
 
@@ -67,7 +67,7 @@ def tokenize(corpus: Path, digest: str, tokenizer: Tokenizer, caches: Path) -> T
                 with written_directory(path) as directory:
                     _write(corpus, tokenizer, ids_dtype, directory)
     kinds = {"ids": ids_dtype, "offsets": np.dtype(np.int64), "keys": KEY_DTYPE, "train": np.dtype(np.bool_)}
-    # As plain arrays: each slice of a memmap costs eight times as much, and the loader takes many.
+    # As plain arrays: slicing a memmap takes eight times as long, and the loader slices often.
     return Tokens(**{name: np.asarray(np.memmap(path / f"{name}.bin", kind, "r")) for name, kind in kinds.items()})
 
 

@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,21 +24,22 @@ from pipeline.fit import checkpoint, head
 from pipeline.fit.card import write_card
 from pipeline.fit.loader import Loader, Position, TrainingBatch
 from pipeline.fit.losses import LOSSES
-from pipeline.fit.optimiser import Update, learning_rate, total_steps
+from pipeline.fit.optimiser import Optimiser, learning_rate, total_steps
 from pipeline.fit.token_cache import corpus_digest, tokenize
 from pipeline.model.batch import pack, split, token_batches
-from pipeline.model.device import bf16_is_fast
+from pipeline.model.device import best_device, bf16_is_fast
 from pipeline.model.model_files import resolve_model, weights_sha256
 from pipeline.model.student import TOKEN_BUDGET, Student, build
 from pipeline.params.sections import FitParams
-from pipeline.store.store import Store
+from pipeline.store.source import VectorSource
 
-AHEAD = 32  # batches ready before they are wanted
-MOST_TOKENS = {"cpu": 2048, "cuda": 65_536}
-"""Tokens of one backward pass: a batch of more is taken in parts whose gradients add up, so that memory is bounded."""
+STATE_FORMAT = 2  # of what a checkpoint holds; part of a run's name, so that an earlier format is never read
 KEEP_BYTES = 40 << 20
-"""Buffers that malloc keeps: no buffer of a training step is larger. Larger ones, such as the vocabulary's table or a
-part of the store, would leave holes in the heap for as long as the process runs."""
+"""malloc keeps freed buffers of up to this size. No buffer of a training step is larger, but vocabulary tables and
+parts of the store are: kept on the heap, those would leave holes for as long as the process runs."""
+AHEAD = 32  # training batches that are ready before they are needed
+MOST_TOKENS = {"cpu": 2048, "cuda": 65_536}
+"""Tokens of one backward pass. A larger batch is computed in parts whose gradients add up: memory stays bounded."""
 CURVE_POINTS = 200  # points of the training curve
 NOT_OF_THE_RESULT = ("checkpoint_every",)  # parameters that may change between a run and its continuation
 
@@ -69,99 +69,100 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Result:
-    """Measurements of a finished fit: `metrics` for JSON, `curve` rows (step, split, loss)."""
+class FitResult:
+    """A finished fit."""
 
     metrics: dict[str, Any]
+    """For JSON."""
     curve: list[tuple[int, str, float]]
+    """Rows (step, split, loss)."""
+    state: Path
+    """Directory of the run's last checkpoint. While it is there, the same fit trains nothing and returns this again."""
+
+    def discard_state(self) -> None:
+        """Delete the checkpoint. Call this once the figures are written."""
+        shutil.rmtree(self.state, ignore_errors=True)
 
 
-@contextmanager
-def fit(corpus: Path, embeddings: Path, params: FitParams, out: Path, work: Path) -> Iterator[Result]:
-    """Train a student on every training text of `corpus`, write it to `out`, and give what was measured.
+def fit(corpus: Path, source: VectorSource, params: FitParams, out: Path, work: Path) -> FitResult:
+    """Train a student on every training text of `corpus`, write it to `out`, and return what was measured.
 
-    State lives below `work`: a run that was killed continues there, and ends with the weights it would have had. The
-    state goes when the caller's block has ended well: if figures cannot be written, the next run trains nothing again.
-    Snapshots of a student `out` are written to `out-snapshots/step-N`.
+    Checkpoints lie below `work`: a run that was killed continues there, and ends with the weights that it would have
+    had. The last one stays until `FitResult.discard_state`. Snapshots of a student `out` go to `out-snapshots/step-N`.
 
     Raises:
         LeafError: bad input of any kind, a damaged store or checkpoint, or another run under way.
     """
     keep_pages(KEEP_BYTES)
-    store = Store.open(embeddings)
-    start = resolve_model(params.student.model, params.student.revision)
-    digests = {
-        "fingerprint": store.meta.fingerprint,
-        "corpus": corpus_digest(corpus),
-        "store": _order(store),
-        "student": weights_sha256(start),
-        "student's files": " ".join(map(sha256, sorted(start.glob("*.json")))),  # its tokenizer and configuration
-    }
-    directory = work / _run_name(params, digests)
+    digests = _input_digests(corpus, source, params)
+    state = work / _run_name(params, digests)
     place = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
     work.mkdir(parents=True, exist_ok=True)
     with (
         locked(work / f"{place}.lock", str(out)),
-        locked(work / f"{directory.name}.lock", "fit with these parameters"),
+        locked(work / f"{state.name}.lock", "fit with these parameters"),
     ):
-        store.verify()
-        run = Run(corpus, store, params, digests["corpus"], work)
-        yield run.train(directory, out)
-        shutil.rmtree(directory, ignore_errors=True)
+        source.verify()
+        trainer = Trainer(corpus, source, params, digests["corpus"], work)
+        trainer.train(state, out)
+        return FitResult(trainer.metrics(), trainer.progress.curve, state)
 
 
-def _order(store: Store) -> str:
-    """Digest of all that decides which vector comes when: the shards' bits, their order, and the refused texts."""
-    shards = [vars(info) for info in store.shards]
-    return hashlib.sha256(json.dumps([shards, sorted(store.meta.refused or {})]).encode()).hexdigest()
+def _input_digests(corpus: Path, source: VectorSource, params: FitParams) -> dict[str, str]:
+    """Digests of all files that decide the result."""
+    model = resolve_model(params.student.model, params.student.revision)
+    return {
+        "fingerprint": source.meta.fingerprint,
+        "corpus": corpus_digest(corpus),
+        "store": source.digest(),
+        "student": weights_sha256(model),
+        "student's files": " ".join(map(sha256, sorted(model.glob("*.json")))),  # its tokenizer and configuration
+    }
 
 
 def _run_name(params: FitParams, digests: dict[str, str]) -> str:
     decides = {name: value for name, value in asdict(params).items() if name not in NOT_OF_THE_RESULT}
-    return hashlib.sha256(json.dumps([decides, digests], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([STATE_FORMAT, decides, digests], sort_keys=True).encode()).hexdigest()[:16]
 
 
-class Run:
-    """One fit: the student, its optimiser, its data, and how far it has come."""
+class Trainer:
+    """One fit: the student, its optimiser, its data, and its progress."""
 
-    def __init__(self, corpus: Path, store: Store, params: FitParams, digest: str, work: Path) -> None:
-        """Builds everything; trains nothing."""
-        self.corpus, self.store, self.params = corpus, store, params
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.precision = _precision(params, self.device)
-        self.student = build(params.student, store.meta.dim, store.meta.normalized, params.dropout, params.seed)
+    def __init__(self, corpus: Path, source: VectorSource, params: FitParams, digest: str, work: Path) -> None:
+        """Builds everything and trains nothing. `digest` is the corpus's."""
+        self.corpus, self.source, self.params = corpus, source, params
+        self.device = best_device()
+        self.dtype = _compute_dtype(params, self.device)
+        self.student = build(params.student, source.meta.dim, source.meta.normalized, params.dropout, params.seed)
         tokens = tokenize(corpus, digest, self.student.tokenizer(), work / "tokens")
-        self.loader = Loader(store, tokens, params.batch_size, params.buffer_rows, params.seed)
+        self.loader = Loader(source, tokens, params.batch_size, params.buffer_rows, params.seed)
         self.total = total_steps(params, self.loader.batches_per_epoch)
         if beyond := [step for step in params.snapshots if step > self.total]:
             raise LeafError(f"fit.snapshots: step {beyond[0]} is impossible; the run has {self.total} steps")
         self.validation = self.loader.validation(params.validation_rows)
         self.student.to(self.device)
-        self.update = Update(self.student, self.student.backbone.token_embeddings, params)
+        self.optimiser = Optimiser(self.student, self.student.backbone.token_embeddings, params)
         self.progress = Progress()
         # Losses are added up on the device: reading each would make a GPU wait for the host at every step.
         self.window = torch.zeros((), dtype=torch.float64, device=self.device)
         self.loss = LOSSES[params.loss]
-        self.initial_weights: dict[
-            str, Tensor
-        ] = {}  # the weights before the first step, where they have a share in those saved
+        self.initial_weights: dict[str, Tensor] = {}  # empty unless they have a share in the saved weights
 
-    def train(self, directory: Path, out: Path) -> Result:
+    def train(self, state: Path, out: Path) -> None:
         """Run all steps that are still to do, then save the student."""
-        state = checkpoint.load(directory)
-        if state is None:
+        saved = checkpoint.load(state)
+        if saved is None:
             self._start()
             if 0 in self.params.snapshots:
                 self._save(_snapshot(out, 0))
-            self._checkpoint(directory)
+            self._checkpoint(state)
         else:
-            checkpoint.restore(state, self.student, self.update.adamw)
-            self.initial_weights = checkpoint.initial_weights(state)
-            self.progress = Progress.parse(state.progress)
+            checkpoint.restore(saved, self.student, self.optimiser.adamw)
+            self.initial_weights = checkpoint.initial_weights(saved)
+            self.progress = Progress.parse(saved.progress)
             self.window.fill_(self.progress.window_loss)
-        self._steps(directory, out)
+        self._steps(state, out)
         self._save(out)
-        return Result(self.metrics(), self.progress.curve)
 
     def metrics(self) -> dict[str, Any]:
         """What is known of the run so far."""
@@ -171,7 +172,7 @@ class Run:
             "validation_at_start": progress.start,
             "validation_rows": len(self.validation[0]),
             "training_rows": len(self.loader.items),
-            "refused_rows": self.loader.left_out,
+            "refused_rows": self.loader.refused,
             "loss": self.params.loss,
             "steps": progress.step,
             "presentations": progress.presentations,
@@ -182,45 +183,45 @@ class Run:
         }
 
     def _start(self) -> None:
-        """The head in closed form, on pooled features without dropout."""
+        """Set the head in closed form, from features without dropout; measure the student before the first step."""
         settings = self.params.student
         rows, targets = self.loader.sample(settings.head_rows)
-        lengths = self.loader.tokens.lengths(self.loader.items.text[rows])
-        self.student.eval()
-
-        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-            for chosen in token_batches(lengths, TOKEN_BUDGET):
-                with torch.no_grad():
-                    features = self.student.features(self.loader.pack(rows[chosen]).to(self.device), self.precision)
-                yield features, torch.from_numpy(targets[chosen])
-
         if settings.head == "rotation":
-            if not self.store.meta.normalized:
+            if not self.source.meta.normalized:
                 raise LeafError(
                     "fit.student.head: `rotation` is for a teacher whose vectors are normalised; use `ridge`"
                 )
-            head.rotation(pairs(), self.student.head)
+            head.rotation(self._features(rows, targets), self.student.head)
         else:
-            head.ridge(pairs(), self.student.head, settings.ridge)
+            head.ridge(self._features(rows, targets), self.student.head, settings.ridge)
         if self.params.start_share:
             self.initial_weights = {name: value.clone() for name, value in self.student.state_dict().items()}
         self.progress.start = self._validate(self.student)
         torch.manual_seed(self.params.seed)
 
-    def _steps(self, directory: Path, out: Path) -> None:
+    @torch.no_grad()
+    def _features(self, rows: np.ndarray, targets: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of features and targets of these training items."""
+        self.student.eval()
+        lengths = self.loader.tokens.lengths(self.loader.items.text[rows])
+        for batch in token_batches(lengths, TOKEN_BUDGET):
+            features = self.student.features(self.loader.pack(rows[batch]).to(self.device), self.dtype)
+            yield features, torch.from_numpy(targets[batch])
+
+    def _steps(self, state: Path, out: Path) -> None:
         progress, params = self.progress, self.params
         window = max(1, self.total // CURVE_POINTS)
-        examples = prefetch(self.loader.examples(progress.position), AHEAD)
+        batches = prefetch(self.loader.batches(progress.position), AHEAD)
         bar = tqdm(total=self.total, initial=progress.step, desc="fit", unit="step", smoothing=0.05)
         while progress.step < self.total:
             began = time.perf_counter()
-            example = next(examples)
+            batch = next(batches)
             ready = time.perf_counter()
-            self.window += self._step(example)
+            self.window += self._step(batch)
             done = time.perf_counter()
             progress.waiting += ready - began
             progress.training += done - began
-            self._advance(example)
+            self._advance(batch)
             bar.update()
             if progress.step % window == 0 or progress.step == self.total:
                 bar.set_postfix_str(self._close_window())
@@ -230,28 +231,28 @@ class Run:
                 self._save(_snapshot(out, progress.step))
             progress.total += time.perf_counter() - began
             if progress.step % params.checkpoint_every == 0 or progress.step == self.total:
-                self._checkpoint(directory)
+                self._checkpoint(state)
         bar.close()
-        examples.close()
+        batches.close()
 
-    def _advance(self, example: TrainingBatch) -> None:
+    def _advance(self, batch: TrainingBatch) -> None:
         progress = self.progress
         progress.step += 1
-        progress.position = example.following
-        progress.presentations += len(example.targets)
+        progress.position = batch.following
+        progress.presentations += len(batch.targets)
         progress.window_steps += 1
 
-    def _step(self, example: TrainingBatch) -> Tensor:
+    def _step(self, batch: TrainingBatch) -> Tensor:
         """One update of all weights; the batch's loss before it."""
         self.student.train()
         rate = learning_rate(self.progress.step, self.total, self.params)
         total = torch.zeros((), device=self.device)
-        for batch, rows in split(example.batch, MOST_TOKENS[self.device.type]):
-            vectors = self.student(batch.to(self.device), self.precision)
-            loss = self.loss(vectors, example.targets[rows].to(self.device)) * (len(rows) / len(example.targets))
+        for texts, rows in split(batch.texts, MOST_TOKENS[self.device.type]):
+            vectors = self.student(texts.to(self.device), self.dtype)
+            loss = self.loss(vectors, batch.targets[rows].to(self.device)) * (len(rows) / len(batch.targets))
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        self.update(example.batch.ids, rate)
+        self.optimiser.step(batch.texts.ids, rate)
         return total
 
     def _close_window(self) -> str:
@@ -284,42 +285,40 @@ class Run:
         lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
         loss = cosine = 0.0
         for rows in token_batches(lengths, TOKEN_BUDGET):
-            wanted = torch.from_numpy(targets[rows]).to(self.device)
-            vectors = student(pack([token_ids[row] for row in rows]).to(self.device), self.precision)
-            loss += float(self.loss(vectors, wanted)) * len(rows)
-            cosine += float(functional.cosine_similarity(vectors, wanted).sum())
+            expected = torch.from_numpy(targets[rows]).to(self.device)
+            vectors = student(pack([token_ids[row] for row in rows]).to(self.device), self.dtype)
+            loss += float(self.loss(vectors, expected)) * len(rows)
+            cosine += float(functional.cosine_similarity(vectors, expected).sum())
         release_pages()
         return {"loss": loss / len(token_ids), "cosine": cosine / len(token_ids)}
 
-    def _checkpoint(self, directory: Path) -> None:
+    def _checkpoint(self, state: Path) -> None:
         self.progress.window_loss = float(self.window)
         if not np.isfinite(self.progress.window_loss):
-            return  # the window's end will say so; the checkpoint before is still good
-        state = checkpoint.capture(self.student, self.update.adamw, asdict(self.progress), self.initial_weights)
-        checkpoint.save(state, directory)
+            return  # the end of the window will report it; the checkpoint before is still good
+        captured = checkpoint.capture(self.student, self.optimiser.adamw, asdict(self.progress), self.initial_weights)
+        checkpoint.save(captured, state)
 
     def _averaged(self) -> Student:
-        """The student as it is measured and saved: as trained so far, with `start_share` averaged with the start."""
+        """The student as it is measured and saved: its weights, averaged with the initial ones by `start_share`."""
         if not self.initial_weights:
             return self.student
-        share, found = self.params.start_share, copy.deepcopy(self.student)
+        share, averaged = self.params.start_share, copy.deepcopy(self.student)
         now = self.student.state_dict()
-        initial_weights = {
-            name: start.to(self.device) for name, start in self.initial_weights.items()
-        }  # a checkpoint's are on the CPU
-        found.load_state_dict({name: torch.lerp(now[name], start, share) for name, start in initial_weights.items()})
-        return found
+        initial = {name: value.to(self.device) for name, value in self.initial_weights.items()}  # restored on the CPU
+        averaged.load_state_dict({name: torch.lerp(now[name], value, share) for name, value in initial.items()})
+        return averaged
 
     def _save(self, path: Path) -> None:
         student = self._averaged()
-        student.save(path, write_card(self.store.meta, self.corpus, self.params, self.metrics(), student))
+        student.save(path, write_card(self.source.meta, self.corpus, self.params, self.metrics(), student))
 
 
 def _snapshot(out: Path, step: int) -> Path:
     return out.with_name(f"{out.name}-snapshots") / f"step-{step}"
 
 
-def _precision(params: FitParams, device: torch.device) -> torch.dtype:
+def _compute_dtype(params: FitParams, device: torch.device) -> torch.dtype:
     if params.precision == "auto":
         return torch.bfloat16 if bf16_is_fast(device) else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[params.precision]

@@ -1,13 +1,13 @@
 """Attention over texts laid end to end, with gradients, in bounded memory.
 
-PyTorch's two ways on a CPU are both dear: its fused kernel is slow for short texts and has a slow bfloat16 backward
-pass, and the plain formula keeps several [texts, heads, length, length] tensors a layer until the backward pass. Here
-the texts of each length are two products and a softmax, and the probabilities are kept, once; those of very long texts
-come from the fused kernel and are computed again if needed.
+On a CPU both of PyTorch's implementations are expensive: its fused kernel is slow for short texts and has a slow
+bfloat16 backward pass, and the plain formula keeps several [texts, heads, length, length] tensors a layer until the
+backward pass. Here the texts of each length are two batched products and a softmax, and only the probabilities are
+kept. Texts too long for that go through the fused kernel, and their probabilities are computed again going back.
 
-Scores stand with the keys in rows and the queries in columns, and the softmax runs down the columns: PyTorch does
-whole registers of them at once, where along a row each ends in a sum over a register, and a row that fills no whole
-register is done value by value. So queries are padded, which needs no mask, and keys are not.
+Scores are laid out [keys, queries] and the softmax runs down the columns: PyTorch then computes whole registers of
+queries at once. Along a row it would end each softmax in a sum over one register, and compute a row that fills no
+register value by value. So queries are padded, which needs no mask; keys are not.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,10 +23,10 @@ from torch.nn import functional
 LengthGroups = Sequence[tuple[int, int]]
 Group = tuple[tuple[int, int], ...]
 KEPT = 1 << 23
-"""Most probabilities of texts done together, so that memory stays bounded; a text that has more by itself keeps none
-(unless there is dropout)."""
+"""Most probabilities computed together, so that memory stays bounded; a text with more of its own keeps none (unless
+there is dropout)."""
 SPARE_BYTES = 1 << 27
-"""Memory is not used again but given back if it is larger."""
+"""Memory of a call is kept for the next one unless it is larger."""
 REGISTER = 32
 """Queries are padded to a multiple of this many bfloat16 values, a register of 512 bits."""
 
@@ -41,7 +41,7 @@ def attention(
         runs: groups of (texts, tokens each), in the order in which the texts lie: shortest first, each length once.
         heads: number of attention heads.
         biases: nothing, or for each group what is added to its scores, [1, heads, length, length]. That of a shorter
-            one must be the upper left part of a longer one's, which takes its gradient where both share a call.
+            length must be the upper left part of a longer length's, which takes its gradient where both share a call.
         dropout: share of the probabilities that is left out.
     """
     if qkv.is_cuda:
@@ -51,9 +51,9 @@ def attention(
 
 
 def fused_attention(qkv: Tensor, group: Group, heads: int, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """The same by PyTorch's fused kernel in one call, over texts padded to the longest, whose `bias` it takes.
+    """The same by PyTorch's fused kernel, once over all texts padded to the longest, whose `bias` is taken.
 
-    A GPU waits for launches, not for padding: one call replaces a call for every length.
+    For GPUs, where launching a kernel for every length costs more than computing on padding.
     """
     count, length, tokens = _size(group)
     q, k, v = _padded(qkv[:tokens], group).view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
@@ -62,8 +62,8 @@ def fused_attention(qkv: Tensor, group: Group, heads: int, bias: Tensor | None, 
         behind = _places(group, qkv.device)[1].to(qkv.dtype)[:, None, None]
         mask = behind.expand(-1, heads, length, -1) if bias is None else behind + bias
     mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    found = _unpadded(mixed.transpose(1, 2).reshape(count * length, -1), group)
-    return found if len(qkv) == tokens else torch.cat([found, found.new_zeros(len(qkv) - tokens, found.shape[1])])
+    texts = _unpadded(mixed.transpose(1, 2).reshape(count * length, -1), group)
+    return texts if len(qkv) == tokens else torch.cat([texts, texts.new_zeros(len(qkv) - tokens, texts.shape[1])])
 
 
 def _size(group: Group) -> tuple[int, int, int]:
@@ -72,7 +72,7 @@ def _size(group: Group) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # else what an encoder made first could not serve a backward pass later
+@torch.inference_mode(False)  # else a tensor cached during inference could not be used in a backward pass
 def _places(group: Group, device: torch.device) -> tuple[Tensor, Tensor]:
     """Where each token stands among texts padded to the longest, [tokens]; for each key -inf behind a text's end."""
     counts, lengths = torch.tensor(group).T
@@ -112,7 +112,7 @@ class _Attention(torch.autograd.Function):
                 block, bias = qkv[start:stop], by_length.get(length)
                 if not dropout and not _bounded(count, length, heads):
                     out[start:stop] = fused_attention(block, ((count, length),), heads, bias)
-                    found: tuple[Tensor | None, ...] = block, None, None, None, None
+                    for_backward: tuple[Tensor | None, ...] = block, None, None, None, None
                 else:
                     q, k, v, scores = _laid_out(block, length, heads, spare)
                     probabilities = _probabilities(q, k, bias, scores)
@@ -120,9 +120,9 @@ class _Attention(torch.autograd.Function):
                     used = probabilities if kept is None else probabilities * kept
                     mixed = torch.bmm(used.transpose(1, 2), v, out=None if needed else q)
                     _put(out[start:stop], length, mixed)
-                    found = q, k, v, probabilities, kept
+                    for_backward = q, k, v, probabilities, kept
                 if needed:
-                    saved.append(found)
+                    saved.append(for_backward)
                 start = stop
         out[start:] = 0
         if saved:
@@ -134,34 +134,35 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         biases, saved = ctx.saved_tensors[: ctx.biases], iter(ctx.saved_tensors[ctx.biases :])
         by_length = {bias.shape[3]: bias for bias in biases}
-        found = grad.new_empty(ctx.tokens, 3 * grad.shape[1])
-        found_biases: dict[int, Tensor] = {}
+        grad_qkv = grad.new_empty(ctx.tokens, 3 * grad.shape[1])
+        grad_biases: dict[int, Tensor] = {}
         start = 0
         for (count, length), first, *others, kept in zip(ctx.cut, *[saved] * 5, strict=True):
             stop = start + count * length
             q, k, v, probabilities = first, *others
-            if probabilities is None:  # the texts had too many
+            if probabilities is None:  # too many to keep
                 q, k, v, scores = _laid_out(first, length, ctx.heads)
                 probabilities = _probabilities(q, k, by_length.get(length), scores)
-            out = torch.empty_like(q)
-            _put_heads(grad[start:stop].view(count, length, ctx.heads, -1), out)
-            used, wanted = probabilities, torch.bmm(v, out.transpose(1, 2))  # 0 for queries that are padding
+            grad_out = torch.empty_like(q)
+            _put_heads(grad[start:stop].view(count, length, ctx.heads, -1), grad_out)
+            used, grad_used = probabilities, torch.bmm(v, grad_out.transpose(1, 2))  # 0 for padding queries
             if kept is not None:
-                used, wanted = used * kept, wanted * kept
-            of_v = torch.bmm(used, out)
-            scores = torch._softmax_backward_data(wanted, probabilities, 1, q.dtype)
+                used, grad_used = used * kept, grad_used * kept
+            grad_v = torch.bmm(used, grad_out)
+            scores = torch._softmax_backward_data(grad_used, probabilities, 1, q.dtype)
             if biases:
-                of_bias = scores.view(count, ctx.heads, length, -1)[..., :length].sum(0, keepdim=True).transpose(2, 3)
-                found_biases[length] = found_biases[length] + of_bias if length in found_biases else of_bias
-            of_q, of_k = _scaled(scores.transpose(1, 2), k, q.shape[2]), _scaled(scores, q, q.shape[2])
-            _put(found[start:stop], length, of_q, of_k, of_v)
+                by_head = scores.view(count, ctx.heads, length, -1)[..., :length]
+                summed = by_head.sum(0, keepdim=True).transpose(2, 3)
+                grad_biases[length] = grad_biases[length] + summed if length in grad_biases else summed
+            grad_q, grad_k = _scaled(scores.transpose(1, 2), k, q.shape[2]), _scaled(scores, q, q.shape[2])
+            _put(grad_qkv[start:stop], length, grad_q, grad_k, grad_v)
             start = stop
-        found[start:] = 0
-        return found, None, None, None, *(found_biases.get(bias.shape[3]) for bias in biases)
+        grad_qkv[start:] = 0
+        return grad_qkv, None, None, None, *(grad_biases.get(bias.shape[3]) for bias in biases)
 
 
 def _cut(length_groups: LengthGroups, heads: int) -> list[tuple[int, int]]:
-    """The runs, in as many pieces as keep the probabilities of each within bounds."""
+    """The length groups, in as many pieces as keep the probabilities of each within bounds."""
     pieces = []
     for texts, length in length_groups:
         most = max(1, KEPT // (heads * length * _columns(length)))
@@ -170,17 +171,17 @@ def _cut(length_groups: LengthGroups, heads: int) -> list[tuple[int, int]]:
 
 
 def _bounded(texts: int, length: int, heads: int) -> bool:
-    """Whether the probabilities of these texts may be held."""
+    """Whether the probabilities of these texts may be kept."""
     return texts * heads * length * _columns(length) <= KEPT
 
 
 def _columns(length: int) -> int:
-    """Queries of a text of so many tokens, those that are padding included."""
+    """Queries of a text of so many tokens, padding included."""
     return -(-length // REGISTER) * REGISTER
 
 
 def _kept(probabilities: Tensor, dropout: float) -> Tensor | None:
-    """What each probability is multiplied with: 0, or 1 / (1 - dropout)."""
+    """Factor of each probability under dropout: 0, or 1 / (1 - dropout)."""
     if not dropout:
         return None
     return torch.empty_like(probabilities).bernoulli_(1 - dropout).div_(1 - dropout)
@@ -189,7 +190,7 @@ def _kept(probabilities: Tensor, dropout: float) -> Tensor | None:
 def _laid_out(qkv: Tensor, length: int, heads: int, spare: Tensor | None = None) -> tuple[Tensor, ...]:
     """Queries [texts * heads, columns, width / heads], 0 from the length on; keys; values; memory for the scores.
 
-    Each is contiguous: PyTorch copies a part of a tensor before it multiplies. They lie in `spare` if that is given.
+    Each is contiguous, since PyTorch would copy a strided view before it multiplies. They lie in `spare` if given.
     """
     parts = qkv.view(-1, length, 3, heads, qkv.shape[1] // (3 * heads)).unbind(2)
     matrices, columns, width = len(parts[0]) * heads, _columns(length), parts[0].shape[3]
@@ -203,7 +204,7 @@ def _laid_out(qkv: Tensor, length: int, heads: int, spare: Tensor | None = None)
 
 
 def _sizes(matrices: int, length: int, width: int) -> list[int]:
-    """Values of the queries, keys, values and scores of so many heads of texts."""
+    """Number of elements of queries, keys, values and scores, for so many matrices (texts times heads)."""
     columns = _columns(length)
     return [matrices * size for size in (columns * width, length * width, length * width, length * columns)]
 
@@ -213,9 +214,9 @@ _SPARES: list[Tensor] = []
 
 @contextmanager
 def _spare(qkv: Tensor, cut: LengthGroups, heads: int) -> Iterator[Tensor]:
-    """Memory of `_laid_out` for any of these texts, uninitialised, which the next call takes again.
+    """Uninitialised memory of `_laid_out` for any of these texts; the next call uses it again.
 
-    What was just used is in the processor's caches and costs no page faults, which buffers of ever other sizes do.
+    Memory that was just used is in the processor's caches and causes no page faults, unlike buffers of changing sizes.
     """
     width = qkv.shape[1] // (3 * heads)
     wanted = max((sum(_sizes(texts * heads, length, width)) for texts, length in cut), default=0) * qkv.itemsize
@@ -224,7 +225,7 @@ def _spare(qkv: Tensor, cut: LengthGroups, heads: int) -> Iterator[Tensor]:
     except IndexError:
         memory = None
     if memory is None or len(memory) < wanted or memory.device != qkv.device:
-        with torch.inference_mode(False):  # else it could not be written to outside of inference
+        with torch.inference_mode(False):  # else it could not be written to outside of inference mode
             memory = torch.empty(wanted, dtype=torch.uint8, device=qkv.device)
     yield memory[:wanted].view(qkv.dtype)
     if len(memory) <= SPARE_BYTES:
@@ -234,11 +235,11 @@ def _spare(qkv: Tensor, cut: LengthGroups, heads: int) -> Iterator[Tensor]:
 def _put_heads(block: Tensor, into: Tensor) -> None:
     """[texts, length, heads, width / heads] into [texts * heads, rows, width / heads], 0 from the length on."""
     texts, length, heads, width = block.shape
-    found = into.view(texts, heads, -1, width)
-    if found.shape[2] > length:
-        found[:, :, length:] = 0
-        found = found[:, :, :length]
-    found.copy_(block.transpose(1, 2))
+    target = into.view(texts, heads, -1, width)
+    if target.shape[2] > length:
+        target[:, :, length:] = 0
+        target = target[:, :, :length]
+    target.copy_(block.transpose(1, 2))
 
 
 def _put(into: Tensor, length: int, *parts: Tensor) -> None:
@@ -253,7 +254,7 @@ def _put(into: Tensor, length: int, *parts: Tensor) -> None:
 def _probabilities(q: Tensor, k: Tensor, bias: Tensor | None, scores: Tensor) -> Tensor:
     """Softmax of the scaled scores, in their place: [texts * heads, keys, queries]."""
     if bias is not None:
-        # The bias goes in as what the product is added to: a pass over the scores less.
+        # The bias is what the product is added to, which saves a pass over the scores.
         padded = functional.pad(bias.transpose(2, 3), (0, scores.shape[2] - bias.shape[2]))
         scores.view(-1, bias.shape[1], *scores.shape[1:]).copy_(padded)
     torch.baddbmm(scores, k, q.transpose(1, 2), beta=float(bias is not None), alpha=q.shape[2] ** -0.5, out=scores)

@@ -61,10 +61,10 @@ class Store(VectorSource):
         """The path or the URL."""
         return self.files.name
 
-    @property
+    @cached_property
     def parts(self) -> Sequence[int]:
         """The number of rows of each shard."""
-        return [info.rows for info in self.shards]
+        return tuple(info.rows for info in self.shards)
 
     def digest(self) -> str:
         """See `VectorSource.digest`: covers the shards' bits, their order, and the refused texts."""

@@ -44,11 +44,11 @@ def make_store(corpus: Path, folder: Path, leave_out: int = 0, shard_rows: int =
     meta = StoreMeta(fingerprint="0" * 64, teacher={"model": "test"}, dim=DIM, dtype="float16", normalized=True)
     frame = pl.read_parquet(corpus / "*.parquet").sample(fraction=1, shuffle=True, seed=5)[leave_out:]
     rows = frame.select("key", "role", "id", "source", pl.lit(3, pl.Int32).alias("tokens"))
-    pool = ShardCache(folder / "pool", meta)
+    cache = ShardCache(folder / "pool", meta)
     for start in range(0, len(rows), shard_rows):
         part = rows[start : start + shard_rows]
-        pool.write(part, np.stack([vector(key) for key in part["key"]]))
-    return pool.publish(folder / "store", set(frame["key"]))
+        cache.write(part, np.stack([vector(key) for key in part["key"]]))
+    return cache.publish(folder / "store", set(frame["key"]))
 
 
 def make_tokens(corpus: Path, folder: Path) -> Tokens:
@@ -68,9 +68,9 @@ def epoch_of(loader: Loader, epoch: int) -> list[np.ndarray]:
 
 
 def take(loader: Loader, position: Position, count: int) -> list[tuple[Position, list[int], np.ndarray]]:
-    examples = loader.examples(position)
-    drawn = [next(examples) for _ in range(count)]
-    return [(e.position, e.batch.ids.tolist(), e.targets.numpy()) for e in drawn]
+    batches = loader.batches(position)
+    drawn = [next(batches) for _ in range(count)]
+    return [(batch.position, batch.texts.ids.tolist(), batch.targets.numpy()) for batch in drawn]
 
 
 def test_an_epoch_visits_each_training_text_once_in_full_batches(corpus: Path, tmp_path: Path) -> None:
@@ -88,11 +88,11 @@ def test_an_epoch_visits_each_training_text_once_in_full_batches(corpus: Path, t
 def test_each_text_meets_the_vector_of_its_own_key(corpus: Path, tmp_path: Path) -> None:
     loader = make_loader(corpus, tmp_path)
     rows = epoch_of(loader, 0)
-    for example, items in zip(loader.examples(Position()), rows[:40], strict=False):
+    for batch, items in zip(loader.batches(Position()), rows[:40], strict=False):
         keys = loader.tokens.keys[loader.items.text[items]].tolist()
-        np.testing.assert_allclose(example.targets.numpy(), np.stack([vector(k) for k in keys]), atol=1e-3)
+        np.testing.assert_allclose(batch.targets.numpy(), np.stack([vector(k) for k in keys]), atol=1e-3)
         expected = loader.pack(items)
-        assert example.batch.ids.tolist() == expected.ids.tolist()
+        assert batch.texts.ids.tolist() == expected.ids.tolist()
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(corpus: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.fit.optimiser import Update
+from pipeline.fit.optimiser import Optimiser
 from pipeline.params.sections import FitParams, StudentParams
 
 
@@ -30,7 +30,7 @@ def test_steps_equal_those_of_adamw_and_clip_grad_norm(clip_norm: float | None) 
     ours = Bag()
     theirs = copy.deepcopy(ours)
     params = FitParams(StudentParams(""), clip_norm=clip_norm, weight_decay=0.1)
-    update = Update(ours, ours.table, params)
+    optimiser = Optimiser(ours, ours.table, params)
     plain = torch.optim.AdamW(
         [
             {"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.1},
@@ -40,7 +40,7 @@ def test_steps_equal_those_of_adamw_and_clip_grad_norm(clip_norm: float | None) 
     for step in range(20):
         ids, wanted, rate = torch.randint(0, 50, (12,)), torch.randn(12, 4), 1e-2 / (step + 1)
         (ours(ids) - wanted).square().sum().backward()
-        update(ids, rate)
+        optimiser.step(ids, rate)
         for group in plain.param_groups:
             group["lr"] = rate
         plain.zero_grad()

@@ -75,4 +75,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def compiled(self, token_budget: int) -> CompiledBackbone:
-        """The same for inference, in bfloat16 where the device is fast at it; batches have about `token_budget` tokens."""
+        """The same for inference, in bfloat16 where the device is fast at it; `token_budget` is a batch's usual size.
+
+        Puts the model into evaluation mode.
+        """

@@ -79,7 +79,8 @@ class _Bert(_Family):
         return None
 
     def embeddings(self, model: Any, batch: Batch) -> Tensor:
-        return super().embeddings(model, batch) + model.embeddings.token_type_embeddings.weight[0]
+        token_type: Tensor = model.embeddings.token_type_embeddings.weight[0]
+        return super().embeddings(model, batch) + token_type
 
 
 class _MPNet(_Family):
@@ -88,7 +89,7 @@ class _MPNet(_Family):
         return inner.q, inner.k, inner.v, inner.o, layer.attention.LayerNorm
 
     def position_offset(self, model: Any) -> int:
-        # Positions are counted from the padding id on, as in RoBERTa (transformers: create_position_ids_from_input_ids).
+        # Positions are counted from the padding id on, as in RoBERTa (create_position_ids_from_input_ids there).
         return int(model.embeddings.padding_idx) + 1
 
     def position_bias(self, model: Any, length: int) -> Tensor | None:
@@ -129,6 +130,7 @@ def _run_layers(
     hidden: Tensor,
     blocks: Iterable[_Block],
     length_groups: LengthGroups,
+    *,
     heads: int,
     biases: Sequence[Tensor],
     dropout: float = 0.0,
@@ -204,7 +206,7 @@ class PackedBackbone(Backbone):
         biases = [bias.to(dtype) for bias in by_group if bias is not None]
         blocks = [_TrainingBlock(modules, dtype, hidden_dropout) for modules in family.layers(self.model)]
         heads = config.num_attention_heads
-        hidden = _run_layers(hidden, blocks, batch.length_groups, heads, biases, attention_dropout)
+        hidden = _run_layers(hidden, blocks, batch.length_groups, heads=heads, biases=biases, dropout=attention_dropout)
         return _pooled(hidden, batch, self.pooling)
 
     def compiled(self, token_budget: int) -> "CompiledPacked":
@@ -358,5 +360,5 @@ class CompiledPacked:
         batch = batch.to(self.device)
         embedded = self.model.embeddings.LayerNorm(self.family.embeddings(self.model, batch))
         heads, biases = self.model.config.num_attention_heads, self._biases(batch.length_groups)
-        hidden = _run_layers(embedded.to(self.dtype), self._blocks, batch.length_groups, heads, biases)
+        hidden = _run_layers(embedded.to(self.dtype), self._blocks, batch.length_groups, heads=heads, biases=biases)
         return _pooled(hidden, batch, self.pooling)

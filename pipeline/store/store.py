@@ -22,6 +22,7 @@ from pipeline.store import manifest
 from pipeline.store.chunks import CHUNK_ROWS, Chunks
 from pipeline.store.manifest import GROUP, README, REPAIR, Manifest, Sources
 from pipeline.store.shard import ShardInfo, StoreMeta, arrays, check_files, check_sizes, open_array, read_rows
+from pipeline.store.source import VectorSource
 from pipeline.store.validation import finite_and_zero
 
 __all__ = ["Array", "ShardInfo", "Store", "StoreMeta", "key_array"]
@@ -29,7 +30,7 @@ __all__ = ["Array", "ShardInfo", "Store", "StoreMeta", "key_array"]
 PASS_BYTES = 32 * 2**20  # of vectors at a time, where a whole shard is passed over
 
 
-class Store:
+class Store(VectorSource):
     """A published store. Build it with `Store.open`."""
 
     def __init__(self, path: Path, found: Manifest) -> None:
@@ -57,6 +58,20 @@ class Store:
         store = cls(path, manifest.read(path / "store.json"))
         store._check_files()
         return store
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    @property
+    def parts(self) -> Sequence[int]:
+        """The number of rows of each shard."""
+        return [info.rows for info in self.shards]
+
+    def digest(self) -> str:
+        """Not known here."""
+        raise NotImplementedError
 
     @property
     def _step(self) -> int:

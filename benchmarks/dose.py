@@ -6,18 +6,20 @@ python -m benchmarks.dose --params recipes/mpnet-minilm.yaml --run runs/mpnet-mi
 import dataclasses
 import json
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import polars as pl
 
+from pipeline.base.arrays import Array
 from pipeline.encode.on_demand import pooled
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.model.student import Student, StudentEncoder
 from pipeline.params.parsing import load_section
 from pipeline.params.sections import EncodeParams, EvaluateParams, FitParams, TeacherParams
 from pipeline.serve.modes import MODES
+from pipeline.store.store import Store
 from stages.common import command
 
 
@@ -44,8 +46,12 @@ def measured(params: Path, folder: Path) -> Callable[[Student], dict[str, Any]]:
     )
 
     def measure(student: Student) -> dict[str, Any]:
-        encoder, teacher_of = StudentEncoder(student), partial(pooled, teacher, encode)
-        return evaluate(folder / "corpus", folder / "embeddings", encoder.encode, teacher_of, settings).figures
+        store = Store.open(folder / "embeddings")
+
+        def teacher_vectors(texts: pl.DataFrame) -> Array:
+            return pooled(teacher, encode, store)(texts)
+
+        return evaluate(folder / "corpus", store, StudentEncoder(student).encode, teacher_vectors, settings).figures
 
     return measure
 

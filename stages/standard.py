@@ -1,4 +1,4 @@
-"""Standard tasks of the mteb library, and BEIR directories through it: teacher, student and the asymmetric pair."""
+"""Measure teacher, student and the asymmetric pair on tasks of the mteb library, or on BEIR directories through it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,14 +7,13 @@ import click
 import numpy as np
 
 from pipeline.base.errors import LeafError
-from pipeline.evaluate import mteb_tasks as standard
+from pipeline.evaluate import mteb_tasks
 from pipeline.model.student import StudentEncoder
 from pipeline.params.parsing import load_section
 from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.serve.modes import MODES
 from pipeline.teacher.local import Teacher
 from stages.common import command, params_option
-
-MODES = ("teacher", "standard", "asymmetric")
 
 
 @command
@@ -36,16 +35,16 @@ def main(
     teacher = Teacher(section, load_section(params, "encode", EncodeParams).token_budget)
     student = StudentEncoder.load(model)
 
-    def by_teacher(texts: Sequence[str], role: str) -> np.ndarray:
+    def encode_with_teacher(texts: Sequence[str], role: str) -> np.ndarray:
         return teacher.encode_tokens(teacher.tokenize(texts, role))
 
-    def by_both(texts: Sequence[str], role: str) -> np.ndarray:
-        return student.encode(texts) if role == "query" else by_teacher(texts, role)
+    def encode_asymmetric(texts: Sequence[str], role: str) -> np.ndarray:
+        return student.encode(texts) if role == "query" else encode_with_teacher(texts, role)
 
-    encoders = {"teacher": by_teacher, "standard": student.encode, "asymmetric": by_both}
+    encoders = {"teacher": encode_with_teacher, "standard": student.encode, "asymmetric": encode_asymmetric}
     for mode in modes:
-        tasks = [*standard.named_tasks(names), *(standard.local_task(path) for path in beir)]
-        for row in standard.run(standard.model(mode, encoders[mode], teacher.dim), tasks, out):
+        tasks = [*mteb_tasks.named_tasks(names), *(mteb_tasks.local_task(path) for path in beir)]
+        for row in mteb_tasks.run(mteb_tasks.model(mode, encoders[mode], teacher.dim), tasks, out):
             click.echo(f"{row['task']:24} {row['model']:10} {row['score']:.4f}  {row['path']}")
 
 

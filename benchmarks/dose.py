@@ -43,15 +43,20 @@ def measured(params: Path, folder: Path) -> Callable[[Student], dict[str, Any]]:
     teacher, encode = load_section(params, "teacher", TeacherParams), load_section(params, "encode", EncodeParams)
     settings = dataclasses.replace(
         load_section(params, "evaluate", EvaluateParams),
-        **{"calibration_rows": 0, "bootstrap": 0, "dims": (1,), "moved": 0, "map_texts": 0},
+        calibration_rows=0,
+        bootstrap=0,
+        dims=(1,),
+        moved=0,
+        map_texts=0,
     )
 
-    def teacher_of(store: Store) -> Callable[[pl.DataFrame], Array]:
-        return vectors_on_demand(open_teacher(teacher, encode, store), encode, store)
-
     def measure(student: Student) -> dict[str, Any]:
-        encoder = StudentEncoder(student)
-        return evaluate(folder / "corpus", folder / "embeddings", encoder.encode, teacher_of, settings).figures
+        store = Store.open(folder / "embeddings")
+
+        def teacher_vectors(texts: pl.DataFrame) -> Array:
+            return vectors_on_demand(open_teacher(teacher, encode, store), encode, store)(texts)
+
+        return evaluate(folder / "corpus", store, StudentEncoder(student).encode, teacher_vectors, settings).figures
 
     return measure
 
@@ -63,8 +68,8 @@ def table(what: str, rows: Iterable[tuple[str, dict[str, Any]]]) -> None:
         if not number:
             titles = [f"{name} {mode}" for name in names for mode in MODES[1:]]
             click.echo(f"| {what} | held-out cosine | {' | '.join(titles)} |\n{'|---' * (2 + len(titles))}|")
-        count = sum(one["n"] for one in roles)
-        cells = [sum(one["cosine"]["mean"] * one["n"] for one in roles) / count if count else None]
+        count = sum(role["n"] for role in roles)
+        cells = [sum(role["cosine"]["mean"] * role["n"] for role in roles) / count if count else None]
         cells += [figures["retrieval"][name][mode]["retention"] for name in names for mode in MODES[1:]]
         click.echo(f"| {label} | {' | '.join('-' if cell is None else f'{cell:.3f}' for cell in cells)} |")
 

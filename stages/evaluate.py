@@ -1,6 +1,5 @@
 """Measure the student: alignment, neighbours, retrieval, truncation, quantisation, tasks, cost."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,44 +36,47 @@ def main(
 ) -> None:
     """Measure a student on the held-out texts of the corpus and on the collections and files of the section evaluate.
 
-    Texts of BEIR directories go through the pool of the encode stage. Sections read: teacher, encode, evaluate.
+    Texts of BEIR directories and files go through the shard cache of the encode stage. Sections read: teacher, encode,
+    evaluate.
     """
-    teacher = load_section(params, "teacher", TeacherParams)
+    section = load_section(params, "teacher", TeacherParams)
     encode = load_section(params, "encode", EncodeParams)
     settings = load_section(params, "evaluate", EvaluateParams)
     student = StudentEncoder.load(model)
+    store = Store.open(embeddings)
+    teacher = open_teacher(section, encode, store)
 
-    def teacher_of(store: Store) -> Callable[[pl.DataFrame], Array]:
-        return vectors_on_demand(open_teacher(teacher, encode, store), encode, store)
+    def teacher_vectors(texts: pl.DataFrame) -> Array:
+        return vectors_on_demand(teacher, encode, store)(texts)
 
-    result = evaluate(corpus, embeddings, student.encode, teacher_of, settings)
+    result = evaluate(corpus, store, student.encode, teacher_vectors, settings)
     written = [out]
     write_json(out, result.figures)
     if pictures or out == OUT:
         written += plots.write(result, pictures or PLOTS)
     if costs or out == OUT:
-        subjects = Subject(teacher, encode.token_budget), Subject(model, encode.token_budget)
-        spent = cost(subjects, *_texts(corpus, settings), settings)
-        write_json(costs or COST, spent)
-        if "left_out" in spent:
-            click.echo(f"cost: left out: {spent['left_out']}")
+        subjects = Subject(section, encode.token_budget), Subject(model, encode.token_budget)
+        figures = cost(subjects, *_timed_texts(corpus, settings), settings)
+        write_json(costs or COST, figures)
+        if "left_out" in figures:
+            click.echo(f"cost: left out: {figures['left_out']}")
         written.append(costs or COST)
     click.echo("\n".join([*table(result.figures), *map(str, written)]))
 
 
-def _texts(corpus: Path, settings: EvaluateParams) -> tuple[list[str], list[str]]:
-    """Held-out documents and queries to time; where a role has none, the other's."""
-    held = scan(corpus).filter(pl.col("split") == "heldout")
-    most = {"document": settings.cost.texts, "query": settings.cost.queries}
-    found = {
-        role: held.filter(pl.col("role") == role).head(count).collect()["text"].to_list()
-        for role, count in most.items()
+def _timed_texts(corpus: Path, settings: EvaluateParams) -> tuple[list[str], list[str]]:
+    """Held-out documents and queries for `cost`; a role without held-out texts takes the other's."""
+    heldout = scan(corpus).filter(pl.col("split") == "heldout")
+    counts = {"document": settings.cost.texts, "query": settings.cost.queries}
+    texts = {
+        role: heldout.filter(pl.col("role") == role).head(count).collect()["text"].to_list()
+        for role, count in counts.items()
     }
-    return found["document"] or found["query"], found["query"] or found["document"]
+    return texts["document"] or texts["query"], texts["query"] or texts["document"]
 
 
 def table(figures: dict[str, Any]) -> list[str]:
-    """Lines for a person: a row per data set and mode, then alignment and neighbours."""
+    """The figures as lines for people: a row per data set and mode, then alignment and neighbours."""
     width = max([len("data set"), *map(len, figures["retrieval"])])
     lines = [f"{'data set':{width}}  {'mode':10}  nDCG@10  recall@100  MRR@10  retention  (95 % interval)"]
     for name, result in figures["retrieval"].items():

@@ -1,13 +1,18 @@
 """Export the student: the asymmetric model, ONNX, model cards."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pipeline.export.exporters import Outputs, Sections, export
+from pipeline.export.exporters import EXPORTERS, export
 from pipeline.params.parsing import load_section
-from pipeline.params.sections import ExportParams, FitParams, TeacherParams
+from pipeline.params.sections import EncodeParams, ExportParams, FitParams, TeacherParams
+from pipeline.store.store import Store
+from pipeline.teacher.teacher import open_teacher
 from stages.common import command, params_option, write_json
+
+EVALUATION = Path("metrics/evaluate.json")
 
 
 @command
@@ -25,27 +30,44 @@ def main(
 
     Sections read: export, teacher, fit.student.
     """
-    sections = Sections(
-        load_section(params, "export", ExportParams),
-        load_section(params, "teacher", TeacherParams),
-        load_section(params, "fit", FitParams).student,
+    settings = load_section(params, "export", ExportParams)
+    teacher = open_teacher(load_section(params, "teacher", TeacherParams), EncodeParams())  # nothing is encoded here
+    checkpoint = load_section(params, "fit", FitParams).student
+    if evaluation is None and EVALUATION.is_file():
+        evaluation = EVALUATION
+    figures = export(
+        corpus,
+        Store.open(embeddings),
+        model,
+        out,
+        teacher=teacher,
+        checkpoint=checkpoint,
+        params=settings,
+        evaluation=evaluation,
+        exporters=EXPORTERS,
     )
-    usual = Path("metrics/evaluate.json")
-    evaluation = evaluation or (usual if usual.is_file() else None)
-    places = Outputs(out / "asymmetric", out / "asymmetric-named", out / "onnx", out / "cards")
-    figures = export(corpus, embeddings, model, evaluation=evaluation, sections=sections, out=places)
     write_json(metrics, figures)
-    if reason := figures["asymmetric"].get("left_out"):
-        click.echo(f"asymmetric models left out: {reason}")
-    for precision, one in figures["onnx"].items():
-        loss = "" if one["loss"] is None else f", nDCG@10 loss {one['loss']:.2%} of {one['queries']:,} queries"
-        size, lowest = one["bytes"] / 1e6, one["cosine"]["lowest"]
-        click.echo(f"onnx {precision:8}{size:6.1f} MB, lowest cosine {lowest:.5f}{loss}")
-    if "speed" in figures:
-        single = figures["speed"]["single_query_ms"]
-        for name, rate in figures["speed"]["texts_per_s"].items():
-            click.echo(f"{name:13}{rate:8.1f} texts/s, {single[name]:.1f} ms for one query")
-    click.echo("\n".join(map(str, [places.asymmetric, places.named, places.onnx, places.cards, metrics])))
+    click.echo("\n".join([*table(figures), *(str(out / exporter.directory) for exporter in EXPORTERS), str(metrics)]))
+
+
+def table(figures: dict[str, Any]) -> list[str]:
+    """The figures as lines for people: what was left out, parity of each model file, speed of each encoder."""
+    lines = []
+    for name, variants in figures.items():
+        if name == "speed":
+            single = variants["single_query_ms"]
+            for encoder, rate in variants["texts_per_s"].items():
+                lines.append(f"{encoder:13}{rate:8.1f} texts/s, {single[encoder]:.1f} ms for one query")
+        elif "left_out" in variants:
+            lines.append(f"{name} models left out: {variants['left_out']}")
+        else:
+            lines += [_parity(name, variant, entry) for variant, entry in variants.items() if "bytes" in entry]
+    return lines
+
+
+def _parity(name: str, variant: str, entry: dict[str, Any]) -> str:
+    loss = "" if entry["loss"] is None else f", nDCG@10 loss {entry['loss']:.2%} of {entry['queries']:,} queries"
+    return f"{name} {variant:8}{entry['bytes'] / 1e6:6.1f} MB, lowest cosine {entry['cosine']['lowest']:.5f}{loss}"
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from pipeline.evaluate import mteb_tasks
 from pipeline.model.student import StudentEncoder
 from pipeline.params.parsing import load_section
 from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.serve.modes import MODES
 from pipeline.teacher.teacher import open_teacher
 from stages.common import command, params_option
 
-MODES = ("teacher", "standard", "asymmetric")
 ROWS = {"role": pl.String, "text": pl.String}  # what a teacher reads
 
 

@@ -1,7 +1,7 @@
-"""What teacher and student cost on this machine: texts a second, latency of one query, memory, bytes, parameters.
+"""What teacher and student cost on this machine: texts a second, latency of a query, memory, bytes, parameters.
 
-Each model lives in a process of its own, so that its resident memory is its own, and the two take turns, so that
-whatever else the machine does falls on both.
+Each model runs in a process of its own, so that its resident memory is measured alone. The two take turns, so that a
+slow moment of the machine affects both.
 """
 
 import multiprocessing
@@ -17,12 +17,12 @@ import numpy as np
 
 from pipeline.base.arrays import Array
 from pipeline.base.errors import LeafError
-from pipeline.evaluate import metrics
+from pipeline.evaluate.bootstrap import bootstrap_means, interval
 from pipeline.params.sections import EncodeParams, EvaluateParams, TeacherParams
 
 MODELS = ("teacher", "student")
-WARM = 8  # texts encoded before anything is timed
-LATENCY = (50, 95)  # percentiles
+WARM_UP_TEXTS = 8  # encoded before anything is timed
+LATENCY_PERCENTILES = (50, 95)
 MIB = 2**20
 
 
@@ -39,27 +39,30 @@ def cost(
 ) -> dict[str, Any]:
     """Measure teacher and student on the same texts, with one thread and with all; empty if `cost.texts` is 0.
 
-    A teacher behind an API is left out, and `left_out` says so: its speed is that of its server and the way there.
-    Latency is that of a query alone, tokenisation included. `ratio` is student to teacher, paired by turn.
+    Latency is that of a single query, tokenisation included. `ratio` is student to teacher, paired by turn. A teacher
+    behind an API is left out, and `left_out` says so: its speed is that of its server and of the network.
+
+    Raises:
+        LeafError: a model cannot be loaded, or its process ended.
     """
     settings = params.cost
     documents, queries = documents[: settings.texts], queries[: settings.queries]
     if not settings.texts or not documents or not queries:
         return {}
     context = multiprocessing.get_context("spawn")
-    named = {name: subject for name, subject in zip(MODELS, subjects, strict=True) if not _is_api(subject)}
-    workers = {name: _start(context, subject) for name, subject in named.items()}
+    measured = {name: subject for name, subject in zip(MODELS, subjects, strict=True) if not _is_api(subject)}
+    workers = {name: _start(context, subject) for name, subject in measured.items()}
     try:
-        found: dict[str, Any] = {"texts": len(documents), "queries": len(queries), "rounds": settings.rounds}
-        if left := [f"the {name} is an API" for name in MODELS if name not in named]:
-            found["left_out"] = f"{left[0]}: its speed and size are not those of this machine"
+        figures: dict[str, Any] = {"texts": len(documents), "queries": len(queries), "rounds": settings.rounds}
+        if reasons := [f"the {name} is an API" for name in MODELS if name not in measured]:
+            figures["left_out"] = f"{reasons[0]}: its speed and size are not those of this machine"
         pipes = {name: pipe for name, (_, pipe) in workers.items()}
-        found["models"] = {name: _ask(pipe, "load") for name, pipe in pipes.items()}
+        figures["models"] = {name: _request(pipe, "load") for name, pipe in pipes.items()}
         threads = sorted({1, len(os.sched_getaffinity(0))})
-        found["threads"] = {str(n): _turns(pipes, n, documents, queries, params) for n in threads}
+        figures["threads"] = {str(n): _take_turns(pipes, n, documents, queries, params) for n in threads}
         for name, pipe in pipes.items():
-            found["models"][name]["resident_mib"] = _ask(pipe, "resident")
-        return found
+            figures["models"][name]["resident_mib"] = _request(pipe, "resident")
+        return figures
     finally:
         for process, pipe in workers.values():
             pipe.close()
@@ -72,25 +75,27 @@ def _is_api(subject: Subject) -> bool:
 
 
 def _start(context: Any, subject: Subject) -> tuple[Any, Connection]:
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, subject), daemon=True)
+    """A process that serves the model, and this end of the pipe to it."""
+    pipe, other_end = context.Pipe()
+    process = context.Process(target=_serve, args=(other_end, subject), daemon=True)
     process.start()
-    theirs.close()
-    return process, ours
+    other_end.close()
+    return process, pipe
 
 
-def _ask(pipe: Connection, what: str, *arguments: Any) -> Any:
+def _request(pipe: Connection, name: str, *arguments: Any) -> Any:
+    """Call one of HANDLERS in the measuring process."""
     try:
-        pipe.send((what, *arguments))
-        done, answer = pipe.recv()
+        pipe.send((name, *arguments))
+        succeeded, answer = pipe.recv()
     except (EOFError, OSError):
         raise LeafError("evaluate.cost: a measuring process ended; is there enough memory for both models?") from None
-    if not done:
+    if not succeeded:
         raise LeafError(f"evaluate.cost: {answer}")
     return answer
 
 
-def _turns(
+def _take_turns(
     pipes: Mapping[str, Connection],
     threads: int,
     documents: Sequence[str],
@@ -101,32 +106,32 @@ def _turns(
     rounds = params.cost.rounds
     seconds = np.empty((rounds, len(pipes)))
     latencies: list[list[float]] = [[] for _ in pipes]
-    parts = np.array_split(np.arange(len(queries)), rounds)
-    for turn, part in enumerate(parts):
+    query_rows = np.array_split(np.arange(len(queries)), rounds)
+    for turn, rows in enumerate(query_rows):
         for m, pipe in enumerate(pipes.values()):
-            seconds[turn, m] = _ask(pipe, "throughput", threads, list(documents))
-            latencies[m] += _ask(pipe, "latency", threads, [queries[i] for i in part])
+            seconds[turn, m] = _request(pipe, "throughput", threads, list(documents))
+            latencies[m] += _request(pipe, "latency", threads, [queries[i] for i in rows])
     rates = len(documents) / seconds
-    draws = metrics.bootstrap(rates, params.bootstrap, params.seed)
-    found: dict[str, Any] = {}
+    samples = bootstrap_means(rates, params.bootstrap, params.seed)
+    figures: dict[str, Any] = {}
     for m, name in enumerate(pipes):
-        found[name] = {"texts_per_s": _figure(rates[:, m].mean(), draws[:, m], rounds)}
-        for q in LATENCY:
-            found[name][f"latency_p{q}_ms"] = _percentile(np.array(latencies[m]), q, params)
+        figures[name] = {"texts_per_s": _figure(rates[:, m].mean(), samples[:, m], rounds)}
+        for q in LATENCY_PERCENTILES:
+            figures[name][f"latency_p{q}_ms"] = _percentile(np.array(latencies[m]), q, params)
     if len(pipes) == len(MODELS):
         ratio = rates[:, 1].mean() / rates[:, 0].mean()
-        found["ratio"] = _figure(ratio, draws[:, 1] / draws[:, 0], rounds)
-    return found
+        figures["ratio"] = _figure(ratio, samples[:, 1] / samples[:, 0], rounds)
+    return figures
 
 
 def _percentile(values: Array, q: int, params: EvaluateParams) -> dict[str, Any]:
     random = np.random.default_rng(params.seed)
-    drawn = np.percentile(values[random.integers(len(values), size=(params.bootstrap, len(values)))], q, axis=1)
-    return _figure(np.percentile(values, q), drawn, len(values))
+    rows = random.integers(len(values), size=(params.bootstrap, len(values)))
+    return _figure(np.percentile(values, q), np.percentile(values[rows], q, axis=1), len(values))
 
 
 def _figure(value: float, samples: Array, n: int) -> dict[str, Any]:
-    span = metrics.interval(samples)
+    span = interval(samples)
     return {"value": round(float(value), 3), "n": n, "interval": span and [round(end, 3) for end in span]}
 
 
@@ -138,16 +143,17 @@ def _serve(pipe: Connection, subject: Subject) -> None:
     state: dict[str, Any] = {}
     while True:
         try:
-            what, *arguments = pipe.recv()
+            name, *arguments = pipe.recv()
         except EOFError:
             return
         try:
-            pipe.send((True, HANDLERS[what](state, subject, *arguments)))
+            pipe.send((True, HANDLERS[name](state, subject, *arguments)))
         except LeafError as error:
             pipe.send((False, str(error)))
 
 
 def _load(state: dict[str, Any], subject: Subject) -> dict[str, Any]:
+    """Load the model; its parameters, bytes on disk, and the memory that the libraries took before."""
     from pipeline.model.student import StudentEncoder
     from pipeline.teacher.local import LocalTeacher
 
@@ -180,22 +186,23 @@ def _set_threads(threads: int) -> None:
 
 
 def _throughput(state: dict[str, Any], subject: Subject, threads: int, texts: list[str]) -> float:
+    """Seconds for all texts, as documents."""
     _set_threads(threads)
-    state["encode"](texts[:WARM], "document")
+    state["encode"](texts[:WARM_UP_TEXTS], "document")
     start = time.perf_counter()
     state["encode"](texts, "document")
     return time.perf_counter() - start
 
 
 def _latency(state: dict[str, Any], subject: Subject, threads: int, queries: list[str]) -> list[float]:
-    """Milliseconds of each query, asked alone."""
+    """Milliseconds of each query, encoded alone."""
     _set_threads(threads)
-    found = []
+    milliseconds = []
     for query in [*queries[:1], *queries]:
         start = time.perf_counter()
         state["encode"]([query], "query")
-        found.append((time.perf_counter() - start) * 1000)
-    return found[1:]  # the first query warms up
+        milliseconds.append((time.perf_counter() - start) * 1000)
+    return milliseconds[1:]  # the first query warms up
 
 
 HANDLERS: dict[str, Callable[..., Any]] = {

@@ -1,7 +1,7 @@
-"""What is searched, and the three modes it is searched in.
+"""Retrieval data sets with the vectors of teacher and student, and the vectors that each mode searches with.
 
-`teacher` (both sides), `standard` (the student on both sides), `asymmetric` (the student's queries against the
-teacher's documents).
+The modes (`pipeline.serve.modes`): `teacher` (both sides), `standard` (the student on both sides), `asymmetric` (the
+student's queries against the teacher's documents).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from pipeline.evaluate import metrics
 
 StudentVectors = Callable[[Sequence[str], str], Array]  # texts and their role -> [n, dim] float32
 TeacherVectors = Callable[[pl.DataFrame], Array]  # frame key, role, id, source, text -> [n, dim] float32
-TOP = 10  # documents looked at by nDCG@10
+TOP = 10  # documents that nDCG@10 looks at
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,52 @@ class PairedVectors:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Queries, documents and judgments of one name.
-
-    `judged[i]` is the grade of documents (rows) for query `i`, above 0 relevant; `itself[i]` the document that query
-    `i` must not find because it is the query, -1 for none. `texts` are those of queries and of documents.
-    """
+    """Queries, documents and relevance judgments under one name."""
 
     name: str
     queries: PairedVectors
     documents: PairedVectors
     judged: Sequence[dict[int, int]]
+    """For each query, the grade of documents, by row; above 0 is relevant."""
     texts: tuple[Sequence[str], Sequence[str]] = ((), ())
+    """Of queries and of documents."""
     itself: Array | None = None
+    """`[queries]`: the document that a query must not find because it is the query itself; -1 for none."""
     heldout: bool = True
     """Made of the corpus's held-out pairs, not read from a BEIR directory."""
 
 
+@dataclass(frozen=True)
+class HeldoutPairs:
+    """A source's held-out queries and documents, as row numbers of the held-out texts."""
+
+    source: str
+    queries: Array
+    documents: Array
+    judged: list[dict[int, int]]
+    """For each query, grade 1 for each relevant document, by its position in `documents`."""
+
+
+def heldout_pairs(heldout: pl.DataFrame) -> Iterator[HeldoutPairs]:
+    """The retrieval task in each source of the held-out texts (frame `source, id, role`); sources without pairs: none.
+
+    Relevant to a query are the documents of its record (same source and id). All held-out documents of the source are
+    searched. Queries without a document are left out.
+    """
+    for source in sorted(heldout["source"].unique().to_list()):
+        texts = heldout.with_row_index("row").filter(pl.col("source") == source)
+        documents = texts.filter(pl.col("role") == "document")
+        positions: dict[str, list[int]] = {}
+        for position, record in enumerate(documents["id"].to_list()):
+            positions.setdefault(record, []).append(position)
+        queries = texts.filter((pl.col("role") == "query") & pl.col("id").is_in(list(positions)))
+        if len(queries):
+            judged = [dict.fromkeys(positions[record], 1) for record in queries["id"].to_list()]
+            yield HeldoutPairs(source, queries["row"].to_numpy(), documents["row"].to_numpy(), judged)
+
+
 def sides(queries: PairedVectors, documents: PairedVectors) -> dict[str, tuple[Array, Array]]:
-    """The vectors of queries and documents in each mode."""
+    """The vectors of queries and of documents that each mode compares."""
     return {
         "teacher": (queries.teacher, documents.teacher),
         "standard": (queries.student, documents.student),
@@ -60,22 +88,4 @@ def sides(queries: PairedVectors, documents: PairedVectors) -> dict[str, tuple[A
 
 def ndcg(queries: Array, documents: Array, dataset: Dataset) -> Array:
     """`[queries]` float64: nDCG@10 of each query by cosine."""
-    return metrics.ranking(metrics.nearest(queries, documents, TOP, dataset.itself), dataset.judged)[:, 0]
-
-
-def pairs(held: pl.DataFrame) -> Iterator[tuple[str, Array, Array, list[dict[int, int]]]]:
-    """For each source that has pairs: its name, rows of the queries, rows of the documents, judgments.
-
-    Relevant to a query are the documents of its record (same source and id); the collection is all of the source's
-    held-out documents. Judgments are as in `retrieval`.
-    """
-    for name in sorted(held["source"].unique().to_list()):
-        of = held.with_row_index("row").filter(pl.col("source") == name)
-        documents = of.filter(pl.col("role") == "document")
-        places: dict[str, list[int]] = {}
-        for place, record in enumerate(documents["id"].to_list()):
-            places.setdefault(record, []).append(place)
-        queries = of.filter((pl.col("role") == "query") & pl.col("id").is_in(list(places)))
-        if len(queries):
-            judged = [dict.fromkeys(places[record], 1) for record in queries["id"].to_list()]
-            yield name, queries["row"].to_numpy(), documents["row"].to_numpy(), judged
+    return metrics.ranking_metrics(metrics.nearest(queries, documents, TOP, dataset.itself), dataset.judged)[:, 0]

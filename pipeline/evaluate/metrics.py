@@ -1,4 +1,4 @@
-"""How close vectors are, how well they rank, and how sure that is: functions over arrays alone.
+"""How close vectors are and how well they rank: functions over arrays alone.
 
 Similarity is the cosine everywhere, in float32, whatever lengths the vectors have.
 """
@@ -15,11 +15,9 @@ from pipeline.base.arrays import Array, cosines
 
 QUANTILES = (5, 25, 50, 75, 95)
 DEPTH = 100  # documents ranked for a query; recall@100 needs as many
-MEASURES = ("ndcg@10", "recall@100", "mrr@10")
-DIGITS = 6  # of figures in a file; what follows differs between machines
-COVERAGE = 0.95  # of a bootstrap interval
+RANKING_METRICS = ("ndcg@10", "recall@100", "mrr@10")
+DIGITS = 6  # of figures in a file; digits beyond them differ between machines
 QUERY_ROWS, DOCUMENT_ROWS = 1024, 16_384  # one block of similarities: 64 MiB
-RESAMPLED = 4_000_000  # query counts drawn at once by the bootstrap, 32 MB
 
 
 def distances(student: Array, teacher: Array) -> Array:
@@ -41,96 +39,74 @@ def alignment(student: Array, teacher: Array) -> dict[str, object]:
 
 
 def nearest(queries: Array, documents: Array, k: int, leave_out: Array | None = None) -> Array:
-    """`[queries, k]` int64: rows of the `k` documents with the highest cosine, best first; exact.
+    """`[queries, k]` int64: rows of the `k` documents with the highest cosine, best first; exact search.
 
     `leave_out[i]` is a document that query `i` must not find (itself), -1 for none. A query then finds one document
-    fewer where `k` asks for all, and its row ends in -1. Among equals the document that comes first wins.
+    fewer if `k` is the number of documents, and its row ends in -1. Ties go to the document that comes first.
     """
     k = min(k, len(documents))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     normal = functional.normalize(torch.from_numpy(np.ascontiguousarray(documents, np.float32)), dim=1)
-    found = np.empty((len(queries), k), np.int64)
+    rankings = np.empty((len(queries), k), np.int64)
     for start in range(0, len(queries), QUERY_ROWS):
         stop = start + QUERY_ROWS
         block = torch.from_numpy(np.ascontiguousarray(queries[start:stop], np.float32)).to(device)
         own = None if leave_out is None else torch.from_numpy(leave_out[start:stop].astype(np.int64)).to(device)
-        found[start:stop] = _search(functional.normalize(block, dim=1), normal, k, own).cpu().numpy()
-    return found
+        rankings[start:stop] = _search(functional.normalize(block, dim=1), normal, k, own).cpu().numpy()
+    return rankings
 
 
 def _search(queries: torch.Tensor, documents: torch.Tensor, k: int, own: torch.Tensor | None) -> torch.Tensor:
+    """`nearest` for one block of queries; vectors of length one, documents block by block."""
     scores = torch.empty((len(queries), 0), device=queries.device)
     rows = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
     for start in range(0, len(documents), DOCUMENT_ROWS):
-        part = documents[start : start + DOCUMENT_ROWS].to(queries.device)
-        similar = queries @ part.T
+        block = documents[start : start + DOCUMENT_ROWS].to(queries.device)
+        similarities = queries @ block.T
         if own is not None:
-            here = ((own >= start) & (own < start + len(part))).nonzero()[:, 0]
-            similar[here, own[here] - start] = -torch.inf
-        best, at = similar.topk(min(k, len(part)), dim=1)
-        at, order = at.sort(dim=1)
+            here = ((own >= start) & (own < start + len(block))).nonzero()[:, 0]
+            similarities[here, own[here] - start] = -torch.inf
+        best, best_rows = similarities.topk(min(k, len(block)), dim=1)
+        best_rows, order = best_rows.sort(dim=1)
         scores = torch.cat([scores, best.gather(1, order)], dim=1)
-        rows = torch.cat([rows, at + start], dim=1)
-        # What was found before has the smaller rows, and both parts ascend: a stable sort keeps equals in that order.
+        rows = torch.cat([rows, best_rows + start], dim=1)
+        # Rows of earlier blocks are smaller, and both parts ascend: a stable sort keeps ties in the order of rows.
         order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
         scores, rows = scores.gather(1, order), rows.gather(1, order)
     return rows.masked_fill(scores == -torch.inf, -1)
 
 
-def shared(found: Array, wanted: Array) -> Array:
-    """`[n]`: the share of the rows `wanted[i]` (all valid) that `found[i]` holds too, in any order."""
-    hits: Array = (found[:, :, None] == wanted[:, None, :]).any(1).mean(1)
-    return hits
+def share_retrieved(rankings: Array, reference: Array) -> Array:
+    """`[n]`: the share of the rows in `reference[i]` (all valid) that `rankings[i]` holds too, in any order."""
+    shares: Array = (rankings[:, :, None] == reference[:, None, :]).any(1).mean(1)
+    return shares
 
 
-def ranking(found: Array, judged: Sequence[Mapping[int, int]]) -> Array:
-    """`[queries, 3]`: nDCG@10, recall@100 and reciprocal rank within the first 10, as in MEASURES, by trec_eval.
+def ranking_metrics(rankings: Array, judged: Sequence[Mapping[int, int]]) -> Array:
+    """`[queries, 3]` float64, as in RANKING_METRICS: nDCG@10, recall@100, reciprocal rank within the first 10.
 
-    `found [queries, <= 100]` is what `nearest` returns; `judged[i]` gives the grade of documents (rows), and names at
-    least one above 0 for each query.
+    By trec_eval. `rankings [queries, <= 100]` is what `nearest` returns; `judged[i]` gives the grade of documents, by
+    row, at least one of them above 0.
     """
     judgments = {str(i): {str(row): grade for row, grade in grades.items()} for i, grades in enumerate(judged)}
     # trec_eval breaks ties by name; scores that fall with the rank keep the order of the search.
     run = {
         str(i): {str(row): float(DEPTH - rank) for rank, row in enumerate(rows) if row >= 0}
-        for i, rows in enumerate(found[:, :DEPTH].tolist())
+        for i, rows in enumerate(rankings[:, :DEPTH].tolist())
     }
     evaluator = pytrec_eval.RelevanceEvaluator(judgments, {"ndcg_cut.10", "recall.100", "recip_rank"})
     results = evaluator.evaluate(run)
-    rows = [[results[str(i)][name] for name in ("ndcg_cut_10", "recall_100", "recip_rank")] for i in range(len(found))]
-    values = np.array(rows, np.float64).reshape(-1, len(MEASURES))
+    names = ("ndcg_cut_10", "recall_100", "recip_rank")
+    rows = [[results[str(i)][name] for name in names] for i in range(len(rankings))]
+    values = np.array(rows, np.float64).reshape(-1, len(RANKING_METRICS))
     values[values[:, 2] < 0.1 - 1e-9, 2] = 0.0  # trec_eval has no cut-off here: the first hit lies below rank 10
     return values
 
 
-def bootstrap(values: Array, count: int, seed: int) -> Array:
-    """`[count, columns]`: means of `values [n, columns]` over `count` resamples of the rows, with replacement.
-
-    Columns share each resample, so that their ratios are paired.
-    """
-    rows = len(values)
-    random = np.random.default_rng(seed)
-    means = np.empty((count, values.shape[1]))
-    block = max(1, RESAMPLED // rows)
-    for start in range(0, count, block):
-        drawn = random.multinomial(rows, np.full(rows, 1 / rows), size=min(block, count - start))
-        means[start : start + block] = drawn @ values / rows
-    return means
-
-
-def interval(samples: Array) -> tuple[float, float] | None:
-    """The middle 95 % of bootstrap samples; None without any (NaN, a ratio to nothing, does not count)."""
-    samples = samples[np.isfinite(samples)]
-    if not len(samples):
-        return None
-    low, high = np.quantile(samples, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-    return float(low), float(high)
-
-
 def rounded(value: Any) -> Any:
-    """Figures as they go into a file: every float, however deep, to DIGITS, and arrays and tuples as lists."""
+    """Figures as they are written: every float, however deep, rounded to DIGITS, and arrays and tuples as lists."""
     if isinstance(value, dict):
-        return {name: rounded(one) for name, one in value.items()}
+        return {name: rounded(item) for name, item in value.items()}
     if isinstance(value, np.ndarray | list | tuple):
-        return [rounded(one) for one in value]
+        return [rounded(item) for item in value]
     return round(float(value), DIGITS) if isinstance(value, float) else value

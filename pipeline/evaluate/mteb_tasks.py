@@ -1,6 +1,6 @@
-"""Standard tasks: teacher, student and the asymmetric pair as models of the `mteb` library (the extra `mteb`).
+"""Tasks of the `mteb` library (extra `mteb`): teacher, student and the asymmetric pair as its models.
 
-Any task of the library by name (its data come over the network), and any BEIR directory as a retrieval task of its own.
+Any task of the library by name (its data come over the network), and any BEIR directory as a retrieval task.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ def library() -> Any:
 
 
 def model(name: str, encode: Encode, dim: int) -> Any:
-    """An mteb model of the function `encode`; mteb's prompt types `query` and `document` are the roles."""
+    """An mteb model around the function `encode`; mteb's prompt types `query` and `document` are the roles."""
     library()
     from mteb.models.abs_encoder import AbsEncoder
     from mteb.models.model_meta import ModelMeta, ScoringFunction
@@ -41,19 +41,19 @@ def model(name: str, encode: Encode, dim: int) -> Any:
 
         def encode(self, inputs: Any, *, prompt_type: Any = None, **_: Any) -> Array:
             role = "query" if getattr(prompt_type, "value", prompt_type) == "query" else "document"
-            parts = [encode(list(batch["text"]), role) for batch in inputs]
-            return np.concatenate(parts) if parts else np.empty((0, dim), np.float32)
+            batches = [encode(list(batch["text"]), role) for batch in inputs]
+            return np.concatenate(batches) if batches else np.empty((0, dim), np.float32)
 
     return Model()
 
 
 def local_task(directory: Path) -> Any:
-    """A BEIR directory as an mteb retrieval task, read and cleaned as by the project's own evaluation."""
+    """A BEIR directory as an mteb retrieval task, read and cleaned as `evaluate` reads it."""
     mteb, collection = library(), beir.read(directory)
     from datasets import Dataset
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
-    documents = collection.documents["id"].to_list()
+    document_ids = collection.documents["id"].to_list()
     name = "".join(part.capitalize() for part in collection.name.replace("_", "-").split("-")) + "Local"
 
     class Local(AbsTaskRetrieval):  # type: ignore[misc, unused-ignore]
@@ -71,16 +71,16 @@ def local_task(directory: Path) -> Any:
         ignore_identical_ids = bool((collection.itself >= 0).any())
 
         def load_data(self, *_: Any, **__: Any) -> None:
-            queries = collection.queries["id"].to_list()
-            asked = Dataset.from_dict(
-                {"id": documents, "text": collection.documents["text"].to_list(), "title": [""] * len(documents)}
+            query_ids = collection.queries["id"].to_list()
+            documents = Dataset.from_dict(
+                {"id": document_ids, "text": collection.documents["text"].to_list(), "title": [""] * len(document_ids)}
             )
             judged = {
-                query: {documents[row]: grade for row, grade in grades.items()}
-                for query, grades in zip(queries, collection.judged, strict=True)
+                query: {document_ids[row]: grade for row, grade in grades.items()}
+                for query, grades in zip(query_ids, collection.judged, strict=True)
             }
-            asking = Dataset.from_dict({"id": queries, "text": collection.queries["text"].to_list()})
-            split: Any = {"corpus": asked, "queries": asking, "relevant_docs": judged, "top_ranked": None}
+            queries = Dataset.from_dict({"id": query_ids, "text": collection.queries["text"].to_list()})
+            split: Any = {"corpus": documents, "queries": queries, "relevant_docs": judged, "top_ranked": None}
             self.dataset = {SUBSET: {SPLIT: split}}
             self.data_loaded = True
 
@@ -88,7 +88,7 @@ def local_task(directory: Path) -> Any:
 
 
 def named_tasks(names: Sequence[str]) -> list[Any]:
-    """Tasks of the library, by name; LeafError for one that it does not have."""
+    """Tasks of the library by name; LeafError for a name that it does not have."""
     mteb = library()
     try:
         return list(mteb.get_tasks(tasks=list(names))) if names else []
@@ -96,15 +96,19 @@ def named_tasks(names: Sequence[str]) -> list[Any]:
         raise LeafError(f"mteb has no such task: {error!s:.200}") from None
 
 
-def run(one: Any, tasks: Sequence[Any], out: Path) -> list[dict[str, Any]]:
-    """Run tasks with a model; write mteb's own JSON, `out/MODEL/TASK.json`; rows of model, task and main score."""
-    found = []
+def run(mteb_model: Any, tasks: Sequence[Any], out: Path) -> list[dict[str, Any]]:
+    """Run tasks with a model and write mteb's own JSON, `out/MODEL/TASK.json`.
+
+    Returns:
+        For each task `model`, `task`, main `score` and `path` of the file.
+    """
+    rows = []
     for task in tasks:
-        result = library().evaluate(one, task, cache=None, co2_tracker=False, show_progress_bar=False)
-        name = str(one.mteb_model_meta.name).rpartition("/")[2]
+        result = library().evaluate(mteb_model, task, cache=None, co2_tracker=False, show_progress_bar=False)
+        name = str(mteb_model.mteb_model_meta.name).rpartition("/")[2]
         for scores in result.task_results:
             path = out / name / f"{scores.task_name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             scores.to_disk(path)
-            found.append({"model": name, "task": scores.task_name, "score": scores.get_score(), "path": str(path)})
-    return found
+            rows.append({"model": name, "task": scores.task_name, "score": scores.get_score(), "path": str(path)})
+    return rows

@@ -1,4 +1,4 @@
-"""The evaluation as tables for `dvc plots` and as one static picture."""
+"""The evaluation as tables for `dvc plots` and as a static picture."""
 
 import csv
 import json
@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluate.evaluation import Evaluation
+from pipeline.serve.modes import MODES
 
-BIN = 0.02  # width of a histogram bin of cosines
-# Okabe and Ito's palette, told apart with any colour vision; the hatches tell them apart in print.
-LOOK = {"teacher": ("#666666", ""), "standard": ("#0072B2", "//"), "asymmetric": ("#E69F00", "..")}
-ROLE_LOOK = {"query": ("#D55E00", "-"), "document": ("#009E73", "--")}
-BARS = 0.8  # share of a group's width
-
+BIN_WIDTH = 0.02  # width of a histogram bin of cosines
+# Okabe and Ito's palette can be told apart with any colour vision; the hatches tell bars apart in print.
+MODE_STYLES = {"teacher": ("#666666", ""), "standard": ("#0072B2", "//"), "asymmetric": ("#E69F00", "..")}
+ROLE_STYLES = {"query": ("#D55E00", "-"), "document": ("#009E73", "--")}
+BAR_SHARE = 0.8  # share of a group's width
 
 SHARE = ("share", "low", "high", "n")
 TABLES = {
@@ -28,7 +28,7 @@ TABLES = {
 
 
 def write(result: Evaluation, directory: Path) -> list[Path]:
-    """Write the TABLES as CSV, moved.json and evaluation.svg into `directory`; the paths.
+    """Write the TABLES as CSV, moved.json and evaluation.svg into `directory`; returns their paths.
 
     Equal figures give equal bytes with the same matplotlib.
     """
@@ -39,21 +39,21 @@ def write(result: Evaluation, directory: Path) -> list[Path]:
         "alignment": bins,
         "truncation": variants(figures.get("truncation", {}), "dims"),
         "quantisation": variants(figures.get("quantisation", {}), "variants"),
-        "map": result.points,
+        "map": result.map_points,
     }
     for name, header in TABLES.items():
-        _table(directory / f"{name}.csv", header, rows[name])
+        _write_table(directory / f"{name}.csv", header, rows[name])
     moved = json.dumps(result.moved, indent=1, ensure_ascii=False) + "\n"
     (directory / "moved.json").write_text(moved, encoding="utf-8")
-    _picture(figures["retrieval"], bins, figures["alignment"], directory / "evaluation.svg")
+    _draw_picture(figures["retrieval"], bins, figures["alignment"], directory / "evaluation.svg")
     return [*(directory / f"{name}.csv" for name in TABLES), directory / "moved.json", directory / "evaluation.svg"]
 
 
 def variants(results: Mapping[str, Any], key: str) -> list[tuple[Any, ...]]:
-    """Rows `dataset, mode, variant, ndcg@10, share, low, high, n`; empty where there is no figure."""
+    """Rows `dataset, mode, variant, ndcg@10, share, low, high, n`; a missing figure is an empty cell."""
     rows = []
     for dataset, result in results.items():
-        for mode in LOOK:
+        for mode in MODES:
             for name, modes in result[key].items():
                 entry = modes[mode]
                 share = "" if entry["share"] is None else entry["share"]
@@ -64,10 +64,10 @@ def variants(results: Mapping[str, Any], key: str) -> list[tuple[Any, ...]]:
 
 
 def retention(retrieval: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """Rows `dataset, mode, retention, low, high`; empty where there is no figure."""
+    """Rows `dataset, mode, retention, low, high`; a missing figure is an empty cell."""
     rows = []
     for name, result in retrieval.items():
-        for mode in ("standard", "asymmetric"):
+        for mode in MODES[1:]:
             low, high = result[mode]["interval"]["retention"] or ("", "")
             value = result[mode]["retention"]
             rows.append((name, mode, "" if value is None else value, low, high))
@@ -75,14 +75,17 @@ def retention(retrieval: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def histogram(cosines: Mapping[str, np.ndarray]) -> list[tuple[str, float, float]]:
-    """Rows `role, cosine, share`: middle of a bin, share of the role's texts; from the lowest bin with a text on."""
+    """Rows `role, cosine, share`: middle of a bin, and the share of the role's texts in it.
+
+    `cosines` are arrays `[n]` by role. Bins below the lowest text are left out.
+    """
     if not cosines:
         return []
-    edges = np.round(np.arange(-1, 1 + BIN / 2, BIN), 2)
+    edges = np.round(np.arange(-1, 1 + BIN_WIDTH / 2, BIN_WIDTH), 2)
     # Rounding may carry a cosine of 1 just beyond the last edge.
     shares = {role: np.histogram(np.clip(c, -1, 1), edges)[0] / len(c) for role, c in cosines.items()}
     first = min(int(np.flatnonzero(share)[0]) for share in shares.values())
-    middles = np.round(edges[:-1] + BIN / 2, 2).tolist()
+    middles = np.round(edges[:-1] + BIN_WIDTH / 2, 2).tolist()
     return [
         (role, middles[i], round(float(share[i]), 6))
         for role, share in shares.items()
@@ -90,14 +93,14 @@ def histogram(cosines: Mapping[str, np.ndarray]) -> list[tuple[str, float, float
     ]
 
 
-def _table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
 
 
-def _picture(
+def _draw_picture(
     retrieval: Mapping[str, Any], bins: list[tuple[str, float, float]], alignment: Mapping[str, Any], path: Path
 ) -> None:
     import matplotlib as mpl
@@ -110,24 +113,24 @@ def _picture(
         figure = Figure(figsize=(width + 5, 4), layout="constrained")
         FigureCanvasSVG(figure)
         left, right = figure.subplots(1, 2, width_ratios=[width, 5])
-        _bars(left, retrieval)
-        _curves(right, bins, alignment)
+        _draw_bars(left, retrieval)
+        _draw_histograms(right, bins, alignment)
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
 
 
-def _bars(axes: Any, retrieval: Mapping[str, Any]) -> None:
+def _draw_bars(axes: Any, retrieval: Mapping[str, Any]) -> None:
     axes.set_title("Retrieval, and % of the teacher")
     axes.set_ylabel("nDCG@10, 95 % intervals")
     axes.spines[["top", "right"]].set_visible(False)
     if not retrieval:
         axes.text(0.5, 0.5, "no queries with known documents", ha="center", transform=axes.transAxes)
         return
-    places, step = np.arange(len(retrieval)), BARS / len(LOOK)
-    for at, (mode, (colour, hatch)) in enumerate(LOOK.items()):
+    places, step = np.arange(len(retrieval)), BAR_SHARE / len(MODE_STYLES)
+    for m, (mode, (colour, hatch)) in enumerate(MODE_STYLES.items()):
         results = [result[mode] for result in retrieval.values()]
         values = np.array([result["ndcg@10"] for result in results])
         ends = np.array([result["interval"]["ndcg@10"] or [v, v] for result, v in zip(results, values, strict=True)])
-        middle = places + (at - 1) * step
+        middle = places + (m - 1) * step
         axes.bar(middle, values, step * 0.92, color=colour, hatch=hatch, edgecolor="white", label=mode)
         axes.errorbar(middle, values, np.abs(ends.T - values), fmt="none", ecolor="black", elinewidth=1, capsize=3)
         for place, value, top, result in zip(middle, values, ends[:, 1], results, strict=True):
@@ -137,21 +140,21 @@ def _bars(axes: Any, retrieval: Mapping[str, Any]) -> None:
     axes.set_xticks(places, list(retrieval))
     axes.set_ylim(0, max(1.0, axes.get_ylim()[1]) * 1.12)
     axes.set_yticks(np.linspace(0, 1, 6))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(LOOK), frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(MODE_STYLES), frameon=False)
 
 
-def _curves(axes: Any, bins: list[tuple[str, float, float]], alignment: Mapping[str, Any]) -> None:
+def _draw_histograms(axes: Any, bins: list[tuple[str, float, float]], alignment: Mapping[str, Any]) -> None:
     axes.set_title("Alignment on held-out texts")
     axes.set_xlabel("cosine of the student's vector to the teacher's")
-    axes.set_ylabel(f"share of texts, per bin of {BIN}")
+    axes.set_ylabel(f"share of texts, per bin of {BIN_WIDTH}")
     axes.spines[["top", "right"]].set_visible(False)
     if not bins:
         axes.text(0.5, 0.5, "no held-out texts", ha="center", transform=axes.transAxes)
         return
-    for role, (colour, style) in ROLE_LOOK.items():
-        rows = [(cosine, share) for one, cosine, share in bins if one == role]
+    for role, (colour, style) in ROLE_STYLES.items():
+        rows = [(cosine, share) for of_role, cosine, share in bins if of_role == role]
         if rows:
             label = f"{role} (mean {alignment[role]['cosine']['mean']:.3f})"
             axes.step(*zip(*rows, strict=True), where="mid", color=colour, linestyle=style, linewidth=1.8, label=label)
     axes.set_ylim(0, None)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.18), ncols=len(ROLE_LOOK), frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.18), ncols=len(ROLE_STYLES), frameon=False)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluate.datasets import Dataset, ndcg, sides
-from pipeline.evaluate.uncertainty import largest, profiles
+from pipeline.evaluate.profiles import largest_difference, profiles
 from pipeline.params.sections import EvaluateParams
 from pipeline.serve.modes import MODES
 
@@ -13,12 +13,12 @@ from pipeline.serve.modes import MODES
 def truncation(dataset: Dataset, params: EvaluateParams) -> dict[str, Any]:
     """nDCG@10 of the three modes at the full width and at each of `params.dims` below it, vectors renormalised.
 
-    `dims` is as `uncertainty.profiles` gives it; `largest` the largest difference to the teacher's profile, by mode.
+    `dims` is what `profiles` returns; `largest` is the largest difference to the teacher's profile, by mode.
     """
     width = dataset.queries.teacher.shape[1]
     dims = [width, *sorted({dim for dim in params.dims if dim < width}, reverse=True)]
     modes = sides(dataset.queries, dataset.documents).values()
-    # The search is by cosine, so that it renormalises.
-    values = [[ndcg(asking[:, :dim], asked[:, :dim], dataset) for asking, asked in modes] for dim in dims]
-    found = profiles(np.array(values).transpose(2, 0, 1), [str(dim) for dim in dims], params)
-    return {"dims": found, "largest": {mode: largest(found, mode) for mode in MODES[1:]}}
+    # The search is by cosine, which renormalises.
+    values = [[ndcg(queries[:, :dim], documents[:, :dim], dataset) for queries, documents in modes] for dim in dims]
+    by_dim = profiles(np.array(values).transpose(2, 0, 1), [str(dim) for dim in dims], params)
+    return {"dims": by_dim, "largest": {mode: largest_difference(by_dim, mode) for mode in MODES[1:]}}

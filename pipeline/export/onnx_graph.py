@@ -4,6 +4,7 @@ import copy
 import logging
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,72 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.base.optional import import_optional
-from pipeline.model.student import Student, model_directory
-from pipeline.serve.onnx_encoder import MODELS, TOKENIZER
+from pipeline.export.cards import fill_template, front_matter, results_table
+from pipeline.export.exporter import ExportedEncoder, ExportJob, LeftOut
+from pipeline.model.student import Student
+from pipeline.serve.onnx_encoder import MODELS, TOKENIZER, OnnxEncoder
 
 OPSET = 18
-EXAMPLE_SHAPE = (2, 8)  # texts, tokens: what is traced; both are free in the graph
+EXAMPLE_SHAPE = (2, 8)  # texts, tokens of the traced batch; both are free in the graph
+LOWEST_COSINE = 0.9999  # of the float32 graph to PyTorch
+
+
+class OnnxExporter:
+    """The student for onnxruntime, in float32 and int8."""
+
+    name = "onnx"
+    directory = "onnx"
+
+    def left_out(self, job: ExportJob) -> LeftOut | None:
+        """Never."""
+        return None
+
+    def write(self, job: ExportJob, directory: Path) -> None:
+        """Both graphs and the tokenizer; LeafError as `write_graphs`."""
+        write_graphs(job.student, directory)
+
+    def encoders(self, job: ExportJob, directory: Path) -> Mapping[str, ExportedEncoder]:
+        """By precision; only float32 must agree with PyTorch."""
+        return {
+            precision: ExportedEncoder(
+                OnnxEncoder(directory, precision).encode,
+                "query",
+                LOWEST_COSINE if precision == "float32" else None,
+                directory / file,
+            )
+            for precision, file in MODELS.items()
+        }
+
+    def card(self, job: ExportJob, figures: Mapping[str, Any]) -> str:
+        """What each file loses, how to use them, and the retrieval results."""
+        modes = ("standard", "asymmetric")
+        rows = []
+        for precision, file in MODELS.items():
+            entry = figures[precision]
+            loss = "not measured" if entry["loss"] is None else f"{entry['loss']:.2%}"
+            cells = [f"`{file}`", precision, f"{entry['bytes'] / 1e6:.0f}", f"{entry['cosine']['lowest']:.4f}", loss]
+            rows.append(f"| {' | '.join(cells)} |")
+        values = {
+            "name": self.name,
+            "teacher": job.origin.teacher_name,
+            "dim": job.student.dim,
+            "max_length": job.student.max_length,
+            "table": "\n".join(rows),
+            "results": results_table(job.origin, modes),
+        }
+        return front_matter(self.name, job.origin, modes, library="onnx") + fill_template("onnx.md", values)
 
 
 class Graph(nn.Module):
     """`input_ids`, `attention_mask` [texts, tokens] int64 -> vectors [texts, dim] float32."""
 
     def __init__(self, model: nn.Module) -> None:
-        """`model` has a `backbone` and what is done with its mean hidden states, `finish`: a Student has."""
+        """`model` is a Student, or has its `backbone` and `finish` (what follows the mean of the hidden states)."""
         super().__init__()
         self.model: Any = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Additive 4-D mask, made here: the libraries' own mask functions branch on shapes, which tracing would fix."""
+        """Makes the additive 4-D mask itself: the libraries' functions branch on shapes, which tracing would fix."""
         mask = attention_mask.to(torch.float32)
         hidden_by = (1 - mask)[:, None, None, :] * torch.finfo(torch.float32).min
         states = self.model.backbone.model(input_ids=input_ids, attention_mask=hidden_by).last_hidden_state
@@ -35,22 +85,21 @@ class Graph(nn.Module):
         return vectors
 
 
-def export_onnx(student: Student, out: Path) -> None:
-    """Write `model.onnx`, `model_int8.onnx` and `tokenizer.json` into the directory `out`, all or nothing.
+def write_graphs(student: Student, directory: Path) -> None:
+    """Write `model.onnx`, `model_int8.onnx` and `tokenizer.json` into an existing directory.
 
     Raises:
         LeafError: the package `onnx` or `onnxruntime` is missing.
     """
     for module in ("onnx", "onnxruntime"):
         import_optional(module, "onnx", "export to ONNX")
-    with model_directory(out) as directory:
-        _trace(student, directory / MODELS["float32"])
-        _quantise(directory / MODELS["float32"], directory / MODELS["int8"])
-        student.tokenizer().save(str(directory / TOKENIZER))
+    _trace(student, directory / MODELS["float32"])
+    _quantise(directory / MODELS["float32"], directory / MODELS["int8"])
+    student.tokenizer().save(str(directory / TOKENIZER))
 
 
 def _trace(student: Student, file: Path) -> None:
-    """By TorchScript: the exporter through `torch.export` takes four times as long and two more packages."""
+    """Write the float32 graph by TorchScript: `torch.export` takes four times as long and two more packages."""
     graph = Graph(copy.deepcopy(student)).float().cpu().eval()
     backbone: Any = graph.model.backbone.model
     backbone.set_attn_implementation("eager")
@@ -71,13 +120,13 @@ def _trace(student: Student, file: Path) -> None:
 
 
 def _quantise(source: Path, file: Path) -> None:
-    """Weights to int8, a scale per output channel; activations are quantised on the fly."""
+    """Write the int8 graph: weights quantised with a scale per output channel, activations while it runs."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # it advises by warning what has been done here
+    root.setLevel(logging.ERROR)  # it warns that the model should be prepared, which it is
     try:
         with tempfile.TemporaryDirectory() as folder:
             prepared = Path(folder) / "prepared.onnx"

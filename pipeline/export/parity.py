@@ -1,107 +1,147 @@
-"""What an exported graph loses against PyTorch, and what it gains in speed."""
+"""What an exported model loses against the model that it was made from, and its speed."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from pipeline.base.arrays import cosines
+from pipeline.base.arrays import Array, cosines
+from pipeline.base.errors import LeafError
 from pipeline.evaluate import metrics
-from pipeline.evaluate.datasets import pairs
-from pipeline.model.student import Student, StudentEncoder
+from pipeline.evaluate.bootstrap import bootstrap_means, interval
+from pipeline.evaluate.datasets import heldout_pairs
+from pipeline.export.exporter import Encode, ExportedEncoder
 from pipeline.params.sections import ExportParams
-from pipeline.serve.onnx_encoder import OnnxEncoder
-from pipeline.store.store import Store
+from pipeline.store.source import VectorSource
 
-ROUNDS = 3  # of each encoder, in turn, so that a slow moment of the machine hits all
+DOCUMENTS = 64  # compared with the stored vectors at most: a teacher is slow
+ROUNDS = 3  # of each encoder, in turn, so that a slow moment of the machine affects all
+WARM_UP_TEXTS = 8
 SINGLE_QUERIES = 20
-Encode = Callable[[Sequence[str]], np.ndarray]
 
 
-def summary(cosines: np.ndarray) -> dict[str, float]:
-    """Lowest and mean of `cosines [n]`."""
-    return {"lowest": float(cosines.min()), "mean": float(cosines.mean())}
+class Parity:
+    """Compares exported encoders with the student in PyTorch and with the stored vectors, on the same texts."""
+
+    def __init__(self, reference: Encode, source: VectorSource, texts: pl.DataFrame, params: ExportParams) -> None:
+        """`reference` is the student in PyTorch, float32; `texts` are corpus rows in the order of role and key."""
+        self._encode_reference, self._source, self._texts, self._params = reference, source, texts, params
+        self._rows = np.flatnonzero(_sampled(texts, params.rows))
+        self._sample = texts["text"][self._rows].to_list()
+
+    def compare(self, encoder: ExportedEncoder, variant: str, place: Path) -> dict[str, Any]:
+        """`n`, `cosine` (lowest, mean) and, for a query encoder, `loss` of nDCG@10; `bytes` of the encoder's file.
+
+        Empty for a document encoder without documents.
+
+        Raises:
+            LeafError: a cosine is below `encoder.lowest_cosine`; names `place`, the directory of the model.
+        """
+        if encoder.role == "query":
+            figures = self._compare_queries(encoder, variant, place)
+        else:
+            figures = self._compare_documents(encoder)
+        if encoder.file is not None:
+            figures["bytes"] = encoder.file.stat().st_size
+        return figures
+
+    def _compare_queries(self, encoder: ExportedEncoder, variant: str, place: Path) -> dict[str, Any]:
+        vectors = encoder.encode(self._sample)
+        similarities = cosines(vectors, self._reference)
+        lowest = float(similarities.min())
+        if encoder.lowest_cosine is not None and lowest < encoder.lowest_cosine:
+            raise LeafError(f"{place}: the {variant} model has a cosine of {lowest:.5f} to PyTorch; do not use it")
+        return {"n": len(similarities), "cosine": _summary(similarities), **self._loss(vectors, variant)}
+
+    def _compare_documents(self, encoder: ExportedEncoder) -> dict[str, Any]:
+        documents = self._texts.filter(pl.col("role") == "document").head(min(self._params.rows, DOCUMENTS))
+        if documents.is_empty():
+            return {}
+        vectors = encoder.encode(documents["text"].to_list())
+        similarities = cosines(vectors, self._source.lookup(documents["key"].to_list()))
+        if encoder.lowest_cosine is not None and similarities.min() < encoder.lowest_cosine:
+            row = int(similarities.argmin())
+            raise LeafError(
+                f"{self._source.name}: the teacher's vector of `{documents['id'][row]}` has a cosine of "
+                f"{similarities[row]:.4f} to the stored one; the section `teacher` describes another teacher than the "
+                "one that encoded"
+            )
+        return {"n": len(similarities), "cosine": _summary(similarities)}
+
+    @cached_property
+    def _reference(self) -> Array:
+        """`[sample, dim]`: the student's vectors in PyTorch."""
+        return self._encode_reference(self._sample)
+
+    @cached_property
+    def _reference_ndcg(self) -> Array:
+        return self._ndcg(self._reference)
+
+    @cached_property
+    def _searches(self) -> list[tuple[Array, Array, list[dict[int, int]]]]:
+        return list(self._sampled_pairs())
+
+    def _sampled_pairs(self) -> Iterator[tuple[Array, Array, list[dict[int, int]]]]:
+        """For each source with sampled queries: their positions in the sample, stored document vectors, judgments."""
+        position = np.full(len(self._texts), -1)
+        position[self._rows] = np.arange(len(self._rows))
+        for pairs in heldout_pairs(self._texts):
+            kept = position[pairs.queries] >= 0
+            if kept.any():
+                documents = self._source.lookup(self._texts["key"][pairs.documents].to_list())
+                judged = [grades for grades, keep in zip(pairs.judged, kept, strict=True) if keep]
+                yield position[pairs.queries[kept]], documents, judged
+
+    def _ndcg(self, vectors: Array) -> Array:
+        """`[queries]`: nDCG@10 of the sampled queries, searching all held-out documents of their source."""
+        scores = [
+            metrics.ranking_metrics(metrics.nearest(vectors[queries], documents, metrics.DEPTH), judged)[:, 0]
+            for queries, documents, judged in self._searches
+        ]
+        return np.concatenate(scores) if scores else np.empty(0)
+
+    def _loss(self, vectors: Array, variant: str) -> dict[str, Any]:
+        """`loss`: the share of PyTorch's nDCG@10 that is lost, with a paired bootstrap interval; None without pairs."""
+        if not self._reference_ndcg.any():
+            return {"loss": None}
+        scores = np.stack([self._reference_ndcg, self._ndcg(vectors)], axis=1)
+        samples = bootstrap_means(scores, self._params.bootstrap, self._params.seed)
+        means = scores.mean(0)
+        return {
+            "queries": len(scores),
+            "ndcg@10": {"pytorch": float(means[0]), variant: float(means[1])},
+            "loss": float(1 - means[1] / means[0]),
+            "interval": interval(1 - samples[:, 1] / samples[:, 0]),
+        }
 
 
-def compare(
-    model: Any, graphs: Mapping[str, OnnxEncoder], store: Store, held: pl.DataFrame, params: ExportParams
-) -> dict[str, Any]:
-    """By precision: cosine to PyTorch in float32 of the held-out texts, and nDCG@10 lost in asymmetric retrieval.
-
-    Queries search the stored vectors of all held-out documents of their source. `loss` is the share of PyTorch's
-    nDCG@10, with a paired bootstrap interval; None where there are no held-out pairs.
-    """
-    ours = _sampled(held, params.rows)
-    rows = np.flatnonzero(ours)
-    texts = held["text"][rows].to_list()
-    vectors = {"pytorch": model.encode_query(texts, show_progress_bar=False)}
-    vectors |= {precision: graph.encode(texts) for precision, graph in graphs.items()}
-    place = np.full(len(held), -1)
-    place[rows] = np.arange(len(rows))
-    scores = _scores(vectors, place, store, held)
-    result: dict[str, Any] = {}
-    for precision in graphs:
-        similar = cosines(vectors[precision], vectors["pytorch"])
-        result[precision] = {"n": len(similar), "cosine": summary(similar), **_loss(scores, precision, params)}
-    return result
+def _summary(similarities: Array) -> dict[str, float]:
+    return {"lowest": float(similarities.min()), "mean": float(similarities.mean())}
 
 
-def _sampled(held: pl.DataFrame, rows: int) -> np.ndarray:
+def _sampled(texts: pl.DataFrame, rows: int) -> Array:
     """`[n]` bool: the first `rows` queries and a tenth as many documents, which take longer; without queries `rows`."""
-    roles = held["role"].to_numpy()
+    roles = texts["role"].to_numpy()
     queries = np.flatnonzero(roles == "query")[:rows]
     documents = np.flatnonzero(roles == "document")[: max(rows // 10, 1) if len(queries) else rows]
-    chosen = np.zeros(len(held), bool)
+    chosen = np.zeros(len(texts), bool)
     chosen[queries] = chosen[documents] = True
     return chosen
 
 
-def _scores(vectors: Mapping[str, np.ndarray], place: np.ndarray, store: Store, held: pl.DataFrame) -> dict[str, Any]:
-    """nDCG@10 `[queries]` of each encoder, over the sources that have pairs."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in vectors}
-    for _, asking, asked, judged in pairs(held):
-        kept = place[asking] >= 0
-        if not kept.any():
-            continue
-        documents = store.lookup(held["key"][asked].to_list())
-        wanted = [one for one, keep in zip(judged, kept, strict=True) if keep]
-        for name, of in vectors.items():
-            best = metrics.nearest(of[place[asking[kept]]], documents, metrics.DEPTH)
-            found[name].append(metrics.ranking(best, wanted)[:, 0])
-    return {name: np.concatenate(values) for name, values in found.items() if values}
-
-
-def _loss(scores: dict[str, Any], precision: str, params: ExportParams) -> dict[str, Any]:
-    if not scores or not scores["pytorch"].any():
-        return {"loss": None}
-    both = np.stack([scores["pytorch"], scores[precision]], axis=1)
-    samples = metrics.bootstrap(both, params.bootstrap, params.seed)
-    means = both.mean(0)
-    return {
-        "queries": len(both),
-        "ndcg@10": {"pytorch": float(means[0]), precision: float(means[1])},
-        "loss": float(1 - means[1] / means[0]),
-        "interval": metrics.interval(1 - samples[:, 1] / samples[:, 0]),
-    }
-
-
-def speed(model: Any, student: Student, graphs: Mapping[str, OnnxEncoder], texts: Sequence[str]) -> dict[str, Any]:
+def measure_speed(encoders: Mapping[str, Encode], texts: Sequence[str]) -> dict[str, Any]:
     """By encoder: texts/s in batches and milliseconds for a single query, the median of alternating rounds.
 
-    `pytorch` is sentence-transformers in float32, `packed` this project's encoder. On the process's cores.
+    On all cores of the process.
     """
-    packed = StudentEncoder(student)
-    encoders: dict[str, Encode] = {
-        "pytorch": lambda some: np.asarray(model.encode_query(list(some), show_progress_bar=False)),
-        "packed": packed.encode,
-        **{f"onnx_{precision}": graph.encode for precision, graph in graphs.items()},
-    }
     rates: dict[str, list[float]] = {name: [] for name in encoders}
     for encode in encoders.values():
-        encode(texts[:8])
+        encode(texts[:WARM_UP_TEXTS])
     for _ in range(ROUNDS):
         for name, encode in encoders.items():
             rates[name].append(len(texts) / _seconds(encode, texts))

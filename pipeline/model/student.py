@@ -141,11 +141,17 @@ def model_directory(path: Path, card: str | None = None) -> Iterator[Path]:
     Raises:
         LeafError: something cannot be written; what was at `path` is still there.
     """
+    with write_errors(path), written_directory(path) as directory:
+        yield directory
+        if card is not None:
+            (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Any error while a model is written to `path` becomes a LeafError that says what to do."""
     try:
-        with written_directory(path) as directory:
-            yield directory
-            if card is not None:
-                (directory / "README.md").write_text(card, encoding="utf-8")
+        yield
     except LeafError:
         raise
     except Exception as error:  # for a full disk safetensors and tokenizers raise exceptions of their own

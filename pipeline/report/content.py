@@ -1,4 +1,4 @@
-"""The report's sections: which figures, tables and sentences, in words and numbers. Nothing is drawn here."""
+"""The report's sections as data: which figures, tables and sentences they hold. `figures` draws, `page` lays out."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from typing import Any
 
 from pipeline.report import figures
 from pipeline.report.wording import change, number, percent
+from pipeline.serve.modes import MODES
 
 Rows = Sequence[Mapping[str, str]]
-MODES = ("teacher", "standard", "asymmetric")
-SPEED = {
+SPEED_FIGURES = {
     "texts_per_s": "texts a second",
     "latency_p50_ms": "latency p50, ms",
     "latency_p95_ms": "latency p95, ms",
 }
-PICKED = (
+PROFILE_NOTE = (
     "A profile is the share of its own full nDCG@10 that a mode keeps. Of its differences to the teacher's the largest "
     "is named, with the interval at that place, which makes no allowance for its having been picked."
 )
@@ -22,29 +22,35 @@ PICKED = (
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure; `alt` says in words what it shows, `height` is in inches."""
+    """A figure."""
 
     name: str
     caption: str
     alt: str
+    """What it shows, in words."""
     height: float
+    """Inches."""
     plot: Callable[[Any], None]
+    """Draws into a matplotlib figure."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of a row is its head. `folded`: shown when asked for."""
+    """A table of text cells."""
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    """The first cell of a row is its header."""
     folded: bool = False
+    """Hidden until it is opened."""
     numeric: bool = True
+    """Cells are aligned to the right."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report."""
+    """A part of the page; `id` is its anchor."""
 
     id: str
     title: str
@@ -55,10 +61,15 @@ class Section:
 
 
 def sections(metrics: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Section]:
-    """The sections in order; one without anything to say is left out."""
+    """The sections in order, without those that hold nothing.
+
+    Args:
+        metrics: the metrics files by name (`fit`, `evaluate`, `cost`).
+        tables: rows of the plots' CSV files by name.
+    """
     evaluated = metrics["evaluate"]
-    found = [
-        Section("answers", "In short", PICKED, sentences=list(_answers(evaluated))),
+    every = [
+        Section("answers", "In short", PROFILE_NOTE, sentences=list(_answers(evaluated))),
         _retrieval(evaluated["retrieval"]),
         _truncation(evaluated.get("truncation", {}), tables["truncation"]),
         _quantisation(evaluated.get("quantisation", {}), tables["quantisation"]),
@@ -68,10 +79,11 @@ def sections(metrics: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Sec
         _map(tables["map"]),
         _loss(metrics["fit"], tables["fit_loss"]),
     ]
-    return [one for one in found if one.figures or one.tables or one.sentences]
+    return [section for section in every if section.figures or section.tables or section.sentences]
 
 
 def _answers(evaluated: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences that answer the usual questions about each data set."""
     for name, result in evaluated["retrieval"].items():
         standard, asymmetric = (result[mode] for mode in MODES[1:])
         n = result["queries"]
@@ -80,15 +92,17 @@ def _answers(evaluated: Mapping[str, Any]) -> Iterator[str]:
             f"standard mode and {percent(asymmetric['retention'])} in asymmetric mode; asymmetric adds "
             f"{change(asymmetric['gain'])} to standard."
         )
-        if cut := evaluated.get("truncation", {}).get(name):
-            yield f"{name}, does truncation follow the teacher? {_follows(cut['largest'], ' dimensions')}"
-        if coded := evaluated.get("quantisation", {}).get(name):
-            for precision, largest in coded["largest"].items():
-                yield f"{name}, does {precision} quantisation follow the teacher? {_follows(largest, '')}"
+        if truncated := evaluated.get("truncation", {}).get(name):
+            answer = _largest_differences(truncated["largest"], " dimensions")
+            yield f"{name}, does truncation follow the teacher? {answer}"
+        if quantised := evaluated.get("quantisation", {}).get(name):
+            for precision, largest in quantised["largest"].items():
+                answer = _largest_differences(largest, "")
+                yield f"{name}, does {precision} quantisation follow the teacher? {answer}"
 
 
-def _follows(largest: Mapping[str, Any], unit: str) -> str:
-    parts = [f"{mode} {change(one)} at {one['at']}{unit}" for mode, one in largest.items() if one is not None]
+def _largest_differences(largest: Mapping[str, Any], unit: str) -> str:
+    parts = [f"{mode} {change(entry)} at {entry['at']}{unit}" for mode, entry in largest.items() if entry is not None]
     return f"Largest difference between its profile and the teacher's: {'; '.join(parts) or 'none known'}."
 
 
@@ -97,10 +111,10 @@ def _retrieval(results: Mapping[str, Any]) -> Section:
     rows = []
     for name, result in results.items():
         for mode in MODES:
-            one, spans = result[mode], result[mode]["interval"]
-            measured = [number(one[key], spans[key]) for key in ("ndcg@10", "recall@100", "mrr@10")]
-            kept = number(one.get("retention"), spans.get("retention"))
-            rows.append((f"{name}, {mode}", f"{one['n']:,}", *measured, kept, change(one.get("difference"))))
+            entry, spans = result[mode], result[mode]["interval"]
+            measured = [number(entry[key], spans[key]) for key in ("ndcg@10", "recall@100", "mrr@10")]
+            kept = number(entry.get("retention"), spans.get("retention"))
+            rows.append((f"{name}, {mode}", f"{entry['n']:,}", *measured, kept, change(entry.get("difference"))))
     if not rows:
         return Section("retrieval", "Retrieval")
     alt = "Bars of nDCG@10. " + " ".join(
@@ -111,21 +125,22 @@ def _retrieval(results: Mapping[str, Any]) -> Section:
     return Section("retrieval", "Retrieval", figures=[plot], tables=[Table("Retention", header, rows)])
 
 
-def _profile(key: str, results: Mapping[str, Any], variants: str) -> list[Table]:
+def _profile_tables(key: str, results: Mapping[str, Any], variants: str) -> list[Table]:
+    """A table for each data set; `variants` is the key of its dimensions or kinds of vectors."""
     tables = []
     for name, result in results.items():
         rows = []
         for variant, modes in result[variants].items():
             size = f" ({modes['bytes']['query']}, {modes['bytes']['document']})" if "bytes" in modes else ""
             for mode in MODES:
-                one = modes[mode]
+                entry = modes[mode]
                 rows.append(
                     (
                         f"{variant}{size}, {mode}",
-                        f"{one['n']:,}",
-                        number(one["ndcg@10"], one["interval"]),
-                        number(one["share"], one["share_interval"]),
-                        change(one.get("profile")),
+                        f"{entry['n']:,}",
+                        number(entry["ndcg@10"], entry["interval"]),
+                        number(entry["share"], entry["share_interval"]),
+                        change(entry.get("profile")),
                     )
                 )
         header = (key, "n", "nDCG@10", "share of its own full", "share less teacher's")
@@ -133,19 +148,20 @@ def _profile(key: str, results: Mapping[str, Any], variants: str) -> list[Table]
     return tables
 
 
-def _plots(
-    what: str, rows: Rows, variant: str, height: float, draw: Callable[[Rows], Callable[[Any], None]]
+def _profile_plots(
+    title: str, rows: Rows, variant: str, height: float, draw: Callable[[Rows], Callable[[Any], None]]
 ) -> list[Plot]:
-    found = []
-    for at, name in enumerate(dict.fromkeys(row["dataset"] for row in rows)):
-        of = [row for row in rows if row["dataset"] == name]
-        shares = {mode: [row for row in of if row["mode"] == mode and row["share"]] for mode in MODES}
-        said = "; ".join(
+    """A plot for each data set; `variant` is the column of dimensions or kinds of vectors."""
+    plots = []
+    for place, name in enumerate(dict.fromkeys(row["dataset"] for row in rows)):
+        own_rows = [row for row in rows if row["dataset"] == name]
+        shares = {mode: [row for row in own_rows if row["mode"] == mode and row["share"]] for mode in MODES}
+        words = "; ".join(
             f"{mode} " + ", ".join(f"{row[variant]}: {float(row['share']):.3f}" for row in shares[mode])
             for mode in MODES
         )
-        found.append(Plot(f"{draw.__name__}-{at}", f"{name}: {what}", f"{what} {said}.", height, draw(of)))
-    return found
+        plots.append(Plot(f"{draw.__name__}-{place}", f"{name}: {title}", f"{title} {words}.", height, draw(own_rows)))
+    return plots
 
 
 def _truncation(results: Mapping[str, Any], rows: Rows) -> Section:
@@ -153,8 +169,8 @@ def _truncation(results: Mapping[str, Any], rows: Rows) -> Section:
         "Vectors cut to their first dimensions and normalised again; each mode as a share of its own full width. Where "
         "the lines lie together, the student has inherited the teacher's profile. Bands are 95 % intervals."
     )
-    plots = _plots("share of nDCG@10 kept by dimensions.", rows, "dims", 3.2, figures.truncation)
-    return Section("truncation", "Truncation", text, plots, _profile("dimensions, mode", results, "dims"))
+    plots = _profile_plots("share of nDCG@10 kept by dimensions.", rows, "dims", 3.2, figures.truncation)
+    return Section("truncation", "Truncation", text, plots, _profile_tables("dimensions, mode", results, "dims"))
 
 
 def _quantisation(results: Mapping[str, Any], rows: Rows) -> Section:
@@ -163,33 +179,33 @@ def _quantisation(results: Mapping[str, Any], rows: Rows) -> Section:
         "the query side or both; rescored: the four times ten nearest by Hamming distance, ranked again with the "
         "float32 query. Each mode as a share of its own float32."
     )
-    what = "share of nDCG@10 kept by kind of vector."
-    plots = _plots(what, rows, "variant", 4.6, figures.quantisation)
+    title = "share of nDCG@10 kept by kind of vector."
+    plots = _profile_plots(title, rows, "variant", 4.6, figures.quantisation)
     key = "vectors (bytes of query, of document), mode"
-    return Section("quantisation", "Quantisation", text, plots, _profile(key, results, "variants"))
+    return Section("quantisation", "Quantisation", text, plots, _profile_tables(key, results, "variants"))
 
 
-def _cost(spent: Mapping[str, Any]) -> Section:
-    if not spent:
+def _cost(costs: Mapping[str, Any]) -> Section:
+    if not costs:
         return Section("cost", "Cost")
     rows = []
-    for threads, turn in spent["threads"].items():
-        for model in spent["models"]:
-            measured = [number(turn[model][key]["value"], turn[model][key]["interval"], 1) for key in SPEED]
-            rows.append((f"{model}, {threads} thread{'s' * (threads != '1')}", *measured))
+    for threads, turn in costs["threads"].items():
+        for name in costs["models"]:
+            measured = [number(turn[name][key]["value"], turn[name][key]["interval"], 1) for key in SPEED_FIGURES]
+            rows.append((f"{name}, {threads} thread{'s' * (threads != '1')}", *measured))
         if "ratio" in turn:
             ratio = number(turn["ratio"]["value"], turn["ratio"]["interval"], 2)
             rows.append((f"student to teacher, {threads} thread{'s' * (threads != '1')}", ratio, "", ""))
-    keys = ("model", *SPEED.values())
+    keys = ("model", *SPEED_FIGURES.values())
     sizes = [
         (
             name,
-            f"{one['parameters']:,}",
-            f"{one['bytes'] / 1e6:,.1f}",
-            f"{one['resident_mib']:,.0f}",
-            f"{one['libraries_mib']:,.0f}",
+            f"{model['parameters']:,}",
+            f"{model['bytes'] / 1e6:,.1f}",
+            f"{model['resident_mib']:,.0f}",
+            f"{model['libraries_mib']:,.0f}",
         )
-        for name, one in spent["models"].items()
+        for name, model in costs["models"].items()
     ]
     alt = "; ".join(": ".join((row[0], row[1] + " texts a second")) for row in rows if row[2])
     alt += ". " + "; ".join(
@@ -197,16 +213,16 @@ def _cost(spent: Mapping[str, Any]) -> Section:
     )
     caption = "Speed, latency and size of teacher and student on the machine of this run."
     text = (
-        f"{spent['rounds']} turns of {spent['texts']:,} documents each, the models alternating, and "
-        f"{spent['queries']:,} queries asked one at a time, tokenisation included."
+        f"{costs['rounds']} turns of {costs['texts']:,} documents each, the models alternating, and "
+        f"{costs['queries']:,} queries asked one at a time, tokenisation included."
     )
-    if "left_out" in spent:
-        text += f" Left out: {spent['left_out']}."
+    if "left_out" in costs:
+        text += f" Left out: {costs['left_out']}."
     return Section(
         "cost",
         "Cost",
         text,
-        [Plot("cost", caption, alt + ".", 6.2, figures.cost(spent))],
+        [Plot("cost", caption, alt + ".", 6.2, figures.cost(costs))],
         [
             Table("Speed", keys, rows),
             Table("Size", ("model", "parameters", "MB on disk", "MiB resident", "of it before loading"), sizes),
@@ -234,20 +250,18 @@ def _tasks(evaluated: Mapping[str, Any]) -> Section:
 
 def _alignment(evaluated: Mapping[str, Any], rows: Rows) -> Section:
     plots, lines = [], []
-    for role, one in evaluated["alignment"].items():
-        cosine = one["cosine"]
-        said = f"mean {cosine['mean']:.3f}, middle half {cosine['p25']:.3f} to {cosine['p75']:.3f}, n {one['n']:,}"
-        caption = f"Cosine of student to teacher, held-out {role} texts: {said}."
-        plots.append(Plot(f"alignment-{role}", caption, f"Histogram: {said}.", 2.8, figures.alignment(rows, role)))
+    for role, entry in evaluated["alignment"].items():
+        cosine, n = entry["cosine"], f"{entry['n']:,}"
+        words = f"mean {cosine['mean']:.3f}, middle half {cosine['p25']:.3f} to {cosine['p75']:.3f}, n {n}"
+        caption = f"Cosine of student to teacher, held-out {role} texts: {words}."
+        plots.append(Plot(f"alignment-{role}", caption, f"Histogram: {words}.", 2.8, figures.alignment(rows, role)))
         quantiles = [number(cosine[key]) for key in ("p05", "p50", "p95")]
-        lines.append(
-            (role, f"{one['n']:,}", number(cosine["mean"], one["interval"]), *quantiles, number(one["l2"]["mean"]))
-        )
+        lines.append((role, n, number(cosine["mean"], entry["interval"]), *quantiles, number(entry["l2"]["mean"])))
     tables = [Table("Alignment", ("role", "n", "mean cosine", "p05", "p50", "p95", "mean L2"), lines)] if lines else []
     if near := evaluated["neighbours"]:
-        rows_ = [(mode, f"{near['queries']:,}", number(near[mode], near["interval"][mode])) for mode in MODES[1:]]
+        shares = [(mode, f"{near['queries']:,}", number(near[mode], near["interval"][mode])) for mode in MODES[1:]]
         caption = f"Share of the teacher's {near['k']} nearest documents found, of {near['documents']:,}"
-        tables.append(Table(caption, ("mode", "n", "share"), rows_))
+        tables.append(Table(caption, ("mode", "n", "share"), shares))
     return Section("alignment", "Alignment", "", plots, tables)
 
 
@@ -268,19 +282,19 @@ def _loss(fit: Mapping[str, Any], rows: Rows) -> Section:
         split: float([row for row in rows if row["split"] == split][-1]["loss"])
         for split in sorted({r["split"] for r in rows})
     }
-    said = ", ".join(f"{split} ends at {value:.4f}" for split, value in ends.items())
+    words = ", ".join(f"{split} ends at {value:.4f}" for split, value in ends.items())
     plot = Plot(
         "loss",
-        f"Loss by step: {said}.",
-        f"Falling curves over {fit['steps']:,} steps: {said}.",
+        f"Loss by step: {words}.",
+        f"Falling curves over {fit['steps']:,} steps: {words}.",
         3.0,
         figures.loss(rows),
     )
-    held = [
+    heldout = [
         (name, number(fit["validation_at_start"].get(name), digits=4), number(value, digits=4))
         for name, value in fit["validation"].items()
     ]
-    tables = [Table("Held-out texts", ("measure", "at the start", "at the end"), held)] if held else []
+    tables = [Table("Held-out texts", ("measure", "at the start", "at the end"), heldout)] if heldout else []
     curve = [(row["step"], row["split"], row["loss"]) for row in rows if row["split"] != "train"]
     if curve:
         tables.append(Table("Validation curve", ("step", "split", "loss"), curve, folded=True))

@@ -1,7 +1,9 @@
-"""The report's figures: matplotlib's SVG, made to live inside a page.
+"""The report's figures: SVG by matplotlib, adapted to stand inside an HTML page.
 
 Colours are CSS variables of the page, so that they follow its dark or light scheme; text stays text, and ids are
 unique in the page. Equal data give equal bytes with the same matplotlib.
+
+Each of the functions below `draw` returns a function that draws into a matplotlib figure.
 """
 
 import re
@@ -14,17 +16,24 @@ import numpy as np
 
 Rows = Sequence[Mapping[str, str]]
 WIDTH = 4.6  # inches; narrow, so that the text can be read on a telephone too
-# Colours that stand for variables of the page's style sheet; nothing else uses them.
+# Placeholder colours, each replaced by a variable of the page's style sheet; no other colour is used.
 INK, GRID = "#010203", "#040506"
-STAND_FOR = {INK: "currentColor", GRID: "var(--grid)"}
-MODES = {"teacher": ("#0a0b01", "o", "-"), "standard": ("#0a0b02", "s", "--"), "asymmetric": ("#0a0b03", "^", "-.")}
-ROLES = {"query": ("#0a0b04", "-"), "document": ("#0a0b05", "--")}
-STAND_FOR |= {colour: f"var(--{name})" for name, (colour, *_) in {**MODES, **ROLES}.items()}
-MODELS = {"teacher": MODES["teacher"][0], "student": MODES["standard"][0]}
+PLACEHOLDERS = {INK: "currentColor", GRID: "var(--grid)"}
+MODE_STYLES = {
+    "teacher": ("#0a0b01", "o", "-"),
+    "standard": ("#0a0b02", "s", "--"),
+    "asymmetric": ("#0a0b03", "^", "-."),
+}
+ROLE_STYLES = {"query": ("#0a0b04", "-"), "document": ("#0a0b05", "--")}
+PLACEHOLDERS |= {colour: f"var(--{name})" for name, (colour, *_) in {**MODE_STYLES, **ROLE_STYLES}.items()}
+MODEL_COLOURS = {"teacher": MODE_STYLES["teacher"][0], "student": MODE_STYLES["standard"][0]}
 
 
 def draw(name: str, title: str, alt: str, height: float, plot: Callable[[Any], None]) -> str:
-    """`<svg>` element `WIDTH x height` inches, drawn by `plot(figure)`; `title` and `alt` are read aloud."""
+    """An `<svg>` element of `WIDTH x height` inches, drawn by `plot(figure)`.
+
+    Screen readers read `title` and `alt`. `name` makes the ids unique in the page.
+    """
     import io
 
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -38,8 +47,8 @@ def draw(name: str, title: str, alt: str, height: float, plot: Callable[[Any], N
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    for colour, stands_for in STAND_FOR.items():
-        text = text.replace(colour, stands_for)
+    for colour, variable in PLACEHOLDERS.items():
+        text = text.replace(colour, variable)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
@@ -87,7 +96,7 @@ def loss(rows: Rows) -> Callable[[Any], None]:
     def plot(figure: Any) -> None:
         axes = figure.subplots()
         splits = sorted({row["split"] for row in rows})
-        for split, (colour, style) in zip(splits, [(c, s) for c, _, s in MODES.values()] * 2, strict=False):
+        for split, (colour, style) in zip(splits, [(c, s) for c, _, s in MODE_STYLES.values()] * 2, strict=False):
             points = [(int(row["step"]), float(row["loss"])) for row in rows if row["split"] == split]
             marker = "" if len(points) > 30 else "o"
             axes.plot(*zip(*points, strict=True), style, color=colour, marker=marker, markersize=4, label=split)
@@ -105,12 +114,12 @@ def bars(results: Mapping[str, Any]) -> Callable[[Any], None]:
     def plot(figure: Any) -> None:
         axes = figure.subplots()
         step = 0.26
-        for at, (mode, (colour, _, _)) in enumerate(MODES.items()):
+        for m, (mode, (colour, _, _)) in enumerate(MODE_STYLES.items()):
             values = np.array([result[mode]["ndcg@10"] for result in results.values()])
             spans = [result[mode]["interval"]["ndcg@10"] for result in results.values()]
-            middle = np.arange(len(results)) + (at - 1) * step
+            middle = np.arange(len(results)) + (m - 1) * step
             axes.bar(middle, values, step * 0.9, color=colour, label=mode)
-            _whiskers(axes, middle, values, spans)
+            _draw_intervals(axes, middle, values, spans)
         axes.set_xticks(range(len(results)), list(results))
         axes.set_ylabel("nDCG@10")
         axes.set_ylim(0, 1.02)
@@ -120,7 +129,7 @@ def bars(results: Mapping[str, Any]) -> Callable[[Any], None]:
     return plot
 
 
-def _whiskers(axes: Any, places: Any, values: Any, spans: Sequence[Sequence[float] | None]) -> None:
+def _draw_intervals(axes: Any, places: Any, values: Any, spans: Sequence[Sequence[float] | None]) -> None:
     ends = np.array([span or (value, value) for span, value in zip(spans, values, strict=True)])
     errors = np.maximum(np.abs(ends.T - values), 0)
     axes.errorbar(places, values, errors, fmt="none", ecolor=INK, elinewidth=1, capsize=3)
@@ -131,15 +140,15 @@ def truncation(rows: Rows) -> Callable[[Any], None]:
 
     def plot(figure: Any) -> None:
         axes = figure.subplots()
-        for mode, (colour, marker, style) in MODES.items():
-            of = [row for row in rows if row["mode"] == mode and row["share"]]
-            dims, shares = [int(row["dims"]) for row in of], [float(row["share"]) for row in of]
+        for mode, (colour, marker, style) in MODE_STYLES.items():
+            own_rows = [row for row in rows if row["mode"] == mode and row["share"]]
+            dims, shares = [int(row["dims"]) for row in own_rows], [float(row["share"]) for row in own_rows]
             axes.plot(dims, shares, style, color=colour, marker=marker, markersize=5, label=mode)
-            low, high = ([float(row[end] or row["share"]) for row in of] for end in ("low", "high"))
+            low, high = ([float(row[end] or row["share"]) for row in own_rows] for end in ("low", "high"))
             axes.fill_between(dims, low, high, color=colour, alpha=0.15, linewidth=0)
-        every = sorted({int(row["dims"]) for row in rows})
+        ticks = sorted({int(row["dims"]) for row in rows})
         axes.set_xscale("log", base=2)
-        axes.set_xticks(every, [str(dim) for dim in every])
+        axes.set_xticks(ticks, [str(dim) for dim in ticks])
         axes.minorticks_off()
         axes.set_xlabel("dimensions kept")
         axes.set_ylabel("share of the full width")
@@ -154,12 +163,12 @@ def quantisation(rows: Rows) -> Callable[[Any], None]:
     def plot(figure: Any) -> None:
         axes = figure.subplots()
         names = list(dict.fromkeys(row["variant"] for row in rows))
-        for at, (mode, (colour, marker, _)) in enumerate(MODES.items()):
-            of = [row for row in rows if row["mode"] == mode and row["share"]]
-            places = np.array([len(names) - names.index(row["variant"]) + (1 - at) * 0.22 for row in of])
-            shares = np.array([float(row["share"]) for row in of])
-            ends = np.array([[float(row[end] or row["share"]) for end in ("low", "high")] for row in of])
-            errors = np.maximum(np.abs(ends.T - shares), 0) if of else None
+        for m, (mode, (colour, marker, _)) in enumerate(MODE_STYLES.items()):
+            own_rows = [row for row in rows if row["mode"] == mode and row["share"]]
+            places = np.array([len(names) - names.index(row["variant"]) + (1 - m) * 0.22 for row in own_rows])
+            shares = np.array([float(row["share"]) for row in own_rows])
+            ends = np.array([[float(row[end] or row["share"]) for end in ("low", "high")] for row in own_rows])
+            errors = np.maximum(np.abs(ends.T - shares), 0) if own_rows else None
             axes.errorbar(
                 shares, places, xerr=errors, fmt=marker, color=colour, markersize=5, elinewidth=1.2, label=mode
             )
@@ -170,21 +179,21 @@ def quantisation(rows: Rows) -> Callable[[Any], None]:
     return plot
 
 
-def cost(spent: Mapping[str, Any]) -> Callable[[Any], None]:
+def cost(costs: Mapping[str, Any]) -> Callable[[Any], None]:
     """Throughput and latency by number of threads, and size, of teacher and student."""
 
     def plot(figure: Any) -> None:
         panels = figure.subplots(3, 1)
-        threads = list(spent["threads"])
+        threads = list(costs["threads"])
         for axes, key, title in (
             (panels[0], "texts_per_s", "texts a second (more is better)"),
             (panels[1], "latency_p50_ms", "latency of one query, p50 to p95, ms"),
         ):
-            for at, name in enumerate(spent["models"]):
-                colour = MODELS[name]
-                entries = [spent["threads"][n][name] for n in threads]
+            for m, name in enumerate(costs["models"]):
+                colour = MODEL_COLOURS[name]
+                entries = [costs["threads"][n][name] for n in threads]
                 values = np.array([entry[key]["value"] for entry in entries])
-                places = np.arange(len(threads)) + (at - 0.5) * 0.36
+                places = np.arange(len(threads)) + (m - 0.5) * 0.36
                 axes.barh(places, values, 0.33, color=colour, label=name)
                 if key == "texts_per_s":
                     spans = np.array(
@@ -197,21 +206,21 @@ def cost(spent: Mapping[str, Any]) -> Callable[[Any], None]:
             axes.set_title(title, loc="left")
             axes.grid(visible=False, axis="y")
             axes.invert_yaxis()
-        _sizes(panels[2], spent["models"])
+        _draw_sizes(panels[2], costs["models"])
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
     return plot
 
 
-def _sizes(axes: Any, models: Mapping[str, Any]) -> None:
+def _draw_sizes(axes: Any, models: Mapping[str, Any]) -> None:
     kinds: dict[str, Callable[[Any], float]] = {
-        "million parameters": lambda one: one["parameters"] / 1e6,
-        "MB on disk": lambda one: one["bytes"] / 1e6,
-        "MiB in memory": lambda one: one["resident_mib"],
+        "million parameters": lambda model: model["parameters"] / 1e6,
+        "MB on disk": lambda model: model["bytes"] / 1e6,
+        "MiB in memory": lambda model: model["resident_mib"],
     }
-    for at, name in enumerate(models):
-        colour = MODELS[name]
-        places = np.arange(len(kinds)) + (at - 0.5) * 0.36
+    for m, name in enumerate(models):
+        colour = MODEL_COLOURS[name]
+        places = np.arange(len(kinds)) + (m - 0.5) * 0.36
         axes.barh(places, [measure(models[name]) for measure in kinds.values()], 0.33, color=colour)
     axes.set_yticks(range(len(kinds)), list(kinds))
     axes.set_title("size (less is better)", loc="left")
@@ -224,9 +233,9 @@ def alignment(rows: Rows, role: str) -> Callable[[Any], None]:
 
     def plot(figure: Any) -> None:
         axes = figure.subplots()
-        of = [(float(row["cosine"]), float(row["share"])) for row in rows if row["role"] == role]
-        places, shares = zip(*of, strict=True)
-        axes.bar(places, shares, 0.018, color=ROLES[role][0])
+        bins = [(float(row["cosine"]), float(row["share"])) for row in rows if row["role"] == role]
+        places, shares = zip(*bins, strict=True)
+        axes.bar(places, shares, 0.018, color=ROLE_STYLES[role][0])
         axes.set_xlabel("cosine of student to teacher")
         axes.set_ylabel("share of texts")
         axes.grid(visible=False, axis="x")
@@ -235,7 +244,7 @@ def alignment(rows: Rows, role: str) -> Callable[[Any], None]:
 
 
 def embedding(rows: Rows) -> Callable[[Any], None]:
-    """Both models' points of the same texts, a line between the two of a text; rows as in map.csv."""
+    """The points of teacher and student, a line between the two of each text; rows as in map.csv."""
 
     def plot(figure: Any) -> None:
         from matplotlib.collections import LineCollection
@@ -243,11 +252,11 @@ def embedding(rows: Rows) -> Callable[[Any], None]:
         axes = figure.subplots()
         places = {
             model: {row["text"]: (float(row["x"]), float(row["y"])) for row in rows if row["model"] == model}
-            for model in MODELS
+            for model in MODEL_COLOURS
         }
         joined = [[place, places["student"][text]] for text, place in places["teacher"].items()]
         axes.add_collection(LineCollection(joined, colors=INK, linewidths=0.5, alpha=0.4))
-        for (model, colour), marker in zip(MODELS.items(), ("o", "x"), strict=True):
+        for (model, colour), marker in zip(MODEL_COLOURS.items(), ("o", "x"), strict=True):
             points = list(zip(*places[model].values(), strict=True))
             axes.scatter(*points, s=14, marker=marker, c=colour, linewidths=1, label=model)
         axes.set_xlabel("first principal component")

@@ -1,4 +1,4 @@
-"""`reports/report.html`: one self-contained page about a run, made of what the other stages wrote. Loads no model."""
+"""The report, `reports/report.html`: a self-contained page made of the files of the other stages. Loads no model."""
 
 import csv
 import json
@@ -22,14 +22,14 @@ TABLES = ("alignment", "truncation", "quantisation", "map")
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a run's results lie."""
+    """The files of a run that the report reads."""
 
     params: Path
     store: Path
     metrics: Path
-    """corpus.json, fit.json, evaluate.json, cost.json."""
+    """Directory of corpus.json, fit.json, evaluate.json, cost.json."""
     plots: Path
-    """fit_loss.csv, and what `plots.write` makes."""
+    """Directory of fit_loss.csv and the files of `evaluate.plots.write`."""
 
 
 def render(sources: Sources) -> str:
@@ -38,14 +38,14 @@ def render(sources: Sources) -> str:
     Raises:
         LeafError: a file is missing or cannot be read; says which stage makes it.
     """
-    metrics = {name: _json(sources.metrics / f"{name}.json") for name in ("corpus", "fit", "evaluate", "cost")}
-    tables = {name: _csv(sources.plots / f"{name}.csv") for name in (*TABLES, "fit_loss")}
-    store, moved = _json(sources.store), _json(sources.plots / "moved.json")
-    params_text = _text(sources.params)
+    metrics = {name: _read_json(sources.metrics / f"{name}.json") for name in ("corpus", "fit", "evaluate", "cost")}
+    tables = {name: _read_csv(sources.plots / f"{name}.csv") for name in (*TABLES, "fit_loss")}
+    store, moved = _read_json(sources.store), _read_json(sources.plots / "moved.json")
+    params_text = _read_text(sources.params)
     try:
         student = public_name(yaml.safe_load(params_text)["fit"]["student"]["model"])
-        shown = [_drawn(section) for section in sections(metrics, tables)]
-        run, corpus = _run(store, metrics, student), _corpus(metrics["corpus"])
+        drawn = [_draw(section) for section in sections(metrics, tables)]
+        run, corpus = _run_facts(store, metrics, student), _corpus_table(metrics["corpus"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise LeafError(
             f"the results in {sources.metrics} and {sources.plots} do not fit together ({type(error).__name__}: "
@@ -58,7 +58,7 @@ def render(sources: Sources) -> str:
     return template.render(
         teacher=public_name(str(store["teacher"].get("model", "an unnamed teacher"))),
         student=f"A student from {student}",
-        sections=shown,
+        sections=drawn,
         moved=moved,
         run=run,
         corpus=corpus,
@@ -66,19 +66,20 @@ def render(sources: Sources) -> str:
     )
 
 
-def _drawn(section: Section) -> dict[str, Any]:
+def _draw(section: Section) -> dict[str, Any]:
+    """The section's fields, its figures as SVG."""
     drawn = [
         {
-            "name": one.name,
-            "caption": one.caption,
-            "svg": Markup(figures.draw(one.name, one.caption, one.alt, one.height, one.plot)),
+            "name": plot.name,
+            "caption": plot.caption,
+            "svg": Markup(figures.draw(plot.name, plot.caption, plot.alt, plot.height, plot.plot)),
         }
-        for one in section.figures
+        for plot in section.figures
     ]
     return {**vars(section), "figures": drawn}
 
 
-def _run(store: Mapping[str, Any], metrics: Mapping[str, Any], student: str) -> list[tuple[str, str]]:
+def _run_facts(store: Mapping[str, Any], metrics: Mapping[str, Any], student: str) -> list[tuple[str, str]]:
     fit, teacher = metrics["fit"], store["teacher"]
     prompts = {role: prompt for role, prompt in sorted(teacher.get("prompts", {}).items()) if prompt}
     return [
@@ -92,7 +93,7 @@ def _run(store: Mapping[str, Any], metrics: Mapping[str, Any], student: str) -> 
     ]
 
 
-def _corpus(corpus: Mapping[str, Any]) -> dict[str, Any]:
+def _corpus_table(corpus: Mapping[str, Any]) -> dict[str, Any]:
     rows = [
         (source, role, f"{splits.get('train', 0):,}", f"{splits.get('heldout', 0):,}")
         for source, roles in sorted(corpus["rows"].items())
@@ -106,20 +107,20 @@ def _corpus(corpus: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise LeafError(f"{path}: cannot be read ({error}); run `dvc repro`, which makes it") from None
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
-        return json.loads(_text(path))
+        return json.loads(_read_text(path))
     except ValueError as error:
         raise LeafError(f"{path}: not JSON ({error}); run `dvc repro -f` for the stage that makes it") from None
 
 
-def _csv(path: Path) -> Sequence[Mapping[str, str]]:
-    lines: Iterable[str] = _text(path).splitlines()
+def _read_csv(path: Path) -> Sequence[Mapping[str, str]]:
+    lines: Iterable[str] = _read_text(path).splitlines()
     return list(csv.DictReader(lines))

@@ -1,28 +1,29 @@
-"""Figures as a person reads them."""
+"""Numbers as text for people: figures with intervals, differences, shares."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 UNRESOLVED = "unresolved"
-NARROW = "\N{NO-BREAK SPACE}"  # a cell breaks between figure and interval, not inside
+NARROW = "\N{NO-BREAK SPACE}"  # a line may break between figure and interval, but not inside the interval
 
 
 def number(value: float | None, span: Sequence[float] | None = None, digits: int = 3) -> str:
-    """`0.512 [0.480, 0.541]`; a dash for nothing."""
+    """`0.512 [0.480, 0.541]`, `span` being the interval; a dash for None."""
     if value is None:
         return "–"
     return f"{value:.{digits}f}" + (f" [{span[0]:.{digits}f},{NARROW}{span[1]:.{digits}f}]" if span else "")
 
 
-def change(one: Mapping[str, Any] | None, digits: int = 3) -> str:
-    """A difference with its sign, interval and, where it decides nothing, the word for that."""
-    if one is None:
+def change(difference: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """A difference (an entry of `bootstrap.difference`) with sign and interval, `unresolved` if it straddles zero."""
+    if difference is None:
         return "–"
-    span = one["interval"]
+    span = difference["interval"]
     ends = f" [{span[0]:+.{digits}f},{NARROW}{span[1]:+.{digits}f}]" if span else ""
-    return f"{one['mean']:+.{digits}f}{ends}{' unresolved' * (one['verdict'] == UNRESOLVED)}".replace("-", "−")
+    unresolved = f" {UNRESOLVED}" if difference["verdict"] == UNRESOLVED else ""
+    return f"{difference['mean']:+.{digits}f}{ends}{unresolved}".replace("-", "−")
 
 
 def percent(value: float | None) -> str:
-    """A share in percent; words for nothing."""
+    """A share in percent; in words for None."""
     return "an unknown share" if value is None else f"{value:.1%}"

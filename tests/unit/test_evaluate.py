@@ -18,8 +18,9 @@ from pipeline.base.errors import LeafError
 from pipeline.base.keys import keys
 from pipeline.encode.on_demand import ensure, vectors_on_demand
 from pipeline.evaluate import plots
-from pipeline.evaluate.datasets import PairedVectors, pairs
-from pipeline.evaluate.evaluation import Evaluation, evaluate, neighbours, retrieval
+from pipeline.evaluate.datasets import PairedVectors, heldout_pairs
+from pipeline.evaluate.evaluation import Evaluation, evaluate
+from pipeline.evaluate.retrieval import neighbours, retrieval
 from pipeline.params.sections import EncodeParams, EvaluateParams, StudentParams, TeacherParams
 from pipeline.store.shard import StoreMeta
 from pipeline.store.shard_cache import ShardCache
@@ -48,16 +49,16 @@ def blurred(texts: Sequence[str], role: str = "document") -> np.ndarray:
     return (bag_of_words(texts) + 0.15 * np.array(noise)).astype(np.float32)
 
 
-def teacher_of(store: Store) -> Callable[[pl.DataFrame], np.ndarray]:
-    return lambda texts: bag_of_words(texts["text"].to_list())
+def teacher_vectors(texts: pl.DataFrame) -> np.ndarray:
+    return bag_of_words(texts["text"].to_list())
 
 
-def write_store(frame: pl.DataFrame, root: Path) -> Path:
+def write_store(frame: pl.DataFrame, root: Path) -> Store:
     rows = frame.select("key", "role", "id", "source").with_columns(tokens=pl.lit(1, pl.Int32))
-    with ShardCache(root / "made", META) as pool:
-        pool.write(rows, bag_of_words(frame["text"].to_list()))
-        pool.publish(root / "embeddings", frame["key"].to_list())
-    return root / "embeddings"
+    with ShardCache(root / "made", META) as cache:
+        cache.write(rows, bag_of_words(frame["text"].to_list()))
+        cache.publish(root / "embeddings", frame["key"].to_list())
+    return Store.open(root / "embeddings")
 
 
 def write_collection(directory: Path, texts: Sequence[str]) -> Path:
@@ -72,55 +73,55 @@ def write_collection(directory: Path, texts: Sequence[str]) -> Path:
 
 
 @pytest.fixture
-def embeddings(tmp_path: Path) -> Path:
+def store(tmp_path: Path) -> Store:
     return write_store(corpus_frame(400), tmp_path)
 
 
-def both(rows: int, noise: float, seed: int = 0) -> PairedVectors:
+def paired(rows: int, noise: float, seed: int = 0) -> PairedVectors:
     random = np.random.default_rng(seed)
     teacher = random.normal(size=(rows, DIM))
     return PairedVectors(teacher, teacher + noise * random.normal(size=(rows, DIM)))
 
 
-def test_a_student_that_equals_the_teacher_keeps_everything(tiny_corpus: Path, embeddings: Path) -> None:
-    found = evaluate(tiny_corpus, embeddings, bag_of_words, teacher_of, PARAMS).figures
+def test_a_student_that_equals_the_teacher_keeps_everything(tiny_corpus: Path, store: Store) -> None:
+    figures = evaluate(tiny_corpus, store, bag_of_words, teacher_vectors, PARAMS).figures
     held = corpus_frame(400).filter(split="heldout")
     for role in ("query", "document"):
-        assert found["alignment"][role]["n"] == held.filter(role=role).height
-        assert found["alignment"][role]["cosine"]["p05"] == pytest.approx(1, abs=1e-5)
-        assert found["alignment"][role]["l2"]["mean"] == pytest.approx(0, abs=1e-5)
-    assert found["neighbours"]["standard"] == found["neighbours"]["asymmetric"] == 1
-    tiny = found["retrieval"]["tiny"]
+        assert figures["alignment"][role]["n"] == held.filter(role=role).height
+        assert figures["alignment"][role]["cosine"]["p05"] == pytest.approx(1, abs=1e-5)
+        assert figures["alignment"][role]["l2"]["mean"] == pytest.approx(0, abs=1e-5)
+    assert figures["neighbours"]["standard"] == figures["neighbours"]["asymmetric"] == 1
+    tiny = figures["retrieval"]["tiny"]
     for mode in ("standard", "asymmetric"):
         assert tiny[mode]["ndcg@10"] == tiny["teacher"]["ndcg@10"] > 0
         assert tiny[mode]["retention"] == 1
         assert tiny[mode]["interval"]["retention"] == [1, 1]
 
 
-def test_the_figures_depend_on_the_seed_alone(tiny_corpus: Path, embeddings: Path) -> None:
+def test_the_figures_depend_on_the_seed_alone(tiny_corpus: Path, store: Store) -> None:
     params = EvaluateParams(bootstrap=50, neighbours_rows=15, seed=1)
-    first = evaluate(tiny_corpus, embeddings, blurred, teacher_of, params).figures
-    assert evaluate(tiny_corpus, embeddings, blurred, teacher_of, params).figures == first
-    other = evaluate(tiny_corpus, embeddings, blurred, teacher_of, replace(params, seed=2)).figures
-    for role, found in first["alignment"].items():
-        assert other["alignment"][role] | {"interval": None} == found | {"interval": None}
-        assert other["alignment"][role]["interval"] != found["interval"]
+    first = evaluate(tiny_corpus, store, blurred, teacher_vectors, params).figures
+    assert evaluate(tiny_corpus, store, blurred, teacher_vectors, params).figures == first
+    other = evaluate(tiny_corpus, store, blurred, teacher_vectors, replace(params, seed=2)).figures
+    for role, alignment in first["alignment"].items():
+        assert other["alignment"][role] | {"interval": None} == alignment | {"interval": None}
+        assert other["alignment"][role]["interval"] != alignment["interval"]
     assert other["retrieval"]["tiny"]["standard"]["interval"] != first["retrieval"]["tiny"]["standard"]["interval"]
     assert first["neighbours"]["documents"] == 15
 
 
-def test_only_held_out_texts_are_measured(tiny_corpus: Path, embeddings: Path) -> None:
-    asked: list[str] = []
+def test_only_held_out_texts_are_measured(tiny_corpus: Path, store: Store) -> None:
+    encoded: list[str] = []
 
     def student(texts: Sequence[str], role: str) -> np.ndarray:
-        asked.extend(texts)
+        encoded.extend(texts)
         return bag_of_words(texts)
 
-    evaluate(tiny_corpus, embeddings, student, teacher_of, replace(PARAMS, calibration_rows=0))
-    assert sorted(asked) == sorted(corpus_frame(400).filter(split="heldout")["text"].to_list())
+    evaluate(tiny_corpus, store, student, teacher_vectors, replace(PARAMS, calibration_rows=0))
+    assert sorted(encoded) == sorted(corpus_frame(400).filter(split="heldout")["text"].to_list())
 
 
-def test_pairs_join_by_source_and_id_and_leave_out_queries_without_a_document() -> None:
+def test_heldout_pairs_join_by_source_and_id_and_leave_out_queries_without_a_document() -> None:
     rows = [
         ("a", "1", "query"),
         ("a", "1", "document"),
@@ -131,105 +132,104 @@ def test_pairs_join_by_source_and_id_and_leave_out_queries_without_a_document() 
         ("c", "1", "query"),
     ]
     held = pl.DataFrame(rows, schema=["source", "id", "role"], orient="row")
-    found = list(pairs(held))
-    assert [name for name, *_ in found] == ["a"]
-    _, queries, documents, judged = found[0]
-    assert queries.tolist() == [0]
-    assert documents.tolist() == [1, 2, 4]
-    assert judged == [{0: 1, 1: 1}]
+    by_source = list(heldout_pairs(held))
+    assert [pairs.source for pairs in by_source] == ["a"]
+    assert by_source[0].queries.tolist() == [0]
+    assert by_source[0].documents.tolist() == [1, 2, 4]
+    assert by_source[0].judged == [{0: 1, 1: 1}]
 
 
 def test_retention_is_the_share_of_the_teachers_ndcg_with_a_paired_interval() -> None:
-    queries, one = both(200, 1.0), both(200, 1.0, seed=1)
-    documents = PairedVectors(queries.teacher, queries.teacher + one.student - one.teacher)
-    found = retrieval(queries, documents, [{i: 1} for i in range(200)], PARAMS)
-    assert found["teacher"]["ndcg@10"] == found["teacher"]["mrr@10"] == 1
+    queries, noisy = paired(200, 1.0), paired(200, 1.0, seed=1)
+    documents = PairedVectors(queries.teacher, queries.teacher + noisy.student - noisy.teacher)
+    figures = retrieval(queries, documents, [{i: 1} for i in range(200)], PARAMS)
+    assert figures["teacher"]["ndcg@10"] == figures["teacher"]["mrr@10"] == 1
     for mode in ("standard", "asymmetric"):
-        assert found[mode]["retention"] == pytest.approx(found[mode]["ndcg@10"])
-        low, high = found[mode]["interval"]["retention"]
-        assert low < found[mode]["retention"] < high < 1
-        assert found[mode]["n"] == 200
+        assert figures[mode]["retention"] == pytest.approx(figures[mode]["ndcg@10"])
+        low, high = figures[mode]["interval"]["retention"]
+        assert low < figures[mode]["retention"] < high < 1
+        assert figures[mode]["n"] == 200
 
 
 def test_asymmetric_uses_the_teachers_documents_and_standard_the_students() -> None:
-    queries = both(50, 0.0)
+    queries = paired(50, 0.0)
     documents = PairedVectors(queries.teacher, -queries.teacher)
-    found = retrieval(queries, documents, [{i: 1} for i in range(50)], PARAMS)
-    assert found["asymmetric"]["ndcg@10"] == 1
-    assert found["standard"]["ndcg@10"] == 0
+    figures = retrieval(queries, documents, [{i: 1} for i in range(50)], PARAMS)
+    assert figures["asymmetric"]["ndcg@10"] == 1
+    assert figures["standard"]["ndcg@10"] == 0
 
 
 def test_where_the_teacher_finds_nothing_there_is_no_retention() -> None:
-    queries, documents = both(5, 0.1), both(300, 0.1, seed=1)
+    queries, documents = paired(5, 0.1), paired(300, 0.1, seed=1)
     worst = np.argmin(queries.teacher @ documents.teacher.T, axis=1).tolist()
-    found = retrieval(queries, documents, [{row: 1} for row in worst], PARAMS)
-    assert found["teacher"]["ndcg@10"] == 0
-    assert found["standard"]["retention"] is None
-    assert found["standard"]["interval"]["retention"] is None
+    figures = retrieval(queries, documents, [{row: 1} for row in worst], PARAMS)
+    assert figures["teacher"]["ndcg@10"] == 0
+    assert figures["standard"]["retention"] is None
+    assert figures["standard"]["interval"]["retention"] is None
 
 
 def test_without_a_bootstrap_there_are_figures_and_no_intervals() -> None:
-    one = both(20, 0.1)
-    found = retrieval(one, one, [{i: 1} for i in range(20)], EvaluateParams(bootstrap=0))
-    assert found["standard"]["interval"] == dict.fromkeys(("ndcg@10", "recall@100", "mrr@10", "retention"))
+    vectors = paired(20, 0.1)
+    figures = retrieval(vectors, vectors, [{i: 1} for i in range(20)], EvaluateParams(bootstrap=0))
+    assert figures["standard"]["interval"] == dict.fromkeys(("ndcg@10", "recall@100", "mrr@10", "retention"))
 
 
-def test_documents_ask_for_their_neighbours_where_there_are_no_queries() -> None:
-    found = neighbours(None, both(100, 0.2), PARAMS)
-    assert found["queries"] == found["documents"] == 100
-    assert 0.3 < found["standard"] <= found["asymmetric"] < 1
+def test_documents_are_the_queries_of_neighbours_where_there_are_none() -> None:
+    figures = neighbours(None, paired(100, 0.2), PARAMS)
+    assert figures["queries"] == figures["documents"] == 100
+    assert 0.3 < figures["standard"] <= figures["asymmetric"] < 1
 
 
 def test_there_is_no_neighbour_agreement_among_a_handful_of_documents() -> None:
-    assert neighbours(both(5, 0.1), both(11, 0.1), PARAMS) == {}
-    assert neighbours(both(5, 0.1), None, PARAMS) == {}
+    assert neighbours(paired(5, 0.1), paired(11, 0.1), PARAMS) == {}
+    assert neighbours(paired(5, 0.1), None, PARAMS) == {}
 
 
-def test_a_beir_directory_is_measured_beside_the_pairs(tiny_corpus: Path, embeddings: Path, tmp_path: Path) -> None:
+def test_a_beir_directory_is_measured_beside_the_pairs(tiny_corpus: Path, store: Store, tmp_path: Path) -> None:
     texts = corpus_frame(60)["text"].to_list()
     directory = write_collection(tmp_path / "wings", texts)
     params = EvaluateParams(bootstrap=10, beir=(str(directory),))
-    found = evaluate(tiny_corpus, embeddings, blurred, teacher_of, params).figures["retrieval"]
-    assert list(found) == ["tiny", "wings"]
-    assert found["wings"]["queries"] == found["wings"]["documents"] == len(texts)
-    assert found["wings"]["teacher"]["ndcg@10"] > 0.3
+    figures = evaluate(tiny_corpus, store, blurred, teacher_vectors, params).figures["retrieval"]
+    assert list(figures) == ["tiny", "wings"]
+    assert figures["wings"]["queries"] == figures["wings"]["documents"] == len(texts)
+    assert figures["wings"]["teacher"]["ndcg@10"] > 0.3
 
 
 @pytest.mark.parametrize(
     ("names", "message"), [(["a/x", "b/x"], "two directories are named `x`"), (["a/tiny"], "`tiny` is a source of")]
 )
 def test_two_data_sets_of_one_name_are_refused(
-    tiny_corpus: Path, embeddings: Path, tmp_path: Path, names: list[str], message: str
+    tiny_corpus: Path, store: Store, tmp_path: Path, names: list[str], message: str
 ) -> None:
     beir = tuple(str(write_collection(tmp_path / name, ["wing lift", "heat"])) for name in names)
     with pytest.raises(LeafError, match=message):
-        evaluate(tiny_corpus, embeddings, bag_of_words, teacher_of, EvaluateParams(beir=beir))
+        evaluate(tiny_corpus, store, bag_of_words, teacher_vectors, EvaluateParams(beir=beir))
 
 
-def test_a_student_of_another_dimension_is_refused(tiny_corpus: Path, embeddings: Path) -> None:
+def test_a_student_of_another_dimension_is_refused(tiny_corpus: Path, store: Store) -> None:
     with pytest.raises(LeafError, match="have 5 dimensions, but those of the store 12"):
-        evaluate(tiny_corpus, embeddings, lambda texts, role: np.ones((len(texts), 5)), teacher_of, PARAMS)
+        evaluate(tiny_corpus, store, lambda texts, role: np.ones((len(texts), 5)), teacher_vectors, PARAMS)
 
 
-def test_a_student_of_nan_is_refused(tiny_corpus: Path, embeddings: Path) -> None:
+def test_a_student_of_nan_is_refused(tiny_corpus: Path, store: Store) -> None:
     with pytest.raises(LeafError, match=r"vector of text `record-.*` is not finite"):
-        evaluate(tiny_corpus, embeddings, lambda texts, role: np.full((len(texts), DIM), np.nan), teacher_of, PARAMS)
+        evaluate(tiny_corpus, store, lambda texts, role: np.full((len(texts), DIM), np.nan), teacher_vectors, PARAMS)
 
 
 def test_a_held_out_text_without_a_vector_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
     partial = write_store(corpus_frame(200), tmp_path)
     with pytest.raises(LeafError, match="keys are not in the store"):
-        evaluate(tiny_corpus, partial, bag_of_words, teacher_of, PARAMS)
+        evaluate(tiny_corpus, partial, bag_of_words, teacher_vectors, PARAMS)
 
 
-def test_nothing_to_evaluate_on_is_refused(tiny_corpus: Path, embeddings: Path) -> None:
+def test_nothing_to_evaluate_on_is_refused(tiny_corpus: Path, store: Store) -> None:
     part = tiny_corpus / "part-00000.parquet"
     pl.read_parquet(part).filter(split="train").write_parquet(part)
     with pytest.raises(LeafError, match=r"no held-out texts and evaluate\.beir names none"):
-        evaluate(tiny_corpus, embeddings, bag_of_words, teacher_of, PARAMS)
+        evaluate(tiny_corpus, store, bag_of_words, teacher_vectors, PARAMS)
 
 
-def test_a_store_of_another_teacher_is_refused(embeddings: Path, tiny_teacher: Path) -> None:
+def test_a_store_of_another_teacher_is_refused(store: Store, tiny_teacher: Path) -> None:
     with pytest.raises(LeafError, match="fingerprint abababababababab, but the section `teacher` describes"):
         teacher = open_teacher(TeacherParams(model=str(tiny_teacher)), EncodeParams())
         vectors_on_demand(teacher, EncodeParams(), Store.open(embeddings))
@@ -268,9 +268,9 @@ def test_histogram_shares_sum_to_one_and_start_at_the_lowest_text() -> None:
 
 
 def test_plots_are_tables_and_a_picture_with_the_same_bytes_each_time(
-    tiny_corpus: Path, embeddings: Path, tmp_path: Path
+    tiny_corpus: Path, store: Store, tmp_path: Path
 ) -> None:
-    result = evaluate(tiny_corpus, embeddings, blurred, teacher_of, PARAMS)
+    result = evaluate(tiny_corpus, store, blurred, teacher_vectors, PARAMS)
     first = plots.write(result, tmp_path / "first")
     second = plots.write(result, tmp_path / "second")
     tables = ["retention", "alignment", "truncation", "quantisation", "map"]
@@ -317,11 +317,11 @@ def test_the_stage_writes_metrics_and_plots_and_a_short_table(
     figures: dict[str, Any] = json.loads(Path("metrics/evaluate.json").read_text())
     assert set(figures) == {"alignment", "neighbours", "retrieval", "truncation", "quantisation"}
     assert set(figures["retrieval"]) == {"tiny", "wings"}
-    spent = json.loads(Path("metrics/cost.json").read_text())
-    assert spent["models"]["teacher"]["parameters"] > spent["models"]["student"]["parameters"] > 0
-    for figures_of in spent["threads"].values():
-        assert figures_of["student"]["texts_per_s"]["value"] > 0
-        assert figures_of["teacher"]["latency_p95_ms"]["n"] == 4
+    costs = json.loads(Path("metrics/cost.json").read_text())
+    assert costs["models"]["teacher"]["parameters"] > costs["models"]["student"]["parameters"] > 0
+    for turn in costs["threads"].values():
+        assert turn["student"]["texts_per_s"]["value"] > 0
+        assert turn["teacher"]["latency_p95_ms"]["n"] == 4
     assert all(path in done.stdout for path in ("metrics/evaluate.json", "plots/evaluation.svg", "asymmetric"))
 
     stamps = {path: path.stat().st_mtime_ns for path in Path("plots").iterdir()}

@@ -17,12 +17,14 @@ from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 
 import stages.export
+from pipeline.base.arrays import cosines
 from pipeline.base.errors import LeafError
 from pipeline.encode.encoding import encode
-from pipeline.export import router as asymmetric
-from pipeline.export.cards import license_of, origin
-from pipeline.export.exporters import Outputs, Sections, export
-from pipeline.export.onnx_graph import export_onnx
+from pipeline.export.cards import license_of, origin_of
+from pipeline.export.exporter import Exporter
+from pipeline.export.exporters import export
+from pipeline.export.onnx_graph import write_graphs
+from pipeline.export.router import NamedRouterExporter, RouterExporter
 from pipeline.fit.card import write_card
 from pipeline.model.student import Student, build
 from pipeline.params.sections import EncodeParams, ExportParams, FitParams, Prompts, StudentParams, TeacherParams
@@ -38,6 +40,7 @@ MEASURED = {"ndcg@10": 0.5, "recall@100": 0.8, "mrr@10": 0.4, "interval": {"ndcg
 EVALUATION = {
     "retrieval": {"tiny": {mode: {**MEASURED, "retention": 0.9} for mode in ("teacher", "standard", "asymmetric")}}
 }
+PARAMS = ExportParams(speed_texts=4, bootstrap=50, teacher_id="lab/teacher")
 CARD = "---\nlicense: apache-2.0\n---\n"
 FITTED = {
     "validation_at_start": {"loss": 0.9, "cosine": 0.5},
@@ -54,13 +57,16 @@ class Made:
     """An export and what it was made from."""
 
     root: Path
-    out: Outputs
-    sections: Sections
+    teacher: TeacherParams
+    checkpoint: StudentParams
     figures: dict[str, Any]
 
     @property
     def student(self) -> Path:
         return self.root / "student"
+
+    def model(self, name: str) -> Path:
+        return self.root / "models" / name
 
 
 @pytest.fixture(scope="module")
@@ -79,28 +85,27 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     built, meta = build(student, dim=32, normalize=True), Store.open(root / "embeddings").meta
     built.save(root / "student", write_card(meta, root / "corpus", FitParams(student), FITTED, built))
     (root / "evaluate.json").write_text(json.dumps(EVALUATION))
-    sections = Sections(ExportParams(speed_texts=4, bootstrap=50, teacher_id="lab/teacher"), teacher, student)
-    models = root / "models"
-    out = Outputs(models / "asymmetric", models / "asymmetric-named", models / "onnx", models / "cards")
     figures = export(
         root / "corpus",
-        root / "embeddings",
+        Store.open(root / "embeddings"),
         root / "student",
+        root / "models",
+        teacher=teacher,
+        checkpoint=student,
+        params=PARAMS,
         evaluation=root / "evaluate.json",
-        sections=sections,
-        out=out,
     )
-    return Made(root, out, sections, figures)
+    return Made(root, teacher, student, figures)
 
 
 def test_the_asymmetric_model_gives_the_students_queries_and_the_stores_documents(made: Made) -> None:
-    model = SentenceTransformer(str(made.out.asymmetric), device="cpu")
+    model = SentenceTransformer(str(made.model("asymmetric")), device="cpu")
     student = SentenceTransformer(str(made.student), device="cpu")
     np.testing.assert_allclose(model.encode_query(TEXTS), student.encode(TEXTS), atol=1e-5)
     documents = pl.read_parquet(made.root / "corpus" / "*.parquet").filter(pl.col("role") == "document")
     stored = Store.open(made.root / "embeddings").lookup(documents["key"].to_list())
-    found = model.encode_document(documents["text"].to_list())
-    assert ((found * stored).sum(1) / np.linalg.norm(stored, axis=1)).min() > 0.999
+    vectors = model.encode_document(documents["text"].to_list())
+    assert ((vectors * stored).sum(1) / np.linalg.norm(stored, axis=1)).min() > 0.999
     np.testing.assert_allclose(model.encode_document(TEXTS), model.encode(TEXTS, prompt_name="document"), atol=1e-5)
     assert made.figures["asymmetric"]["documents"]["cosine"]["lowest"] > 0.999
 
@@ -111,15 +116,14 @@ def test_the_graph_gives_pytorchs_vectors_for_any_batch(family: str, normalize: 
     checkpoint = make_model(tmp_path / "checkpoint", width=16, family=family)
     student = build(StudentParams(model=str(checkpoint), max_length=12), dim=24, normalize=normalize)
     student.save(tmp_path / "student")
-    export_onnx(student, tmp_path / "onnx")
-    wanted = SentenceTransformer(str(tmp_path / "student"), device="cpu").encode(TEXTS)
+    (tmp_path / "onnx").mkdir()
+    write_graphs(student, tmp_path / "onnx")
+    expected = SentenceTransformer(str(tmp_path / "student"), device="cpu").encode(TEXTS)
     encoder = OnnxEncoder(tmp_path / "onnx")
-    np.testing.assert_allclose(encoder.encode(TEXTS), wanted, atol=1e-4)
-    np.testing.assert_allclose(np.concatenate([encoder.encode([text]) for text in TEXTS]), wanted, atol=1e-4)
+    np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-4)
+    np.testing.assert_allclose(np.concatenate([encoder.encode([text]) for text in TEXTS]), expected, atol=1e-4)
     assert encoder.encode([]).shape == (0, 24)
-    rough = OnnxEncoder(tmp_path / "onnx", "int8").encode(TEXTS)
-    cosines = (rough * wanted).sum(1) / np.linalg.norm(rough, axis=1) / np.linalg.norm(wanted, axis=1)
-    assert cosines.min() > 0.98
+    assert cosines(OnnxEncoder(tmp_path / "onnx", "int8").encode(TEXTS), expected).min() > 0.98
     assert sorted(path.name for path in tmp_path.joinpath("onnx").iterdir()) == [
         "model.onnx",
         "model_int8.onnx",
@@ -128,12 +132,12 @@ def test_the_graph_gives_pytorchs_vectors_for_any_batch(family: str, normalize: 
 
 
 def test_the_graph_takes_ids_and_mask_of_any_shape_and_gives_the_final_vector(made: Made) -> None:
-    session = onnxruntime.InferenceSession(made.out.onnx / "model.onnx")
-    assert [(one.name, one.type) for one in session.get_inputs()] == [
+    session = onnxruntime.InferenceSession(made.model("onnx") / "model.onnx")
+    assert [(tensor.name, tensor.type) for tensor in session.get_inputs()] == [
         ("input_ids", "tensor(int64)"),
         ("attention_mask", "tensor(int64)"),
     ]
-    assert [one.shape[1] for one in session.get_outputs()] == [32]
+    assert [tensor.shape[1] for tensor in session.get_outputs()] == [32]
     vectors = session.run(None, padded([[2, 7, 3], [2, 9, 11, 12, 13, 3]]))[0]
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
@@ -154,8 +158,8 @@ def test_the_example_runs_with_onnxruntime_tokenizers_and_numpy_alone(made: Made
     code = example.read_text()
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
     python = plain_environment.make(tmp_path / "venv", "onnxruntime", "tokenizers", "numpy")
-    found = plain_environment.run(python, tmp_path, str(example), str(made.out.onnx), "sort a list")
-    assert len(found.splitlines()) == 4
+    output = plain_environment.run(python, tmp_path, str(example), str(made.model("onnx")), "sort a list")
+    assert len(output.splitlines()) == 4
     without = "import importlib.util as u; print([n for n in ('torch', 'transformers', 'pipeline') if u.find_spec(n)])"
     assert plain_environment.run(python, tmp_path, "-c", without) == "[]\n"
 
@@ -167,23 +171,25 @@ import importlib.util, sys
 assert not [n for n in ("pipeline", "onnxruntime", "polars", "zarr") if importlib.util.find_spec(n)]
 from sentence_transformers import SentenceTransformer
 import numpy
-inside = SentenceTransformer({str(made.out.asymmetric)!r}, device="cpu")
-sys.path.insert(0, {str(made.out.named)!r})
+inside = SentenceTransformer({str(made.model("asymmetric"))!r}, device="cpu")
+sys.path.insert(0, {str(made.model("asymmetric-named"))!r})
 from asymmetric import load
-named = load(teacher={made.sections.teacher.model!r}, device="cpu")
+named = load(teacher={made.teacher.model!r}, device="cpu")
 for task in ("encode_query", "encode_document"):
-    one, two = (getattr(model, task)(["the file of a list", "sort"]) for model in (inside, named))
-    assert one.shape == (2, 32) and abs(one - two).max() < 1e-5, abs(one - two).max()
+    first, second = (getattr(model, task)(["the file of a list", "sort"]) for model in (inside, named))
+    assert first.shape == (2, 32) and abs(first - second).max() < 1e-5, abs(first - second).max()
 print("loaded")
 """
     assert plain_environment.run(python, tmp_path, "-c", script).endswith("loaded\n")
 
 
 def test_the_named_variant_holds_no_teacher_and_refuses_another_one(made: Made, tmp_path: Path) -> None:
-    assert json.loads((made.out.named / "teacher.json").read_text())["model"] == "lab/teacher"
-    weights = sum(path.stat().st_size for path in made.out.named.rglob("*.safetensors"))
+    assert json.loads((made.model("asymmetric-named") / "teacher.json").read_text())["model"] == "lab/teacher"
+    weights = sum(path.stat().st_size for path in made.model("asymmetric-named").rglob("*.safetensors"))
     assert weights == sum(path.stat().st_size for path in made.student.rglob("*.safetensors"))
-    spec = importlib.util.spec_from_file_location("asymmetric_beside_the_model", made.out.named / "asymmetric.py")
+    spec = importlib.util.spec_from_file_location(
+        "asymmetric_beside_the_model", made.model("asymmetric-named") / "asymmetric.py"
+    )
     assert spec is not None and spec.loader is not None
     loader = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loader)
@@ -199,15 +205,15 @@ def test_cards_tell_the_hub_licence_base_model_and_results(made: Made, name: str
     assert card.data.license == "apache-2.0"
     assert card.data.base_model == ["lab/teacher"]
     results = card.data.eval_results
-    assert {one.metric_type: one.metric_value for one in results}["cosine_ndcg@10"] == 0.5
-    assert {one.dataset_name for one in results} == {"tiny"}
+    assert {result.metric_type: result.metric_value for result in results}["cosine_ndcg@10"] == 0.5
+    assert {result.dataset_name for result in results} == {"tiny"}
     text = (made.root / "models" / name).read_text()
     assert "| tiny | asymmetric | 0.5000 | 0.4000 to 0.6000 |" in text
     assert str(made.root) not in text
 
 
 def test_the_students_card_names_the_teacher_by_its_hub_id_where_fit_named_its_directory(made: Made) -> None:
-    wrote, text = (made.student / "README.md").read_text(), (made.out.cards / "student.md").read_text()
+    wrote, text = (made.student / "README.md").read_text(), (made.model("cards") / "student.md").read_text()
     phrases = ("# A student of {}\n", "**{}**: its", "| teacher | {} |", 'SentenceTransformer("{}")')
     for phrase in phrases:
         assert phrase.format("teacher") in wrote and phrase.format("lab/teacher") in text
@@ -229,28 +235,25 @@ def test_fits_card_tells_no_place_on_the_machine(made: Made) -> None:
 
 
 def test_a_model_that_the_disk_does_not_take_is_one_message(made: Made, tmp_path: Path) -> None:
-    model = asymmetric.build(made.student, made.sections.teacher)
-    with file_size(1000), pytest.raises(LeafError, match=r"inside: cannot be written \(.*File too large.*run again"):
-        asymmetric.save(model, tmp_path / "inside")
-    with file_size(1000), pytest.raises(LeafError, match=r"named: cannot be written \(.*File too large.*run again"):
-        asymmetric.save_named(
-            model, made.student, made.sections.teacher, name=None, out=tmp_path / "named", card="a card"
-        )
+    exporters: list[Exporter] = [RouterExporter(), NamedRouterExporter()]
+    for exporter in exporters:
+        message = rf"{exporter.directory}: cannot be written \(.*File too large.*run again"
+        with file_size(1000), pytest.raises(LeafError, match=message):
+            _export(made, tmp_path, exporters=[exporter])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_licence_is_inherited_only_where_both_models_agree(tmp_path: Path) -> None:
-    cards = {"apache": "apache-2.0", "mit": "mit", "none": None}
-    for name, license_name in cards.items():
+    licenses = {"apache": "apache-2.0", "mit": "mit", "none": None}
+    for name, license_name in licenses.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "README.md").write_text(f"---\nlicense: {license_name or '[1]'}\n---\n")
     assert license_of(tmp_path / "none") is None
     assert license_of(tmp_path / "missing") is None
 
-    def inherited(one: str, two: str, **params: str) -> str | None:
-        teacher, student = TeacherParams(model="a/b"), StudentParams(model="c/d")
-        directories = [tmp_path / one, tmp_path / two]
-        return origin(ExportParams(**params), teacher, student, directories, {}).license
+    def inherited(teacher: str, checkpoint: str, **params: Any) -> str | None:
+        directories = (tmp_path / teacher, tmp_path / checkpoint)
+        return origin_of(ExportParams(**params), "a/b", "c/d", directories, {}).license
 
     assert inherited("apache", "apache") == "apache-2.0"
     assert inherited("apache", "mit") == "other"
@@ -259,18 +262,19 @@ def test_the_licence_is_inherited_only_where_both_models_agree(tmp_path: Path) -
 
 
 def test_a_store_of_another_teacher_is_refused(made: Made, tmp_path: Path) -> None:
-    other = replace(made.sections.teacher, model=str(make_model(tmp_path / "other", seed=5)))
+    other = replace(made.teacher, model=str(make_model(tmp_path / "other", seed=5)))
     with pytest.raises(LeafError, match="describes another teacher"):
-        _again(made, tmp_path, replace(made.sections, teacher=other))
-    narrow = replace(made.sections.teacher, model=str(make_model(tmp_path / "narrow", width=16)))
+        _export(made, tmp_path / "models", teacher=other)
+    assert not list((tmp_path / "models").iterdir())
+    narrow = replace(made.teacher, model=str(make_model(tmp_path / "narrow", width=16)))
     with pytest.raises(LeafError, match="32 dimensions"):
-        _again(made, tmp_path, replace(made.sections, teacher=narrow))
+        _export(made, tmp_path / "models", teacher=narrow)
 
 
 def test_a_missing_student_is_one_message(made: Made, tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
-    sections = {"export": {}, "teacher": {"model": made.sections.teacher.model}}
-    params.write_text(yaml.safe_dump(sections | {"fit": {"student": {"model": made.sections.student.model}}}))
+    sections = {"export": {}, "teacher": {"model": made.teacher.model}}
+    params.write_text(yaml.safe_dump(sections | {"fit": {"student": {"model": made.checkpoint.model}}}))
     arguments = ["--params", params, "--corpus", made.root / "corpus", "--embeddings", made.root / "embeddings"]
     result = CliRunner().invoke(stages.export.main, [*map(str, arguments), "--model", str(tmp_path / "none")])
     assert result.exit_code == 1
@@ -280,13 +284,12 @@ def test_a_missing_student_is_one_message(made: Made, tmp_path: Path) -> None:
 def test_damaged_graphs_and_missing_ones_are_one_message(made: Made, tmp_path: Path) -> None:
     with pytest.raises(LeafError, match="run the export stage first"):
         OnnxEncoder(tmp_path)
-    copy = Path(shutil.copytree(made.out.onnx, tmp_path / "copy"))
+    copy = Path(shutil.copytree(made.model("onnx"), tmp_path / "copy"))
     (copy / "model.onnx").write_bytes((copy / "model.onnx").read_bytes()[:1000])
     with pytest.raises(LeafError, match="run the export stage again"):
         OnnxEncoder(copy)
 
 
-def _again(made: Made, folder: Path, sections: Sections) -> None:
-    out = Outputs(*(folder / name for name in ("asymmetric", "named", "onnx", "cards")))
-    root = made.root
-    export(root / "corpus", root / "embeddings", root / "student", evaluation=None, sections=sections, out=out)
+def _export(made: Made, out: Path, **changes: Any) -> dict[str, Any]:
+    arguments = {"teacher": made.teacher, "checkpoint": made.checkpoint, "params": PARAMS, **changes}
+    return export(made.root / "corpus", Store.open(made.root / "embeddings"), made.student, out, **arguments)

@@ -11,12 +11,13 @@ import polars as pl
 import pytest
 
 from pipeline.base.errors import LeafError
-from pipeline.evaluate import examples, plots
+from pipeline.evaluate import plots
 from pipeline.evaluate.evaluation import evaluate
+from pipeline.evaluate.moved_queries import overlap
 from pipeline.params.sections import EvaluateParams
 from pipeline.report.page import Sources, render
 from tests.conftest import corpus_frame
-from tests.unit.test_evaluate import blurred, teacher_of, write_store
+from tests.unit.test_evaluate import blurred, teacher_vectors, write_store
 from tests.unit.test_tasks import labelled, pairs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -64,13 +65,15 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
         "sts": (str(pairs(root / "pairs.csv")),),
         "classification": (str(labelled(root / "kinds.csv", split=True)),),
     }
-    result = evaluate(root / "corpus", store, blurred, teacher_of, EvaluateParams(bootstrap=50, dims=(8, 4), **files))
+    result = evaluate(
+        root / "corpus", store, blurred, teacher_vectors, EvaluateParams(bootstrap=50, dims=(8, 4), **files)
+    )
     (root / "metrics").mkdir()
     plots.write(result, root / "plots")
     curve = [f"{step},train,{1 / step}\n" for step in range(1, 60)] + ["20,validation,0.5\n", "59,validation,0.3\n"]
     (root / "plots" / "fit_loss.csv").write_text("step,split,loss\n" + "".join(curve))
     size = {"parameters": 1000, "bytes": 4000, "resident_mib": 500.0, "libraries_mib": 300.0}
-    spent = {
+    costs = {
         "texts": 8,
         "queries": 4,
         "rounds": 3,
@@ -86,10 +89,10 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
         "validation_at_start": {"loss": 0.9},
     }
     corpus = {"total": 400, "splits": {"heldout": 40}, "rows": {"tiny": {"query": {"train": 180, "heldout": 20}}}}
-    for name, figures in {"evaluate": result.figures, "cost": spent, "fit": fit, "corpus": corpus}.items():
+    for name, figures in {"evaluate": result.figures, "cost": costs, "fit": fit, "corpus": corpus}.items():
         (root / "metrics" / f"{name}.json").write_text(json.dumps(figures, sort_keys=True))
     (root / "params.yaml").write_text("fit:\n  student: {model: tiny-student}\n  note: '<i>&'\n")
-    return Sources(root / "params.yaml", store / "store.json", root / "metrics", root / "plots")
+    return Sources(root / "params.yaml", store.path / "store.json", root / "metrics", root / "plots")
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +127,11 @@ def test_the_same_results_give_the_same_bytes(page: str, sources: Sources) -> No
     assert render(sources) == page
 
 
-def test_ids_are_unique_and_whatever_is_named_exists(page: str) -> None:
+def test_ids_are_unique_and_every_reference_resolves(page: str) -> None:
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     named = re.findall(r'(?:url\(#|href="#|labelledby=")([^")]+)', page)
-    assert {one for names in named for one in names.split()} <= set(ids)
+    assert {name for names in named for name in names.split()} <= set(ids)
 
 
 def test_a_missing_result_is_named(sources: Sources, tmp_path: Path) -> None:
@@ -158,9 +161,9 @@ def test_average_overlap_counts_the_top_most() -> None:
     import numpy as np
 
     first = np.array([[1, 2, 3, 4]])
-    assert examples.overlap(first, first)[0] == 1
-    assert examples.overlap(first, first + 10)[0] == 0
-    top, bottom = (examples.overlap(first, np.array([other]))[0] for other in ([9, 2, 3, 4], [1, 2, 3, 9]))
+    assert overlap(first, first)[0] == 1
+    assert overlap(first, first + 10)[0] == 0
+    top, bottom = (overlap(first, np.array([other]))[0] for other in ([9, 2, 3, 4], [1, 2, 3, 9]))
     assert top < bottom < 1
 
 
@@ -183,16 +186,16 @@ def test_a_browser_shows_every_figure_without_errors_or_sideways_scrolling(
     file = tmp_path / "report.html"
     file.write_text(page, encoding="utf-8")
     tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    said: list[str] = []
-    asked: list[str] = []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("request", lambda request: asked.append(request.url))
+    messages: list[str] = []
+    requests: list[str] = []
+    tab.on("console", lambda message: messages.append(message.text))
+    tab.on("pageerror", lambda error: messages.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
     tab.goto(file.as_uri())
     for details in tab.query_selector_all("details"):
-        details.evaluate("one => one.open = true")
+        details.evaluate("element => element.open = true")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    assert said == [] and asked == [file.as_uri()]
+    assert messages == [] and requests == [file.as_uri()]
     drawn = {figure.get_attribute("id"): figure.query_selector("svg") for figure in tab.query_selector_all("figure")}
     assert set(drawn) == {f"figure-{name}" for name in FIGURES}
     for name, svg in drawn.items():
@@ -203,8 +206,8 @@ def test_a_browser_shows_every_figure_without_errors_or_sideways_scrolling(
     assert _contrast(paper, ink) > 7
     for variable in ("teacher", "standard", "asymmetric", "query", "document", "soft", "link"):
         colour = tab.evaluate(
-            "name => { const one = document.createElement('i'); one.style.color = `var(--${name})`;"
-            "document.body.append(one); const found = getComputedStyle(one).color; one.remove(); return found }",
+            "name => { const mark = document.createElement('i'); mark.style.color = `var(--${name})`;"
+            "document.body.append(mark); const colour = getComputedStyle(mark).color; mark.remove(); return colour }",
             variable,
         )
         assert _contrast(paper, colour) > 4.5, variable
@@ -224,7 +227,7 @@ def test_on_paper_the_page_is_light_and_whole(browser: Any, page: str, tmp_path:
 
 
 def _colours(png: bytes) -> int:
-    """How many colours a picture has: an empty one has one."""
+    """The number of colours in a picture; 1 if it is empty."""
     import io
 
     from PIL import Image
@@ -236,8 +239,8 @@ def _contrast(first: str, second: str) -> float:
     """WCAG's contrast ratio of two `rgb(...)` colours."""
 
     def luminance(colour: str) -> float:
-        parts = [int(one) / 255 for one in re.findall(r"\d+", colour)[:3]]
-        linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in parts]
+        parts = [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     low, high = sorted((luminance(first), luminance(second)))

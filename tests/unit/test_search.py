@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from pipeline.base.errors import LeafError
 from pipeline.encode.encoding import encode
-from pipeline.export.onnx_graph import export_onnx
+from pipeline.export.onnx_graph import write_graphs
 from pipeline.model.student import build
 from pipeline.params.sections import EncodeParams, StudentParams, TeacherParams
 from pipeline.serve import index
@@ -56,7 +56,8 @@ def searchable(tmp_path_factory: pytest.TempPathFactory) -> Searchable:
     settings = EncodeParams(pool=str(root / "pool"), token_budget=512, shard_rows=64)
     encode(root / "corpus", open_teacher(teacher, settings), settings, root / "embeddings")
     checkpoint = make_model(root / "checkpoint", width=16, seed=1)
-    export_onnx(build(StudentParams(model=str(checkpoint)), dim=32, normalize=True), root / "onnx")
+    (root / "onnx").mkdir()
+    write_graphs(build(StudentParams(model=str(checkpoint)), dim=32, normalize=True), root / "onnx")
     return Searchable(root)
 
 
@@ -126,7 +127,8 @@ def test_a_damaged_index_is_one_message(searchable: Searchable, kind: str, tmp_p
 def test_bad_input_is_one_message(searchable: Searchable, tmp_path: Path) -> None:
     assert "the query is empty" in searchable.leaf("search", "  ").output
     wide = build(StudentParams(model=str(make_model(tmp_path / "wide", width=16))), dim=20, normalize=True)
-    export_onnx(wide, tmp_path / "onnx")
+    (tmp_path / "onnx").mkdir()
+    write_graphs(wide, tmp_path / "onnx")
     places = ["--embeddings", str(searchable.root / "embeddings"), "--corpus", str(searchable.root / "corpus")]
     result = CliRunner().invoke(main, ["search", QUERY, *places, "--model", str(tmp_path / "onnx")])
     assert result.exit_code == 1

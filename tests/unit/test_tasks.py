@@ -49,12 +49,12 @@ def pairs(path: Path) -> Path:
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
 def test_the_teacher_orders_pairs_better_than_a_noisy_student(tmp_path: Path, suffix: str) -> None:
-    found = sts(pairs(tmp_path / f"pairs.{suffix}"), encode, PARAMS)
-    assert found["teacher"]["spearman"] > 0.75 > found["standard"]["spearman"]
-    assert found["standard"]["difference"]["verdict"] == "lower"
-    low, high = found["teacher"]["interval"]
-    assert low <= found["teacher"]["spearman"] <= high
-    assert found["asymmetric"]["n"] == 60
+    figures = sts(pairs(tmp_path / f"pairs.{suffix}"), encode, PARAMS)
+    assert figures["teacher"]["spearman"] > 0.75 > figures["standard"]["spearman"]
+    assert figures["standard"]["difference"]["verdict"] == "lower"
+    low, high = figures["teacher"]["interval"]
+    assert low <= figures["teacher"]["spearman"] <= high
+    assert figures["asymmetric"]["n"] == 60
 
 
 def test_spearman_is_scipys() -> None:
@@ -69,23 +69,29 @@ def labelled(path: Path, split: bool) -> Path:
     colours, sizes = "red blue green bright".split(), "tall small wide long".split()
     random = np.random.default_rng(1)
     rows = []
-    for at in range(120):
-        chosen = random.choice(colours if at % 2 else sizes, 2, replace=False).tolist()
-        rows.append({"text": f"{' '.join(chosen)} {at}", "label": at % 2, "split": "test" if at % 5 == 0 else "train"})
+    for number in range(120):
+        chosen = random.choice(colours if number % 2 else sizes, 2, replace=False).tolist()
+        rows.append(
+            {
+                "text": f"{' '.join(chosen)} {number}",
+                "label": number % 2,
+                "split": "test" if number % 5 == 0 else "train",
+            }
+        )
     frame = pl.DataFrame(rows)
     (frame if split else frame.drop("split")).write_csv(path)
     return path
 
 
 @pytest.mark.parametrize("split", [True, False])
-def test_a_linear_probe_reads_the_labels(tmp_path: Path, split: bool) -> None:
-    found = classification(labelled(tmp_path / "kinds.csv", split), encode, PARAMS)
-    assert found["teacher"]["accuracy"] > 0.9
-    assert found["standard"]["accuracy"] > 0.5
-    assert found["train"] + found["teacher"]["n"] == 120
+def test_a_linear_classifier_predicts_the_labels(tmp_path: Path, split: bool) -> None:
+    figures = classification(labelled(tmp_path / "kinds.csv", split), encode, PARAMS)
+    assert figures["teacher"]["accuracy"] > 0.9
+    assert figures["standard"]["accuracy"] > 0.5
+    assert figures["train"] + figures["teacher"]["n"] == 120
     if split:
-        assert found["teacher"]["n"] == 24
-    assert set(found["asymmetric"]["difference"]) == {"mean", "interval", "verdict"}
+        assert figures["teacher"]["n"] == 24
+    assert set(figures["asymmetric"]["difference"]) == {"mean", "interval", "verdict"}
 
 
 @pytest.mark.parametrize(

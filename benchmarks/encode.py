@@ -13,6 +13,7 @@ all-mpnet-base-v2 is looked for in models/all-mpnet-base-v2.
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.nn import functional
 
 from benchmarks.common import MINILM, MPNET, QUICK, Row, Work, alternate, report, skipped, texts
 from benchmarks.openvino_encoder import OpenVino, Settings, candidates, own_budget
-from pipeline.evaluate import metrics
+from pipeline.base.arrays import cosines
 from pipeline.model.model_files import resolve_model
 from pipeline.params.sections import EncodeParams, TeacherParams
 from pipeline.teacher.local import LocalTeacher
@@ -72,15 +73,15 @@ def measure(name: str, model: str, count: int, share: float | None, rounds: int)
         f"{name}: {len(sample)} texts, {tokens:,} tokens ({tokens / len(sample):.0f} a text), {work / 1e9:,.0f} GFLOP"
     )
     loaded = {f"{LIBRARY} {str(dtype)[6:]}": load(model, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    length_groups: dict[str, Callable[[], Any]] = {
+    encodings: dict[str, Callable[[], Any]] = {
         "ours": lambda: teacher.encode_tokens(teacher.tokenize(sample, "document")),
-        **{side: lambda m=loaded[side]: m.encode(sample, show_progress_bar=False) for side in loaded},
+        **{side: partial(model.encode, sample, show_progress_bar=False) for side, model in loaded.items()},
         **_openvino(name, teacher, sample),
     }
     reference = loaded[f"{LIBRARY} float32"].encode(sample, show_progress_bar=False)
-    found = {side: metrics.cosines(length_groups[side](), reference) for side in length_groups if "float32" not in side}
-    for side, cosines in found.items():
-        print(f"{name}, {side}: cosine to float32 at least {cosines.min():.6f}, mean {cosines.mean():.7f}")
+    closeness = {side: cosines(encodings[side](), reference) for side in encodings if "float32" not in side}
+    for side, values in closeness.items():
+        print(f"{name}, {side}: cosine to float32 at least {values.min():.6f}, mean {values.mean():.7f}")
 
     def counted(run: Callable[[], Any]) -> Callable[[], Work]:
         def side() -> Work:
@@ -89,7 +90,7 @@ def measure(name: str, model: str, count: int, share: float | None, rounds: int)
 
         return side
 
-    sides = {side: counted(run) for side, run in length_groups.items()}
+    sides = {side: counted(run) for side, run in encodings.items()}
     rates = alternate(sides | (products() if share else {}), rounds)
     rows = [
         Row(f"encode {name}", side, "tokens/s", rates["ours"], rates[side], target)
@@ -97,13 +98,13 @@ def measure(name: str, model: str, count: int, share: float | None, rounds: int)
         if side in rates
     ]
     if share:
-        best = max(rates[one] for one in rates if one.startswith("product"))
+        best = max(rate for side, rate in rates.items() if side.startswith("product"))
         rows.append(
             Row(
                 f"encode {name}", "bfloat16 products", "GFLOP/s", rates["ours"] / tokens * work / 1e9, best / 1e9, share
             )
         )
-    cosines = found["ours"]
+    cosines = closeness["ours"]
     return [
         *rows,
         Row(f"encode {name}, worst text", "0.9995", "1 - cosine", 1 - cosines.min(), 0.0005, 1, less_is_better=True),
@@ -135,10 +136,10 @@ def products() -> dict[str, Callable[[], Work]]:
     for rows, inner, columns in PRODUCTS[: 1 if QUICK else None]:
         x, weight = (torch.randn(n, inner, dtype=torch.bfloat16) for n in (rows, columns))
         name = f"product {rows} x {inner} x {columns}"
-        sides[name] = _product(lambda x=x, w=weight: functional.linear(x, w), x, weight)
-        if torch.backends.mkldnn.is_available():
+        sides[name] = _product(partial(functional.linear, x, weight), x, weight)
+        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             laid = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-            run = lambda x=x, w=laid: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "none")  # noqa: E731
+            run = partial(torch.ops.mkldnn._linear_pointwise, x, laid, None, "none", [], "none")
             sides[f"{name}, laid out"] = _product(run, x, weight)
     return sides
 
@@ -165,7 +166,7 @@ def _openvino(name: str, teacher: LocalTeacher, sample: list[str]) -> dict[str, 
         seconds = _seconds(engine, sample)  # warms up
         if not found or seconds < HOPELESS * min(found.values()):
             seconds = _seconds(engine, sample)
-        found[settings] = seconds
+        closeness[settings] = seconds
         print(f"{name}: OpenVINO {settings.hint}, {settings.budget} tokens, {settings.attention}: {seconds:.2f} s")
     ours = [settings for settings in found if settings.budget == own_budget(teacher, BUDGET)]
     best = {"our batches": min(ours, key=found.__getitem__), "its best batches": min(found, key=found.__getitem__)}

@@ -38,6 +38,7 @@ from pipeline.teacher.local import LocalTeacher
 BATCH, MAX_LENGTH = 32, 256
 SPEED_DIM, SPEED_ROWS = 768, 4096
 LOSS_ROWS, LOSS_STEPS, HELDOUT = (400, 4, 0.1) if QUICK else (5000, 150, 0.1)
+Precision = Literal["auto", "float32"]
 TRAINER = "SentenceTransformerTrainer"
 TARGETS = {f"{TRAINER} float32": 5.0, f"{TRAINER} bfloat16": 2.2}
 
@@ -46,7 +47,7 @@ TARGETS = {f"{TRAINER} float32": 5.0, f"{TRAINER} bfloat16": 2.2}
 @click.option("--steps", default=2 if QUICK else 20, show_default=True, help="Steps a run.")
 @click.option("--rounds", default=1 if QUICK else 3, show_default=True, help="Runs of each side, after a first one.")
 @click.option("--loss", type=(click.Choice(["auto", "float32"]), Path), help="Used by the command itself.")
-def main(steps: int, rounds: int, loss: tuple[str, Path] | None) -> None:
+def main(steps: int, rounds: int, loss: tuple[Precision, Path] | None) -> None:
     """Measure and print the table."""
     if loss:
         print(json.dumps(_fitted(*loss)))
@@ -89,7 +90,7 @@ def accuracy() -> Row:
     return Row(f"fit validation loss, {steps}", "float32", "l2", ours, theirs, 0.99, less_is_better=True)
 
 
-def _fitted(precision: Literal["auto", "float32"], folder: Path) -> dict[str, float]:
+def _fitted(precision: Precision, folder: Path) -> dict[str, float]:
     """The validation figures of a short fit, in this process."""
     student = StudentParams(MINILM, layers=(1, 3, 5), max_length=MAX_LENGTH)
     params = FitParams(
@@ -149,7 +150,9 @@ def _theirs(folder: Path, sample: list[str], targets: np.ndarray, steps: int, bf
 
     loaded = SentenceTransformer(str(resolve_model(MINILM)), device="cpu")
     loaded.max_seq_length = MAX_LENGTH
-    head = Dense(loaded.get_sentence_embedding_dimension(), SPEED_DIM, activation_function=torch.nn.Identity())
+    width = loaded.get_sentence_embedding_dimension()
+    assert width is not None
+    head = Dense(width, SPEED_DIM, activation_function=torch.nn.Identity())
     model = SentenceTransformer(modules=[*list(loaded)[:2], head], device="cpu")
     data = Dataset.from_dict({"sentence": sample, "label": targets.tolist()})
     turn = iter(range(1_000_000))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -97,7 +98,8 @@ class FreeTeacher:
 def unit_vectors(rows: int, dim: int) -> np.ndarray:
     """Random vectors [rows, dim] float32 of length one."""
     vectors = np.random.default_rng(SEED).standard_normal((rows, dim), dtype=np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return scaled
 
 
 def tiny_teacher(directory: Path) -> Path:
@@ -117,12 +119,18 @@ def tiny_teacher(directory: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
     torch.manual_seed(SEED)
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     model = BertModel(BertConfig(vocab_size=len(known), max_position_embeddings=256, **shape))
     plain = directory.with_name(f"{directory.name}-plain")
     model.save_pretrained(plain)
-    marks = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=254, **marks).save_pretrained(plain)
+    marks: dict[str, Any] = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=tokenizer, model_max_length=254, **marks).save_pretrained(plain)
     head = Dense(32, DIM, activation_function=torch.nn.Identity())
     modules = [Transformer(str(plain), max_seq_length=254), Pooling(32, pooling_mode="mean"), head, Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save(str(directory))

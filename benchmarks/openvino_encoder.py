@@ -38,7 +38,7 @@ class OpenVino:
     """One way to run the teacher's backbone. Batches are padded to the longest of texts of similar length."""
 
     def __init__(self, teacher: LocalTeacher, settings: Settings) -> None:
-        import openvino
+        import openvino  # type: ignore[import-not-found, unused-ignore]
 
         self.teacher, self.settings = teacher, settings
         backbone = copy.deepcopy(teacher._model[0].auto_model).float().eval()

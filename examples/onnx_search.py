@@ -16,7 +16,8 @@ def encode(texts: list[str], folder: Path) -> np.ndarray:
     batch = tokenizer.encode_batch(texts)
     inputs = {"input_ids": [e.ids for e in batch], "attention_mask": [e.attention_mask for e in batch]}
     session = onnxruntime.InferenceSession(folder / "model_int8.onnx")
-    return session.run(None, {name: np.array(rows, np.int64) for name, rows in inputs.items()})[0]
+    vectors: np.ndarray = session.run(None, {name: np.array(rows, np.int64) for name, rows in inputs.items()})[0]
+    return vectors
 
 
 vectors = encode([sys.argv[2], *TEXTS], Path(sys.argv[1]))

@@ -44,7 +44,7 @@ def make_model(directory: Path, width: int = 32, layers: int = 2, seed: int = 0,
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
     torch.manual_seed(seed)
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": len(vocabulary),
         "hidden_size": width,
         "num_hidden_layers": layers,
@@ -58,7 +58,8 @@ def make_model(directory: Path, width: int = 32, layers: int = 2, seed: int = 0,
             parameter.mul_(5)  # with the usual initial weights, the vectors of all texts are nearly equal
     plain = directory.with_name(f"{directory.name}-plain")
     model.save_pretrained(plain)
-    PreTrainedTokenizerFast(
+    fast: Any = PreTrainedTokenizerFast
+    fast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
         unk_token="[UNK]",
@@ -187,7 +188,7 @@ def s3_server() -> Iterator[dict[str, str]]:
 @pytest.fixture
 def bucket(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """A new bucket of that server as a boto3 resource; this process and its children have the variables to find it."""
-    import boto3
+    import boto3  # type: ignore[import-untyped, unused-ignore]
 
     for name, value in s3_server.items():
         monkeypatch.setenv(name, value)

@@ -150,7 +150,8 @@ class Handler(BaseHTTPRequestHandler):
         if wrong == "index":
             data[0]["index"] = len(data)
         if wrong == "digits":  # in floats
-            data[-1]["embedding"][0] = 10**400
+            embedding: Any = data[-1]["embedding"]
+            embedding[0] = 10**400
         tokens = server.usage or sum(tokens_of(text) for text in texts)
         document = {"object": "list", "data": data, "model": asked["model"]}
         if not server.no_usage:

@@ -36,7 +36,8 @@ def rows(first: int, count: int) -> pl.DataFrame:
 def vectors(first: int, count: int, dim: int = DIM) -> Array:
     """Unit vectors that depend on the row's number alone."""
     numbers = np.stack([np.random.default_rng(number).standard_normal(dim) for number in range(first, first + count)])
-    return (numbers / np.linalg.norm(numbers, axis=1, keepdims=True)).astype(np.float32)
+    scaled: np.ndarray = (numbers / np.linalg.norm(numbers, axis=1, keepdims=True)).astype(np.float32)
+    return scaled
 
 
 def publish(directory: Path, sizes: tuple[int, ...] = (1500, 40), dtype: str = "float16") -> Store:

@@ -16,7 +16,8 @@ from pipeline.params.sections import CorpusParams, SourceParams
 
 def complaint(**fields: Any) -> str:
     """The message of the error that reading a source with these parameters ends in."""
-    source = SourceParams(name="a source", **{key: str(v) if isinstance(v, Path) else v for key, v in fields.items()})
+    named: dict[str, Any] = {key: str(v) if isinstance(v, Path) else v for key, v in fields.items()}
+    source = SourceParams(name="a source", **named)
     with pytest.raises(LeafError) as caught:
         list(batches(source))
     return str(caught.value)

@@ -39,7 +39,8 @@ def client(server: Server, normalize: bool = True, **settings: Any) -> Client:
 
 def expected(texts: list[str]) -> np.ndarray:
     found = np.stack([vector(text) for text in texts])
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    scaled: np.ndarray = found / np.linalg.norm(found, axis=1, keepdims=True)
+    return scaled
 
 
 @pytest.mark.parametrize("encoding", ["auto", "base64", "float"])

@@ -40,7 +40,8 @@ def bag_of_words(texts: Sequence[str], role: str = "document") -> np.ndarray:
     for row, text in enumerate(texts):
         for word in text.split():
             sums[row] += np.random.default_rng(list(word.encode())).normal(size=DIM)
-    return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    scaled: np.ndarray = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    return scaled
 
 
 def blurred(texts: Sequence[str], role: str = "document") -> np.ndarray:
@@ -232,7 +233,7 @@ def test_nothing_to_evaluate_on_is_refused(tiny_corpus: Path, store: Store) -> N
 def test_a_store_of_another_teacher_is_refused(store: Store, tiny_teacher: Path) -> None:
     with pytest.raises(LeafError, match="fingerprint abababababababab, but the section `teacher` describes"):
         teacher = open_teacher(TeacherParams(model=str(tiny_teacher)), EncodeParams())
-        vectors_on_demand(teacher, EncodeParams(), Store.open(embeddings))
+        vectors_on_demand(teacher, EncodeParams(), store)
 
 
 def test_teacher_vectors_of_other_texts_are_computed_once(
@@ -286,7 +287,7 @@ def test_plots_are_tables_and_a_picture_with_the_same_bytes_each_time(
 
 
 def test_plots_are_drawn_without_held_out_texts_or_data_sets_too(tmp_path: Path) -> None:
-    empty = {"alignment": {}, "neighbours": {}, "retrieval": {}}
+    empty: dict[str, Any] = {"alignment": {}, "neighbours": {}, "retrieval": {}}
     assert all(path.stat().st_size for path in plots.write(Evaluation(empty, {}), tmp_path))
 
 

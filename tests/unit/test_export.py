@@ -90,7 +90,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         Store.open(root / "embeddings"),
         root / "student",
         root / "models",
-        teacher=teacher,
+        teacher=open_teacher(teacher, settings),
         checkpoint=student,
         params=PARAMS,
         evaluation=root / "evaluate.json",
@@ -292,4 +292,5 @@ def test_damaged_graphs_and_missing_ones_are_one_message(made: Made, tmp_path: P
 
 def _export(made: Made, out: Path, **changes: Any) -> dict[str, Any]:
     arguments = {"teacher": made.teacher, "checkpoint": made.checkpoint, "params": PARAMS, **changes}
+    arguments["teacher"] = open_teacher(arguments["teacher"], EncodeParams())
     return export(made.root / "corpus", Store.open(made.root / "embeddings"), made.student, out, **arguments)

@@ -19,6 +19,7 @@ from pipeline.export.exporters import EXPORTERS
 from pipeline.model.student import build
 from pipeline.params.sections import EncodeParams, StudentParams, TeacherParams
 from pipeline.store.store import Store
+from pipeline.teacher.teacher import open_teacher
 from tests.conftest import corpus_frame
 
 LOWEST_COSINE = -1.0  # a mean of word vectors is nothing like the student; here it only has to be compared
@@ -38,7 +39,7 @@ class TableExporter:
 
     def write(self, job: ExportJob, directory: Path) -> None:
         student: Any = job.student
-        table = student.head(student.backbone.get_input_embeddings().weight).detach().numpy()
+        table = student.head(student.backbone.token_embeddings.weight).detach().numpy()
         np.save(directory / "table.npy", table)
         student.tokenizer().save(str(directory / "tokenizer.json"))
 
@@ -61,7 +62,8 @@ class TableExporter:
 def arguments(tmp_path: Path, tiny_corpus: Path, tiny_teacher: Path, tiny_student: Path) -> list[str]:
     """A fitted student and its store; the arguments of the export stage that name them."""
     teacher, checkpoint = TeacherParams(model=str(tiny_teacher)), StudentParams(model=str(tiny_student))
-    encode(tiny_corpus, teacher, EncodeParams(pool=str(tmp_path / "cache"), token_budget=512), tmp_path / "embeddings")
+    settings = EncodeParams(pool=str(tmp_path / "cache"), token_budget=512)
+    encode(tiny_corpus, open_teacher(teacher, settings), settings, tmp_path / "embeddings")
     build(checkpoint, dim=32, normalize=True).save(tmp_path / "student")
     sections = {
         "teacher": {"model": teacher.model},

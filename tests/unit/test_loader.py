@@ -1,6 +1,7 @@
 """The loader joins by key, visits every training text once an epoch, and can be entered anywhere."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -168,11 +169,11 @@ def test_tokens_are_made_once(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_an_error_while_reading_ahead_reaches_the_reader() -> None:
-    def items() -> object:
+    def items() -> Iterator[int]:
         yield 1
         raise LeafError("damaged")
 
-    ahead = prefetch(items(), 4)  # type: ignore[arg-type]
+    ahead = prefetch(items(), 4)
     assert next(ahead) == 1
     with pytest.raises(LeafError, match="damaged"):
         next(ahead)

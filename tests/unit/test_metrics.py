@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ def vectors(rows: int, dim: int = 8, seed: int = 0) -> np.ndarray:
 
 def test_a_vector_and_itself_have_cosine_one_and_distance_zero() -> None:
     same = vectors(50)
-    figures = metrics.alignment(same, same)
+    figures: dict[str, Any] = metrics.alignment(same, same)
     assert figures["n"] == 50
     assert figures["cosine"]["mean"] == pytest.approx(1)
     assert figures["l2"]["p95"] == pytest.approx(0)

@@ -1,6 +1,7 @@
 """The forward pass without padding gives what transformers' own padded one gives."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return model
 
 
-def padded(model: torch.nn.Module, texts: list[list[int]]) -> torch.Tensor:
+def padded(model: Any, texts: list[list[int]]) -> torch.Tensor:
     """Mean-pooled vectors by the model's own forward pass over a padded batch."""
     longest = max(map(len, texts))
     pad = model.config.pad_token_id
@@ -32,7 +33,8 @@ def padded(model: torch.nn.Module, texts: list[list[int]]) -> torch.Tensor:
     mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts])
     hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
     weights = mask.unsqueeze(-1).float()
-    return (hidden * weights).sum(1) / weights.sum(1)
+    pooled: torch.Tensor = (hidden * weights).sum(1) / weights.sum(1)
+    return pooled
 
 
 RUNS = tuple[tuple[int, int], ...]
@@ -61,7 +63,7 @@ def test_gradients_equal_those_of_the_padded_forward(backbone: torch.nn.Module) 
     grads = []
     for forward in (padded, lambda model, rows: PackedBackbone(model).features(pack(rows))):
         backbone.zero_grad()
-        forward(backbone, texts).square().sum().backward()
+        forward(backbone, texts).square().sum().backward()  # type: ignore[no-untyped-call]
         grads.append({n: p.grad.clone() for n, p in backbone.named_parameters() if p.grad is not None})
     assert grads[0].keys() == grads[1].keys()
     for name, expected in grads[0].items():
@@ -153,7 +155,7 @@ def test_what_was_prepared_for_encoding_serves_a_backward_pass() -> None:
     with torch.inference_mode():
         before = fused_attention(qkv.detach(), length_groups, 4, None)
     after = fused_attention(qkv, length_groups, 4, None)
-    after.sum().backward()
+    after.sum().backward()  # type: ignore[no-untyped-call]
     assert torch.equal(before, after.detach())
     assert qkv.grad is not None and qkv.grad.any()
 

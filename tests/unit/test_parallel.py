@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluate import metrics
+from pipeline.base.arrays import cosines
 from pipeline.model.parallel import MAX_WORKERS, run_in_parallel, worker_count
 from pipeline.params.sections import EncodeParams, TeacherParams
 from pipeline.teacher.local import LocalTeacher
@@ -68,5 +68,5 @@ def test_vectors_do_not_depend_on_who_computed_them(threads: int, tiny_teacher: 
     ids = teacher.tokenize([sentence(number) for number in range(90)], "document")
     together = teacher.encode_tokens(ids)
     alone = np.concatenate([teacher.encode_tokens([one]) for one in ids])
-    assert (metrics.cosines(together, alone) > 0.999).all()  # bfloat16, in batches of other shapes
+    assert (cosines(together, alone) > 0.999).all()  # bfloat16, in batches of other shapes
     assert teacher.encode_tokens([]).shape == (0, teacher.dim)

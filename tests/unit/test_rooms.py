@@ -12,9 +12,8 @@ import pytest
 
 from tests.conftest import ROOT
 
-ORDER = (
-    "base params store corpus serve model teacher fit encode evaluate export report".split()
-)  # a room imports only rooms that stand before it
+ORDER = "base params store corpus serve model teacher fit encode evaluate export report".split()
+"""A room imports only rooms that stand before it."""
 APART = {("fit", "teacher")}  # stage two cannot load a teacher
 IMPORTERS = ("import_module", "import_optional", "__import__")
 
@@ -65,11 +64,11 @@ def circles(library: Path) -> list[list[str]]:
         graph[name] = set()
         for _, module, names in imports(ast.parse(file.read_text(encoding="utf-8"))):
             graph[name] |= {module, *(f"{module}.{part}" for part in names)}
-    found: list[list[str]] = []
+    closed: list[list[str]] = []
 
     def visit(name: str, path: list[str]) -> None:
         if name in path:
-            found.append([*path[path.index(name) :], name])
+            closed.append([*path[path.index(name) :], name])
         elif name not in done:
             for following in sorted(graph[name] & set(graph)):
                 visit(following, [*path, name])
@@ -78,7 +77,7 @@ def circles(library: Path) -> list[list[str]]:
     done: set[str] = set()
     for name in sorted(graph):
         visit(name, [])
-    return found
+    return closed
 
 
 def test_every_room_imports_only_rooms_before_it_and_only_what_they_export() -> None:
@@ -133,7 +132,7 @@ def test_the_map_names_every_room_in_order_and_every_file_that_is_traced() -> No
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)
     assert rows == ORDER
-    for path in set(re.findall(r"`(?:pipeline/)?((?:%s)/[\w/]+\.py)`" % "|".join(ORDER), text)):
+    for path in set(re.findall(rf"`(?:pipeline/)?((?:{'|'.join(ORDER)})/[\w/]+\.py)`", text)):
         assert (ROOT / "pipeline" / path).is_file(), path
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -110,7 +111,9 @@ def test_parquet_holds_every_text_with_its_vector(searchable: Searchable, tmp_pa
 
 
 @pytest.mark.parametrize("kind", LIBRARIES)
-def test_a_damaged_index_is_one_message(searchable: Searchable, kind: str, tmp_path: Path) -> None:
+def test_a_damaged_index_is_one_message(
+    searchable: Searchable, kind: Literal["faiss", "usearch"], tmp_path: Path
+) -> None:
     pytest.importorskip(kind, reason=f"needs {kind}")
     index.write(searchable.store, None, kind, tmp_path / kind)
     file = tmp_path / kind / f"vectors.{kind}"

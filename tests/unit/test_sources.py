@@ -17,7 +17,8 @@ Rows = list[tuple[str, str | None, str]]
 
 
 def read(**fields: Any) -> Rows:
-    source = SourceParams(name="s", **{key: str(v) if isinstance(v, Path) else v for key, v in fields.items()})
+    named: dict[str, Any] = {key: str(v) if isinstance(v, Path) else v for key, v in fields.items()}
+    source = SourceParams(name="s", **named)
     return [row for frame in batches(source) for row in frame.select("id", "text", "role").iter_rows()]
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_impossible_lengths_and_heads_are_refused(tiny_student: Path, tmp_path: 
         Student.load(tmp_path / "student")
 
 
-OTHERWISE = {
+OTHERWISE: dict[str, tuple[str, dict[str, Any], str]] = {
     "cls": ("1_Pooling", {"pooling_mode": "cls"}, "the pooling `cls`"),
     "two poolings": ("1_Pooling", {"pooling_mode": ["cls", "mean"]}, r"the pooling `\('cls', 'mean'\)`"),
     "activation": ("2_Dense", {"activation_function": "torch.nn.modules.activation.Tanh"}, "the activation Tanh"),
@@ -213,7 +214,7 @@ def test_losses_are_what_their_names_say() -> None:
     assert LOSSES["l2"](vectors, targets).item() == 2.5
     assert LOSSES["mse"](vectors, targets).item() == 12.5
     assert LOSSES["cosine"](vectors, targets).item() == pytest.approx(0.5)
-    LOSSES["l2"](vectors, targets).backward()
+    LOSSES["l2"](vectors, targets).backward()  # type: ignore[no-untyped-call]
     assert vectors.grad is not None
     assert vectors.grad[1].tolist() == [0, 0]  # a perfect vector has no gradient, rather than NaN
 

@@ -113,8 +113,8 @@ def test_a_distilbert_is_a_teacher(tiny_teacher: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     shutil.copytree(tiny_teacher.with_name(f"{tiny_teacher.name}-plain"), plain)
     torch.manual_seed(0)
-    shape = {"vocab_size": 64, "dim": 24, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 62}
-    DistilBertModel(DistilBertConfig(**shape)).save_pretrained(plain)
+    shape: dict[str, Any] = {"dim": 24, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 62}
+    DistilBertModel(DistilBertConfig(vocab_size=64, **shape)).save_pretrained(plain)
     assert describe(TeacherParams(str(plain)), "float16").dim == 24
     modules = [Transformer(str(plain)), Pooling(24)]
     SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "distilbert"))

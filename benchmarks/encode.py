@@ -160,16 +160,19 @@ def _openvino(name: str, teacher: LocalTeacher, sample: list[str]) -> dict[str, 
     if find_spec("openvino") is None:
         skipped(f"encode {name} / {OPENVINO}", "openvino is not installed: pip install -e '.[bench]'")
         return {}
-    found: dict[Settings, float] = {}
+    measured: dict[Settings, float] = {}
     for settings in candidates(teacher, BUDGET)[: 2 if QUICK else None]:
         engine = OpenVino(teacher, settings)
         seconds = _seconds(engine, sample)  # warms up
-        if not found or seconds < HOPELESS * min(found.values()):
+        if not measured or seconds < HOPELESS * min(measured.values()):
             seconds = _seconds(engine, sample)
-        closeness[settings] = seconds
+        measured[settings] = seconds
         print(f"{name}: OpenVINO {settings.hint}, {settings.budget} tokens, {settings.attention}: {seconds:.2f} s")
-    ours = [settings for settings in found if settings.budget == own_budget(teacher, BUDGET)]
-    best = {"our batches": min(ours, key=found.__getitem__), "its best batches": min(found, key=found.__getitem__)}
+    ours = [settings for settings in measured if settings.budget == own_budget(teacher, BUDGET)]
+    best = {
+        "our batches": min(ours, key=measured.__getitem__),
+        "its best batches": min(measured, key=measured.__getitem__),
+    }
     engines = {settings: OpenVino(teacher, settings) for settings in best.values()}
     return {
         f"{OPENVINO}, {which}": lambda e=engines[settings]: e.encode(sample)  # type: ignore[misc]

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.export.onnx_graph import Graph
+from pipeline.model.backbones.backbone import Backbone
+from pipeline.model.backbones.registry import backbone_for
 from pipeline.model.batch import token_batches
 from pipeline.model.parallel import worker_count
 from pipeline.teacher.local import LocalTeacher
@@ -26,7 +28,7 @@ class Settings(NamedTuple):
 
 
 class _Normalised(nn.Module):
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
 
@@ -41,8 +43,8 @@ class OpenVino:
         import openvino  # type: ignore[import-not-found, unused-ignore]
 
         self.teacher, self.settings = teacher, settings
-        backbone = copy.deepcopy(teacher._model[0].auto_model).float().eval()
-        backbone.set_attn_implementation(settings.attention)
+        backbone = backbone_for(copy.deepcopy(teacher._model[0].auto_model).float().eval())
+        backbone.model.set_attn_implementation(settings.attention)
         example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")

@@ -59,7 +59,7 @@ def encode(
         "taken_over": {path: store.rows for path, store in zip(params.reuse, reused, strict=True)},
         "tokens_saved": sum(store.tokens for store in reused),
         "tokens": figures.tokens,
-        "tokens_per_s": round(figures.tokens / figures.computing, 1) if figures.rows else 0.0,
+        "tokens_per_s": round(figures.tokens / figures.computing, 1) if figures.rows and figures.computing else 0.0,
         "seconds": {
             "reading": round(figures.reading, 2),
             "computing": round(figures.computing, 2),

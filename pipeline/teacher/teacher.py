@@ -1,4 +1,4 @@
-"""The teacher, whose vectors are stored and fitted to: one interface to a model on this machine or behind an API."""
+"""The teacher model: one interface for a model on this machine and for one behind an API."""
 
 from pathlib import Path
 from typing import Protocol

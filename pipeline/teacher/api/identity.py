@@ -91,8 +91,8 @@ def confirm(client: Client, meta: StoreMeta) -> None:
         raise LeafError(
             f"teacher.api: the model behind the name `{client.teacher.model}` has changed: {change} to those first "
             f"seen (at least {client.api.probe_cosine:g} expected in {meta.dim} dimensions). Its vectors do not belong "
-            "with those you have: go back to the old model, or name another `encode.pool` and encode all with the new "
-            "one"
+            "with those you have: go back to the old model, or name another `encode.pool` and encode all with the "
+            "new one"
         )
     client.dim = meta.dim
 

@@ -1,7 +1,7 @@
-"""The answers of an API on their way into a shard: an append-only file in the pool, on the disk before all else.
+"""A journal of an API's answers that are in no shard yet: an append-only file in the shard cache.
 
-A record is a key, its tokens, its vector and a checksum, all of one length. What a killed writer left torn is dropped
-when the file is opened again, and so is a record that has rotted: its text is asked for again.
+A record is a key, its tokens, its vector and a checksum; all records have the same length. A record that a killed
+writer left incomplete is dropped when the file is opened again, and so is a damaged one: its text is asked for again.
 """
 
 import os
@@ -19,10 +19,10 @@ _READ_RECORDS = 4096
 
 
 class Journal:
-    """Answers that are in no shard yet. One process at a time (the pool's lock), any number of its threads."""
+    """Answers that are in no shard yet. Used by one process at a time (the cache's lock); thread-safe within it."""
 
     def __init__(self, file: Path, dim: int) -> None:
-        """Open or begin the file, and find what it holds. LeafError where the disk does not allow it."""
+        """Open or create the file and index its records. LeafError where the disk does not allow it."""
         self.file = file
         self._record = np.dtype([("key", KEY_DTYPE), ("tokens", "<i4"), ("vector", "<f4", (dim,)), ("checksum", "<u4")])
         self._places: dict[bytes, int] = {}
@@ -31,17 +31,17 @@ class Journal:
             self._handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._end = self._scan()
             os.ftruncate(self._handle, self._end)
-            sync(file.parent)  # of what use is a file on the disk whose name is not
+            sync(file.parent)  # else a power cut could lose the new file's name
 
     def keys(self) -> list[bytes]:
-        """Of all answers that are there."""
+        """The keys of all answers in the journal."""
         return list(self._places)
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._places
 
     def add(self, keys: Sequence[bytes], tokens: Sequence[int], vectors: np.ndarray) -> None:
-        """Append answers, `vectors` [keys, dim]; they are on the disk when this returns."""
+        """Append answers, `vectors` [keys, dim]; they have been flushed to the disk when this returns."""
         records = np.zeros(len(keys), self._record)
         records["key"], records["tokens"], records["vector"] = key_array(keys), tokens, vectors
         for record in records:
@@ -58,7 +58,7 @@ class Journal:
             self._end += records.nbytes
 
     def read(self, keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [keys] int32 and vectors [keys, dim] float32 of keys that are there, in their order."""
+        """Tokens [keys] int32 and vectors [keys, dim] float32 of keys in the journal, in the order given."""
         records = np.empty(len(keys), self._record)
         with self._lock, disk(self.file):
             for row, key in enumerate(keys):
@@ -67,21 +67,21 @@ class Journal:
         return records["tokens"].astype(np.int32), np.ascontiguousarray(records["vector"], np.float32)
 
     def drop(self, keys: Collection[bytes]) -> None:
-        """Forget answers that lie in a shard: the file is written anew without them."""
-        gone = set(keys)
+        """Remove answers that are in a shard by now: the file is rewritten without them."""
+        dropped = set(keys)
         with self._lock, disk(self.file):
-            left = [key for key in self._places if key not in gone]
-            if len(left) == len(self._places):
+            kept = [key for key in self._places if key not in dropped]
+            if len(kept) == len(self._places):
                 return
             new = self.file.with_name(f"{TEMPORARY}{self.file.name}")
             handle = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
             size = self._record.itemsize
-            for row, key in enumerate(left):
+            for row, key in enumerate(kept):
                 _write(handle, os.pread(self._handle, size, self._places[key]), row * size)
             os.fsync(handle)
             os.close(self._handle)
-            self._handle, self._end = handle, len(left) * size
-            self._places = {key: row * size for row, key in enumerate(left)}
+            self._handle, self._end = handle, len(kept) * size
+            self._places = {key: row * size for row, key in enumerate(kept)}
             new.replace(self.file)
             sync(self.file.parent)
 
@@ -98,23 +98,23 @@ class Journal:
         self.close()
 
     def _scan(self) -> int:
-        """Find every whole record; the file's length without what is torn at its end."""
+        """Index every valid record; return the length of the file up to the last of them."""
         size = self._record.itemsize
         count = os.fstat(self._handle).st_size // size
-        whole = 0
+        valid = 0
         for start in range(0, count, _READ_RECORDS):
-            wanted = min(_READ_RECORDS, count - start)
-            raw = os.pread(self._handle, wanted * size, start * size)
+            records = min(_READ_RECORDS, count - start)
+            raw = os.pread(self._handle, records * size, start * size)
             for row in range(len(raw) // size):
                 record = raw[row * size : (row + 1) * size]
                 if _checksum(record) == int.from_bytes(record[-4:], "little"):
                     self._places[record[: KEY_DTYPE.itemsize]] = (start + row) * size
-                    whole = start + row + 1
-        return whole * size
+                    valid = start + row + 1
+        return valid * size
 
 
 def _checksum(record: bytes) -> int:
-    return zlib.crc32(record[:-4], 0x1EAF)  # not 0: a record of zeros, which a crash may leave, must not pass
+    return zlib.crc32(record[:-4], 0x1EAF)  # with a start value, so that zeros, which a crash may leave, do not match
 
 
 def _write(handle: int, content: bytes, place: int) -> None:

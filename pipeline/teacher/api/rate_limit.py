@@ -1,4 +1,4 @@
-"""When a request may be sent to an API, and what the requests of a run have cost."""
+"""Rate and spending limits for requests to an API."""
 
 import threading
 import time
@@ -10,23 +10,23 @@ from pipeline.base.errors import LeafError
 from pipeline.params.sections import ApiParams
 
 MINUTE = 60.0
-BYTES_PER_TOKEN = 3  # of UTF-8: English has four, Chinese about three
+BYTES_PER_TOKEN = 3  # UTF-8 bytes, to estimate tokens from above: English has about four, Chinese about three
 
 
 class Stopped(Exception):  # noqa: N818
-    """Another thread has ended the run; whatever was not sent yet stays unsent."""
+    """Another thread has ended the run, so this request is not sent."""
 
 
 @dataclass
 class Sent:
-    """A request of the last minute: when it was sent, and its tokens (estimated until it is answered)."""
+    """A request of the last minute: when it was sent, and its tokens (an estimate until it is answered)."""
 
-    at: float
+    time: float
     tokens: int
 
 
 class RateLimiter:
-    """Holds requests back as the limits want, and adds up tokens. For all threads of a run."""
+    """Makes requests wait until the limits per minute allow them, and counts tokens. Shared by all threads of a run."""
 
     def __init__(self, api: ApiParams, stop: threading.Event, clock: Callable[[], float] = time.monotonic) -> None:
         self.api, self.stop, self.clock = api, stop, clock
@@ -34,7 +34,7 @@ class RateLimiter:
         self.requests = 0
         self.retries = 0
         self._bytes = 0
-        self._underway = 0
+        self._under_way = 0
         self._held_until = 0.0
         self._recent: deque[Sent] = deque()
         self._lock = threading.Lock()
@@ -43,8 +43,8 @@ class RateLimiter:
         """Wait until `size` bytes of text may be sent.
 
         Raises:
-            LeafError: they would go beyond the spending limit.
-            Stopped: the run is over.
+            LeafError: they would exceed the spending limit.
+            Stopped: the run has ended.
         """
         while True:
             with self._lock:
@@ -54,18 +54,18 @@ class RateLimiter:
                 if wait <= 0 and not self.stop.is_set():
                     sent = Sent(self.clock(), tokens)
                     self._recent.append(sent)
-                    self._underway += tokens
+                    self._under_way += tokens
                     self.requests += 1
                     return sent
             self.sleep(wait)
 
     def settle(self, sent: Sent, size: int, tokens: int | None) -> int:
-        """Replace the estimate by the tokens that the server has counted, and return them.
+        """Replace a request's estimate by the `tokens` that the server counted, and return the number that holds.
 
-        None: it counted none. Whether or not the answer was of use: it was charged.
+        None keeps the estimate, for a server that counts no tokens. Invalid answers are settled too: they are charged.
         """
         with self._lock:
-            self._underway -= sent.tokens
+            self._under_way -= sent.tokens
             if tokens is None:
                 tokens = sent.tokens
             else:
@@ -75,45 +75,46 @@ class RateLimiter:
             return tokens
 
     def failed(self, sent: Sent) -> None:
-        """No answer came that anybody would charge; the limits per minute still count the request."""
+        """Take note that a request got no answer: it is not charged, but still counts against the limits per minute."""
         with self._lock:
-            self._underway -= sent.tokens
+            self._under_way -= sent.tokens
 
     def hold(self, seconds: float) -> None:
-        """Let no request of any thread out for so long: the server has asked for it."""
+        """Send no request of any thread for so many seconds, because the server asks for it."""
         with self._lock:
             self._held_until = max(self._held_until, self.clock() + seconds)
 
     def sleep(self, seconds: float) -> None:
-        """Wait; Stopped as soon as the run is over."""
+        """Wait; raise Stopped as soon as the run ends."""
         if self.stop.wait(max(seconds, 0.0)):
             raise Stopped
 
     def wait(self, tokens: int) -> float:
-        """Seconds until a request of so many tokens keeps within the limits of any minute."""
+        """Seconds until a request of so many tokens keeps every 60-second window within the limits."""
         now = self.clock()
-        while self._recent and self._recent[0].at <= now - MINUTE:
+        while self._recent and self._recent[0].time <= now - MINUTE:
             self._recent.popleft()
         ends = [self._held_until]
         limit = self.api.requests_per_minute
         if limit is not None and len(self._recent) >= limit:
-            ends.append(self._recent[len(self._recent) - limit].at + MINUTE)
+            ends.append(self._recent[len(self._recent) - limit].time + MINUTE)
         if self.api.tokens_per_minute is not None:
-            over = sum(one.tokens for one in self._recent) + tokens - self.api.tokens_per_minute
-            for one in self._recent:
-                if over <= 0:
+            excess = sum(sent.tokens for sent in self._recent) + tokens - self.api.tokens_per_minute
+            for sent in self._recent:
+                if excess <= 0:
                     break
-                over -= one.tokens
-                ends.append(one.at + MINUTE)
+                excess -= sent.tokens
+                ends.append(sent.time + MINUTE)
         return max(ends) - now
 
     def _estimate(self, size: int) -> int:
+        """Tokens of `size` bytes, at the rate that the server has counted so far."""
         rate = self.tokens / self._bytes if self._bytes and self.tokens else 1 / BYTES_PER_TOKEN
         return max(1, round(size * rate))
 
     def _check_spending(self, tokens: int) -> None:
         limit = self.api.spending_limit
-        if limit is not None and self.tokens + self._underway + tokens > limit:
+        if limit is not None and self.tokens + self._under_way + tokens > limit:
             raise LeafError(
                 f"teacher.api.spending_limit: the next request would go beyond {limit:,} tokens ({self.tokens:,} spent "
                 "in this run); every vector that was paid is kept: run again, and only the rest is asked for"

@@ -1,0 +1,242 @@
+"""Stage one runs with a teacher and an engine of the test, and its plan is data that other processes can carry out."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipeline.base.errors import LeafError
+from pipeline.base.keys import contains, key_array
+from pipeline.corpus.files import corpus_keys
+from pipeline.encode.encoding import encode, engine_for
+from pipeline.encode.engines.engine import EncodeFigures
+from pipeline.encode.plan import WorkOrder, count_missing, plan, read_order
+from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.store.shard import StoreMeta
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.store import Store
+from pipeline.teacher.teacher import Teacher, open_teacher
+from tests.conftest import ROOT, corpus_frame
+from tests.faults.test_encode_faults import contents
+
+NONE = key_array([])
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Path]:
+    """A corpus of about 300 texts in three part files."""
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for number, rows in enumerate(corpus_frame(300).iter_slices(110)):
+        rows.write_parquet(folder / f"part-{number:05d}.parquet")
+    return sorted(folder.iterdir())
+
+
+def rows_of(parts: list[Path]) -> pl.DataFrame:
+    return pl.read_parquet(parts).select("key", "role", "id", "source", "text")
+
+
+def test_orders_hold_the_missing_rows_in_the_corpus_order(parts: list[Path]) -> None:
+    orders = list(plan(parts, NONE, 64))
+    assert [order.rows for order in orders] == [64] * (len(orders) - 1) + [orders[-1].rows]
+    assert pl.concat([read_order(order) for order in orders]).equals(rows_of(parts))
+    assert len({order.shard for order in orders}) == len(orders)
+    assert all(len(order.to_json()) < 1024 and piece.chosen is None for order in orders for piece in order.pieces)
+
+
+@pytest.mark.parametrize("shard_rows", [1, 7, 64, 1000])
+def test_rows_that_are_done_leave_holes(parts: list[Path], shard_rows: int) -> None:
+    rows = rows_of(parts)
+    hole = np.random.default_rng(0).random(len(rows)) < 0.4
+    done = np.sort(key_array(rows["key"])[hole])
+    orders = list(plan(parts, done, shard_rows))
+    left = rows.filter(pl.Series(~hole))
+    assert sum(order.rows for order in orders) == len(left) == count_missing(parts, done)
+    assert pl.concat([read_order(order) for order in orders]).equals(left)
+    assert list(plan(parts, corpus_keys(parts[0].parent), shard_rows)) == []
+
+
+def test_the_orders_that_are_left_do_not_change_when_others_are_carried_out(parts: list[Path]) -> None:
+    orders = list(plan(parts, NONE, 32))
+    finished = orders[:3] + orders[5:6]
+    done = np.sort(key_array(pl.concat([read_order(order) for order in finished])["key"]))
+    left = list(plan(parts, done, 32))
+    assert [order.shard for order in left] == [order.shard for order in orders if order not in finished]
+
+
+def test_an_order_is_the_same_after_a_trip_through_json(parts: list[Path]) -> None:
+    keys = corpus_keys(parts[0].parent)
+    for order in [*plan(parts, NONE, 64), *plan(parts, keys[::3], 64)]:
+        again = WorkOrder.from_json(order.to_json())
+        assert again == order and read_order(again).equals(read_order(order))
+
+
+def test_rows_that_are_not_those_planned_are_refused(parts: list[Path]) -> None:
+    order = next(plan(parts, NONE, 64))
+    rows = pl.read_parquet(parts[0])
+    rows.reverse().write_parquet(parts[0])
+    with pytest.raises(LeafError, match=rf"{parts[0].name}: the corpus has changed since shard {order.shard}"):
+        read_order(order)
+    rows.with_columns(text=pl.lit("edited")).write_parquet(parts[0])
+    with pytest.raises(LeafError, match="changed by hand"):
+        read_order(order)
+    rows.head(10).write_parquet(parts[0])
+    with pytest.raises(LeafError, match="has fewer rows"):
+        read_order(order)
+    parts[0].write_bytes(b"not Parquet")
+    with pytest.raises(LeafError, match=r"damaged .*run the stage `corpus` again"):
+        read_order(order)
+
+
+WORKER = """
+import json, sys
+from pathlib import Path
+import polars as pl, torch
+from pipeline.encode.plan import WorkOrder, read_order
+from pipeline.params.parsing import parse
+from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.store.shard import encoded
+from pipeline.store.shard_cache import commit_shard
+from pipeline.store.validation import checked_rows, checked_vectors
+from pipeline.teacher.teacher import open_teacher
+
+order_file, teacher_file, cache, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
+given = json.loads(Path(teacher_file).read_text())
+params = parse(EncodeParams, "encode", given["encode"])
+teacher = open_teacher(parse(TeacherParams, "teacher", given["teacher"]), params)
+order = WorkOrder.from_json(Path(order_file).read_text())
+rows = read_order(order)
+ids = teacher.tokenize_rows(rows)
+rows = checked_rows(rows.with_columns(tokens=pl.Series([len(tokens) for tokens in ids], dtype=pl.Int32)))
+vectors = checked_vectors(rows, teacher.encode_tokens(ids), teacher.meta)
+assert commit_shard(Path(cache), rows, encoded(vectors, teacher.meta), teacher.meta).name == order.shard
+"""
+
+
+class ProcessEngine:
+    """Hands every order to a new process as JSON, two at a time, and takes note of the shards that they commit."""
+
+    def __init__(self, teacher: Path, folder: Path, threads: int) -> None:
+        self.teacher, self.folder, self.threads = teacher, folder, threads
+
+    def run(self, orders: Iterable[WorkOrder], rows: int, cache: ShardCache) -> EncodeFigures:
+        figures = EncodeFigures()
+        under_way: list[tuple[WorkOrder, subprocess.Popen[bytes]]] = []
+        for order in orders:
+            under_way.append((order, self.start(order, cache)))
+            if len(under_way) == 2:
+                self.finish(*under_way.pop(0), cache, figures)
+        for order, process in under_way:
+            self.finish(order, process, cache, figures)
+        assert figures.rows == rows
+        return figures
+
+    def start(self, order: WorkOrder, cache: ShardCache) -> "subprocess.Popen[bytes]":
+        file = self.folder / f"{order.shard}.json"
+        file.write_text(order.to_json())
+        command = [sys.executable, "-c", WORKER, str(file), str(self.teacher), str(cache.path), str(self.threads)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        return subprocess.Popen(command, env=environment, cwd=self.folder)
+
+    def finish(
+        self, order: WorkOrder, process: "subprocess.Popen[bytes]", cache: ShardCache, figures: EncodeFigures
+    ) -> None:
+        assert process.wait(120) == 0
+        figures.rows += cache.register(order.shard).rows
+
+
+def test_an_engine_in_other_processes_publishes_the_same_bytes(
+    tiny_corpus: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    teacher_params = TeacherParams(str(tiny_teacher))
+    here = EncodeParams(shard_rows=150, pool=str(tmp_path / "here-cache"), token_budget=512)
+    encode(tiny_corpus, open_teacher(teacher_params, here), here, tmp_path / "here" / "store")
+
+    there = EncodeParams(shard_rows=150, pool=str(tmp_path / "there-cache"), token_budget=512)
+    file = tmp_path / "teacher.json"
+    sections = {"teacher": {"model": teacher_params.model}, "encode": {"token_budget": 512}}
+    file.write_text(json.dumps(sections))
+    engine = ProcessEngine(file, tmp_path, torch.get_num_threads())
+    figures = encode(tiny_corpus, open_teacher(teacher_params, there), there, tmp_path / "there" / "store", engine)
+    assert figures["rows_encoded"] == len(pl.read_parquet(tiny_corpus))
+    assert contents(tmp_path / "there" / "store") == contents(tmp_path / "here" / "store")
+    assert encode(tiny_corpus, open_teacher(teacher_params, there), there, tmp_path / "again")["rows_encoded"] == 0
+
+
+class HashTeacher:
+    """Vectors from a digest of role and text."""
+
+    directory = None
+    retries_refused = False
+    params = TeacherParams("hash")
+    meta = StoreMeta("ab" * 32, {"model": "hash"}, 16, "float32", normalized=False)
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.roots: list[Path] = []
+
+    def vectors(self, rows: pl.DataFrame) -> np.ndarray:
+        self.asked += rows["text"].to_list()
+        digests = [
+            hashlib.shake_128(f"{role} {text}".encode()).digest(16) for role, text in rows["role", "text"].rows()
+        ]
+        return np.stack([np.frombuffer(digest, np.uint8) for digest in digests]).astype(np.float32) + 1
+
+    def remember(self, cache_root: Path) -> None:
+        self.roots.append(cache_root)
+
+
+class PlainEngine:
+    """One order after the other, with nothing but `Teacher.vectors`."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+
+    def run(self, orders: Iterable[WorkOrder], rows: int, cache: ShardCache) -> EncodeFigures:
+        figures = EncodeFigures()
+        for order in orders:
+            batch = read_order(order)
+            cache.write(batch.with_columns(tokens=pl.lit(1, pl.Int32)), self.teacher.vectors(batch))
+            figures.rows += len(batch)
+        return figures
+
+
+def test_a_teacher_without_a_model_goes_through_stage_one(tiny_corpus: Path, tmp_path: Path) -> None:
+    teacher = HashTeacher()
+    params = EncodeParams(shard_rows=64, pool=str(tmp_path / "cache"), dtype="float32")
+    figures = encode(tiny_corpus, teacher, params, tmp_path / "store", PlainEngine(teacher))
+    rows = pl.read_parquet(tiny_corpus)
+    store = Store.open(tmp_path / "store")
+    store.verify()
+    assert figures["rows_encoded"] == len(rows) and teacher.asked == rows["text"].to_list()
+    assert np.array_equal(store.lookup(rows["key"].to_list()), HashTeacher().vectors(rows))
+    assert store.meta.fingerprint == teacher.meta.fingerprint and teacher.roots == [tmp_path / "cache"]
+
+    reused = EncodeParams(shard_rows=64, pool=str(tmp_path / "cache-2"), reuse=(str(tmp_path / "store"),))
+    encode(tiny_corpus, (second := HashTeacher()), reused, tmp_path / "store-2", PlainEngine(second))
+    sample = np.sort(key_array(rows["key"]))[:32]
+    assert set(rows.filter(pl.Series(contains(sample, key_array(rows["key"]))))["text"]) <= set(second.asked)
+    assert len(second.asked) < 32 + len(store.shards)
+
+
+def test_a_teacher_without_an_engine_is_a_mistake_of_the_caller() -> None:
+    with pytest.raises(TypeError, match="no engine is known for HashTeacher"):
+        engine_for(HashTeacher())
+
+
+def test_opening_a_teacher_reads_nothing() -> None:
+    teacher = open_teacher(TeacherParams("./nowhere"), EncodeParams())
+    with pytest.raises(LeafError, match="no such directory"):
+        _ = teacher.meta
+    with pytest.raises(LeafError, match="no such directory"):
+        teacher.vectors(corpus_frame(2))

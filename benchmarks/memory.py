@@ -1,15 +1,15 @@
-"""Peak memory of the encode and the fit stage at 0.1 and 1 million texts.
+"""Peak memory of the encode and the fit stage with 0.1 and 1 million texts.
 
     python -m benchmarks.memory
 
-A real teacher would take days here for a million texts. This one is real in all but size: a sentence-transformers
-directory of one BERT layer 32 wide with random weights and a head to 768 dimensions, so that corpus, tokenising,
-batches, shards, pool and store are what they always are. The fit is of all-MiniLM-L6-v2 with a head 384 -> 768, a
-hundred steps of it: everything that grows with the corpus (tokens, join, plan of an epoch, validation of the store) is
-done before the first. What a large teacher's weights and activations take comes on top, and so do oneDNN's kernels for
-numbers of tokens that a longer fit meets; neither grows with the corpus.
+A real teacher would take days for a million texts. This one is a tiny real model: a sentence-transformers directory of
+one BERT layer, 32 wide, with random weights and a head to 768 dimensions. So corpus, tokenising, batches, shards, shard
+cache and store are as always. The fit is a
+hundred steps of all-MiniLM-L6-v2 with a head 384 -> 768: everything that grows with the corpus (tokens, join, plan of
+an epoch, validation of the store) is done before the first step. A large teacher's weights and activations come on top,
+and so do oneDNN's kernels for other numbers of tokens in a longer fit; neither grows with the corpus.
 
-Each stage runs in a process of its own; its peak is the kernel's `VmHWM`, which counts mapped files, too.
+Each stage runs in its own process; its peak is the kernel's `VmHWM`, which also counts mapped files.
 """
 
 import json
@@ -23,13 +23,15 @@ from benchmarks.made import corpus, tiny_teacher
 
 SIZES = (2_000, 4_000) if QUICK else (100_000, 1_000_000)
 STEPS = 2 if QUICK else 100
-LONG = 0.05  # share of texts of up to 256 tokens: oneDNN keeps a kernel for every number of tokens of a batch
+LONG = 0.05  # share of texts of up to 256 tokens, since oneDNN keeps a kernel for every number of tokens in a batch
 LIMIT = 3 * 2**30 / 1e6  # MB
 FLAT = 0.8  # "flat": ten times the texts, at most a quarter more memory
 
 
 @click.command()
-@click.option("--stage", type=(click.Choice(["encode", "fit"]), Path), help="Used by the command itself.")
+@click.option(
+    "--stage", type=(click.Choice(["encode", "fit"]), Path), help="Run one stage; used by the command itself."
+)
 def main(stage: tuple[str, Path] | None) -> None:
     """Measure and print the table."""
     if stage:
@@ -43,9 +45,9 @@ def main(stage: tuple[str, Path] | None) -> None:
             folder = Path(directory)
             tiny_teacher(folder / "model")
             corpus(folder, rows, LONG)
-            for name, found in peaks.items():
-                found.append(child("benchmarks.memory", "--stage", name, folder)["peak"])
-                print(f"{name}, {rows:,} texts: {found[-1]:,.0f} MB", flush=True)
+            for name, stage_peaks in peaks.items():
+                stage_peaks.append(child("benchmarks.memory", "--stage", name, folder)["peak"])
+                print(f"{name}, {rows:,} texts: {stage_peaks[-1]:,.0f} MB", flush=True)
     small, large = (f"{rows:,} texts" for rows in SIZES)
     report(
         [

@@ -1,10 +1,10 @@
-"""What each step costs as the corpus grows: seconds, bytes, files, peak memory, and the law by which each grows.
+"""How the cost of each step grows with the corpus: seconds, bytes, files, peak memory, and the exponent of growth.
 
     python -m benchmarks.scale [ROWS ...]          (10,000, 100,000 and 1,000,000 where none are given)
 
-Texts are random words, vectors 768-d float16 that cost nothing to make: what is measured is everything around the
-models. Each step runs in a process of its own, and its memory is the kernel's `VmHWM` less what the imports took.
-The law is the exponent between the two largest sizes: 1 is linear, 0 is constant.
+Texts are random words; vectors are 768-d float16 that cost nothing to make. So everything except the models is
+measured. Each step runs in its own process; its memory is the kernel's `VmHWM` minus what the imports took. The column
+`law` is the exponent between the two largest sizes: 1 is linear, 0 is constant.
 """
 
 import json
@@ -36,12 +36,12 @@ from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
 
 SIZES = (10_000, 100_000, 1_000_000)
-GROWTH = 100  # a hundredth comes new
-DEFECT = 1.15  # an exponent above this is named
+GROWTH = 100  # the grown corpus has one new text per this many
+MAX_EXPONENT = 1.15  # steps that grow faster are listed at the end
 
 
 def _encode(folder: Path, corpus: str, out: str) -> None:
-    """The encode stage without its teacher."""
+    """Encode as the stage does, with a teacher that costs nothing."""
     with ShardCache(folder / "pool", TEACHER) as cache:
         _fill_cache(folder / corpus, cache)
         cache.publish(folder / out, corpus_keys(folder / corpus))
@@ -95,7 +95,7 @@ def _dvc(folder: Path, *command: str) -> None:
 
 
 def _linked(folder: Path, store: str) -> None:
-    """Put a store where DVC looks for it, as publishing does: by hard links."""
+    """Put a store where DVC looks for it, by hard links, as publishing does."""
     place = folder / "repository" / "embeddings"
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(folder / store, place, copy_function=os.link)
@@ -109,9 +109,9 @@ def _repository(folder: Path) -> None:
 
 
 STEPS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    # name: what is done, and the directory whose bytes and files are counted ("" for none)
+    # name: the work, and the directory whose bytes and files are counted ("" for none)
     "corpus": (lambda folder: _corpus(folder, ["texts"], "corpus"), "corpus"),
-    "encode: fill the pool": (lambda folder: _fill(folder, "corpus"), "pool"),
+    "encode: fill the cache": (lambda folder: _fill(folder, "corpus"), "pool"),
     "encode: publish": (lambda folder: _publish(folder, "corpus", "store"), "store"),
     "verify": (_verify, "store"),
     "corpus, 1 % more": (lambda folder: _corpus(folder, ["texts", "more"], "corpus-grown"), "corpus-grown"),
@@ -130,8 +130,8 @@ BEFORE: dict[str, Callable[[Path], None]] = {
 }
 
 
-def one(step: str, folder: Path) -> dict[str, float]:
-    """Do one step in this process."""
+def measure_step(step: str, folder: Path) -> dict[str, float]:
+    """Run one step in this process and measure it."""
     do, result = STEPS[step]
     if before := BEFORE.get(step):
         before(folder)
@@ -144,7 +144,7 @@ def one(step: str, folder: Path) -> dict[str, float]:
 
 
 def measure(rows: int) -> dict[str, dict[str, float]]:
-    """All steps at one size, in a directory that is gone afterwards."""
+    """Measure all steps at one size, in a temporary directory."""
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
@@ -158,31 +158,31 @@ def measure(rows: int) -> dict[str, dict[str, float]]:
 
 
 def law(small: tuple[int, float], large: tuple[int, float]) -> float:
-    """The exponent b of a * rows ** b through two points; NaN where there is nothing to see."""
+    """The exponent b of `a * rows ** b` through two points; NaN where a value is zero."""
     if min(small[1], large[1]) <= 0:
         return math.nan
     return math.log(large[1] / small[1]) / math.log(large[0] / small[0])
 
 
 def main(sizes: tuple[int, ...]) -> None:
-    """Print a table for each kind of figure, and what grows faster than the corpus."""
-    found = {rows: measure(rows) for rows in sorted(sizes)}
+    """Print a table per kind of figure, and the steps that grow faster than the corpus."""
+    results = {rows: measure(rows) for rows in sorted(sizes)}
     print(f"\n{machine()}")
-    steep = []
+    steep: list[str] = []
     for kind in ("seconds", "MB", "files", "peak MB"):
-        print(f"\n| {kind} | {' | '.join(f'{rows:,}' for rows in found)} | law |\n{'|---' * (len(found) + 2)}|")
+        print(f"\n| {kind} | {' | '.join(f'{rows:,}' for rows in results)} | law |\n{'|---' * (len(results) + 2)}|")
         for step in STEPS:
-            points = [(rows, figures[step][kind]) for rows, figures in found.items()]
+            points = [(rows, figures[step][kind]) for rows, figures in results.items()]
             exponent = law(*points[-2:]) if len(points) > 1 else math.nan
             cells = " | ".join(f"{value:,.4g}" for _, value in points)
             print(f"| {step} | {cells} | {'-' if math.isnan(exponent) else f'{exponent:.2f}'} |")
-            if exponent > DEFECT:
+            if exponent > MAX_EXPONENT:
                 steep.append(f"{kind} of `{step}` ({exponent:.2f})")
     print(f"\nGrows faster than the corpus: {'; '.join(steep) or 'nothing'}")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--step"]:
-        print(json.dumps(one(sys.argv[2], Path(sys.argv[3]))))
+        print(json.dumps(measure_step(sys.argv[2], Path(sys.argv[3]))))
     else:
         main(tuple(int(rows.replace(",", "").replace("_", "")) for rows in sys.argv[1:]) or SIZES)

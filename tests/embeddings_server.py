@@ -1,6 +1,6 @@
-"""An OpenAI-compatible embeddings server that fails on purpose, in a thread of the test.
+"""An OpenAI-compatible embeddings server for tests, which fails as it is told to. It runs in a thread.
 
-It counts how often each text was answered, so that a test can tell whether anything was paid for twice.
+It counts how often each text was answered, so that a test can tell whether a text was paid for twice.
 """
 
 import base64
@@ -24,18 +24,18 @@ SPOILED = {"nan": np.nan, "zero": 0.0}
 
 
 def vector(text: str, drift: float = 0.0, dim: int = DIM) -> np.ndarray:
-    """[dim] float32, decided by the text alone; not of length one. `drift` mixes another model's vector in."""
-    found = [
+    """[dim] float32, determined by the text alone, not normalised. `drift` mixes in the vector of another model."""
+    models = [
         np.random.default_rng(int.from_bytes(hashlib.sha256(f"{salt}{text}".encode()).digest()[:8], "big")).normal(
             size=dim
         )
         for salt in ("", "other ")
     ]
-    return ((1 - drift) * found[0] + drift * found[1]).astype(np.float32)
+    return ((1 - drift) * models[0] + drift * models[1]).astype(np.float32)
 
 
 class Server(ThreadingHTTPServer):
-    """Answers any text but those with the word REFUSED; `plan` holds what goes wrong with the next requests."""
+    """Answers every text without the word REFUSED; `plan` lists what goes wrong with the next requests."""
 
     daemon_threads = True
 
@@ -59,13 +59,13 @@ class Server(ThreadingHTTPServer):
 
     @property
     def texts(self) -> Counter[str]:
-        """How often each text was answered, without the probe's."""
+        """How often each text was answered, probe texts left out."""
         from pipeline.teacher.api.identity import PROBE_TEXTS
 
         return Counter({text: count for text, count in self.answered.items() if text not in PROBE_TEXTS})
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is no news."""
+        """Ignore clients that have disconnected."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -90,21 +90,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         server = self.server
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
-            server.requests.append(asked)
+            server.requests.append(request)
             server.times.append(time.monotonic())
             server.under_way += 1
             server.most_under_way = max(server.most_under_way, server.under_way)
             wrong = server.plan.pop(0) if server.plan else ""
         try:
             time.sleep(server.delay)
-            self.answer(asked, wrong)
+            self.answer(request, wrong)
         finally:
             with server.lock:
                 server.under_way -= 1
 
-    def answer(self, asked: dict[str, Any], wrong: str) -> None:
+    def answer(self, request: dict[str, Any], wrong: str) -> None:
         server, given = self.server, self.headers.get("Authorization", "")
         if self.path != "/v1/embeddings":
             return self.fail(404, "unknown route")
@@ -117,31 +117,31 @@ class Handler(BaseHTTPRequestHandler):
             return self.fail(int(status), f"told to fail; your key is {given}", headers)
         if kind == "quota":
             return self.fail(429, "no money", code="insufficient_quota")
-        texts = asked["input"]
+        texts = request["input"]
         if kind == "refuse-all":
             server.refuse_all = True
-        if server.no_base64 and asked["encoding_format"] == "base64":
+        if server.no_base64 and request["encoding_format"] == "base64":
             return self.fail(400, "encoding_format base64 is not known here")
         if server.refuse_all or any("REFUSED" in text for text in texts):
             return self.fail(400, f"content policy says no, key {given}")
-        self.send_vectors(asked, kind)
+        self.send_vectors(request, kind)
 
-    def send_vectors(self, asked: dict[str, Any], wrong: str) -> None:
-        server, texts = self.server, asked["input"]
-        dim = asked.get("dimensions") or server.dim
+    def send_vectors(self, request: dict[str, Any], wrong: str) -> None:
+        server, texts = self.server, request["input"]
+        dim = request.get("dimensions") or server.dim
         vectors = [vector(text, server.drift, dim) for text in texts]
         if wrong in SPOILED:
             vectors[-1][:] = SPOILED[wrong]
         if wrong == "dimension":
             vectors[-1] = vectors[-1][:-1]
-        base64_wanted = asked["encoding_format"] == "base64" and not server.float_only
+        as_base64 = request["encoding_format"] == "base64" and not server.float_only
         data = [
             {
                 "object": "embedding",
                 "index": place,
-                "embedding": base64.b64encode(one.tobytes()).decode() if base64_wanted else [float(x) for x in one],
+                "embedding": base64.b64encode(values.tobytes()).decode() if as_base64 else values.tolist(),
             }
-            for place, one in enumerate(vectors)
+            for place, values in enumerate(vectors)
         ]
         if wrong == "count":
             data.pop()
@@ -153,7 +153,7 @@ class Handler(BaseHTTPRequestHandler):
             embedding: Any = data[-1]["embedding"]
             embedding[0] = 10**400
         tokens = server.usage or sum(tokens_of(text) for text in texts)
-        document = {"object": "list", "data": data, "model": asked["model"]}
+        document = {"object": "list", "data": data, "model": request["model"]}
         if not server.no_usage:
             document["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}
         body = json.dumps(document).encode()
@@ -186,13 +186,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def tokens_of(text: str) -> int:
-    """Tokens as this server counts them: words, and one more."""
+    """Tokens as this server counts them: words plus one."""
     return len(text.split()) + 1
 
 
 @contextmanager
 def running(**options: Any) -> Iterator[Server]:
-    """The server in a thread of this process."""
+    """Run the server in a thread of this process."""
     server = Server(**options)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

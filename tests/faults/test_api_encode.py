@@ -1,4 +1,4 @@
-"""An encode process with a failing API loses no vector that was paid, pays for none twice, and tells nobody the key."""
+"""With a failing API, an encode process loses no paid vector, pays for none twice, and reveals the key nowhere."""
 
 import json
 import signal
@@ -33,13 +33,13 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with running(key=KEY) as made:
-        yield made
+    with running(key=KEY) as server:
+        yield server
 
 
 @pytest.fixture
 def params(server: Server, write_params: Write, tiny_corpus: Path) -> Write:
-    """Parameters with the server as teacher; keywords are those of `teacher.api`, `encode` and `teacher` those."""
+    """Write parameters with the server as teacher; `api` keywords go to `teacher.api`."""
 
     def write(encode: dict[str, Any] | None = None, teacher: dict[str, Any] | None = None, **api: Any) -> Path:
         settings = {"base_url": server.url, "items_per_request": 16, "concurrency": 3, "timeout": 10.0, "retries": 3}
@@ -76,8 +76,8 @@ def check(folder: Path, out: str = "out/store", without: str = "REFUSED") -> Non
     frame = texts(folder).filter(~pl.col("text").str.contains(without))
     expected = np.stack([vector(text) for text in frame["text"]])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    found = Store.open(folder / out).lookup(frame["key"].to_list())
-    assert np.abs(found - expected).max() < 1e-3
+    stored = Store.open(folder / out).lookup(frame["key"].to_list())
+    assert np.abs(stored - expected).max() < 1e-3
 
 
 def test_a_run_through_every_failure_pays_once_and_a_second_run_asks_nothing(
@@ -99,9 +99,9 @@ def test_a_run_through_every_failure_pays_once_and_a_second_run_asks_nothing(
     assert rows["tokens"].sum() == sum(map(tokens_of, texts(tmp_path)["text"]))
     assert [path.name for path in (tmp_path / "pool").rglob("answers*")] == []
 
-    before, asked = contents(tmp_path / "out" / "store"), len(server.requests)
+    before, requests = contents(tmp_path / "out" / "store"), len(server.requests)
     assert encode(stage).returncode == 0
-    assert len(server.requests) == asked and contents(tmp_path / "out" / "store") == before
+    assert len(server.requests) == requests and contents(tmp_path / "out" / "store") == before
 
 
 def test_a_server_that_counts_absurdly_many_tokens_is_paid_once(
@@ -181,7 +181,7 @@ def test_a_spending_limit_stops_the_run_and_the_next_one_continues(
 def test_texts_the_server_refuses_end_the_run_by_name_or_are_left_out_and_listed(
     server: Server, params: Write, stage: Stage, tmp_path: Path
 ) -> None:
-    text = [f"REFUSED {one}" if row in (7, 8, 200) else one for row, one in enumerate(texts(tmp_path)["text"])]
+    text = [f"REFUSED {text}" if row in (7, 8, 200) else text for row, text in enumerate(texts(tmp_path)["text"])]
     frame = reworded(tmp_path, text)
     bad = np.flatnonzero(frame["text"].str.starts_with("REFUSED").to_numpy()).tolist()
     ids = [frame["id"][row] for row in bad]
@@ -199,16 +199,16 @@ def test_texts_the_server_refuses_end_the_run_by_name_or_are_left_out_and_listed
     assert set(server.texts.values()) == {1}
     check(tmp_path)
     figures = metrics(tmp_path)
-    assert [one["id"] for one in figures["refused"]] == [frame["id"][row] for row in bad]
+    assert [refusal["id"] for refusal in figures["refused"]] == [frame["id"][row] for row in bad]
     assert "content policy says no" in figures["refused"][0]["reason"] and figures["api"]["refused"] == 3
     assert figures["rows_encoded"] + figures["rows_reused"] == len(frame) - 3
     store = Store.open(tmp_path / "out" / "store")
     store.verify()
     assert set(store.meta.refused or {}) == {frame["key"][row].hex() for row in bad}
 
-    asked, before = len(server.requests), contents(tmp_path / "out" / "store")
-    assert encode(stage).returncode == 0  # those refused are known: nothing is asked, not even the probe
-    assert len(server.requests) == asked and contents(tmp_path / "out" / "store") == before
+    requests, before = len(server.requests), contents(tmp_path / "out" / "store")
+    assert encode(stage).returncode == 0  # the refused texts are known: no request is sent, not even for the probe
+    assert len(server.requests) == requests and contents(tmp_path / "out" / "store") == before
 
 
 def test_a_server_that_refuses_everything_leaves_no_text_out(
@@ -258,13 +258,13 @@ def test_another_teams_store_is_reused_with_its_fingerprint_although_the_server_
     assert Store.open(tmp_path / "out" / "store").meta.fingerprint == Store.open(tmp_path / "theirs").meta.fingerprint
     figures = metrics(tmp_path)
     assert (figures["rows_reused"], figures["rows_encoded"]) == (150, len(everything) - 150)
-    # Asked were the rest, the four of the sample and the first of each shard, and the probe once.
-    theirs = Store.open(tmp_path / "theirs")
-    shards = [sorted(theirs.shard_rows_frame(number)["key"]) for number in range(len(theirs.shards))]
+    # Requested: the remaining texts, the sample (four, and the smallest key of each shard), and the probe once.
+    reused = Store.open(tmp_path / "theirs")
+    shards = [sorted(reused.shard_rows_frame(number)["key"]) for number in range(len(reused.shards))]
     sample = {*sorted(everything.head(150)["key"])[:4], *(shard[0] for shard in shards)}
     assert len(server.texts) == len(everything) - 150 + len(sample)
     assert server.answered[PROBE_TEXTS[0]] == 1
-    # The probe is the pool's own now: without their store the fingerprint stays.
+    # The probe is recorded beside our cache now: without the reused store the fingerprint stays.
     params(encode={"pool": "our-pool"})
     before = contents(tmp_path / "out" / "store")
     assert encode(stage).returncode == 0 and contents(tmp_path / "out" / "store") == before
@@ -284,13 +284,13 @@ def test_verify_asks_the_server_for_a_sample(server: Server, params: Write, stag
     server.drift = 0.3
     assert "has changed" in stage(*verify).stderr
     params(teacher={"prompts": {"query": "q: "}})
-    asked = len(server.requests)
+    requests = len(server.requests)
     assert "name the same model" in stage(*verify).stderr
-    assert len(server.requests) == asked
+    assert len(server.requests) == requests
 
 
 def test_the_key_is_nowhere(server: Server, params: Write, stage: Stage, tmp_path: Path) -> None:
-    """The server repeats it in every error; neither files nor output may."""
+    """The server repeats the key in every error; neither files nor output may contain it."""
     said = ""
     reworded(tmp_path, ["REFUSED", *texts(tmp_path)["text"][1:]])
     for plan, settings in (
@@ -343,7 +343,7 @@ def test_a_termination_keeps_what_was_under_way(server: Server, params: Write, t
 def test_texts_left_out_do_not_stop_the_student(server: Server, params: Write, stage: Stage, tmp_path: Path) -> None:
     frame = texts(tmp_path)
     rows = [frame["split"].to_list().index(split) for split in ("train", "heldout")]
-    refused = [f"REFUSED {sentence(row)}" if row in rows else one for row, one in enumerate(frame["text"])]
+    refused = [f"REFUSED {sentence(row)}" if row in rows else text for row, text in enumerate(frame["text"])]
     frame = reworded(tmp_path, refused)
     params(refused="leave_out")
     assert encode(stage).returncode == 0
@@ -355,7 +355,7 @@ def test_texts_left_out_do_not_stop_the_student(server: Server, params: Write, s
     measured = stage("evaluate", *places, "--model", "student", "--out", "evaluate.json", "--cost", "cost.json")
     assert measured.returncode == 0, measured.stderr
     assert "cost: left out: the teacher is an API" in measured.stdout
-    # A text that the store neither has nor lists is an error still.
+    # A text that the store neither has nor lists as refused is still an error.
     pl.concat([frame, frame.head(1)]).write_parquet(tmp_path / "corpus" / "part-00000.parquet")
     reworded(tmp_path, [*frame["text"], "A text that is new."])
     lacking = stage("fit", *places, "--out", "student-2", "--metrics", "fit.json", "--curve", "curve.csv")

@@ -1,4 +1,4 @@
-"""A real encode process that is killed, starved of space or started twice loses nothing and publishes nothing half."""
+"""An encode process killed, starved of disk space or started twice loses nothing and publishes nothing half-done."""
 
 import os
 import random
@@ -19,7 +19,7 @@ Completed = subprocess.CompletedProcess[str]
 
 
 def start(folder: Path, limit_bytes: int | None = None) -> "subprocess.Popen[str]":
-    """`python -m stages.encode` in `folder`; with `limit_bytes`, no file may grow beyond that, as on a full disk."""
+    """Start `python -m stages.encode` in `folder`; no file may grow beyond `limit_bytes`, as on a full disk."""
 
     def limit() -> None:
         if limit_bytes is not None:
@@ -50,19 +50,19 @@ def test_a_run_killed_again_and_again_publishes_the_bytes_of_one_never_killed(
 
     (tmp_path / "out").rename(tmp_path / "first")
     write_params(encode={"pool": "pool-b", "shard_rows": 32})
-    chance = random.Random(3)
+    generator = random.Random(3)
     kills = 0
     for _ in range(5):
         process = start(tmp_path)
-        pool = tmp_path / "pool-b"
-        shards = len(list(pool.glob("*/*/shard.json")))
-        # Killed at some moment after it has begun to work: while it encodes, writes a shard, or publishes.
+        cache = tmp_path / "pool-b"
+        shards = len(list(cache.glob("*/*/shard.json")))
+        # Killed at a random moment after its first shard: while it encodes, writes another shard, or publishes.
         deadline = time.monotonic() + 60
         while (
-            process.poll() is None and len(list(pool.glob("*/*/shard.json"))) <= shards and time.monotonic() < deadline
+            process.poll() is None and len(list(cache.glob("*/*/shard.json"))) <= shards and time.monotonic() < deadline
         ):
             time.sleep(0.002)
-        time.sleep(chance.random() * 0.05)
+        time.sleep(generator.random() * 0.05)
         if process.poll() is not None:
             break
         process.send_signal(signal.SIGKILL)

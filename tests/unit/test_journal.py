@@ -1,4 +1,4 @@
-"""What a journal has taken is there after any kill, and only that."""
+"""After a kill at any moment, a journal holds exactly the answers that were added to it."""
 
 import random
 from pathlib import Path
@@ -21,23 +21,23 @@ def vectors(*numbers: int) -> np.ndarray:
     return np.stack([np.full(DIM, number + 0.5, np.float32) for number in numbers])
 
 
-def written(file: Path, *batches: tuple[int, ...]) -> None:
+def write_journal(file: Path, *batches: tuple[int, ...]) -> None:
     with Journal(file, DIM) as journal:
         for batch in batches:
             journal.add(keys(*batch), [10 * number for number in batch], vectors(*batch))
 
 
 def test_answers_are_read_back_in_any_order_by_another_run(tmp_path: Path) -> None:
-    written(tmp_path / "j", (1, 2), (3,))
+    write_journal(tmp_path / "j", (1, 2), (3,))
     with Journal(tmp_path / "j", DIM) as journal:
-        tokens, found = journal.read(keys(3, 1))
-        assert tokens.tolist() == [30, 10] and np.array_equal(found, vectors(3, 1))
+        tokens, read = journal.read(keys(3, 1))
+        assert tokens.tolist() == [30, 10] and np.array_equal(read, vectors(3, 1))
         assert keys(2)[0] in journal and keys(4)[0] not in journal
 
 
 def test_whatever_length_a_kill_leaves_whole_answers_stay_and_new_ones_can_follow(tmp_path: Path) -> None:
     file = tmp_path / "j"
-    written(file, (1,), (2,), (3,))
+    write_journal(file, (1,), (2,), (3,))
     whole = file.read_bytes()
     size = len(whole) // 3
     for length in range(len(whole) + 1):
@@ -51,13 +51,13 @@ def test_whatever_length_a_kill_leaves_whole_answers_stay_and_new_ones_can_follo
 
 def test_a_flipped_bit_costs_its_own_answer_and_no_other(tmp_path: Path) -> None:
     file = tmp_path / "j"
-    written(file, (1, 2, 3))
+    write_journal(file, (1, 2, 3))
     whole = file.read_bytes()
-    size, chance = len(whole) // 3, random.Random(0)
+    size, generator = len(whole) // 3, random.Random(0)
     for _ in range(200):
-        place = chance.randrange(len(whole))
+        place = generator.randrange(len(whole))
         damaged = bytearray(whole)
-        damaged[place] ^= 1 << chance.randrange(8)
+        damaged[place] ^= 1 << generator.randrange(8)
         file.write_bytes(damaged)
         with Journal(file, DIM) as journal:
             expected = [number for number in (1, 2, 3) if number != place // size + 1]
@@ -67,7 +67,7 @@ def test_a_flipped_bit_costs_its_own_answer_and_no_other(tmp_path: Path) -> None
 
 def test_a_tail_of_zeros_is_no_answer(tmp_path: Path) -> None:
     file = tmp_path / "j"
-    written(file, (1,))
+    write_journal(file, (1,))
     file.write_bytes(file.read_bytes() + bytes(500))
     with Journal(file, DIM) as journal:
         assert journal.keys() == keys(1)
@@ -88,14 +88,14 @@ def test_answers_that_are_in_a_shard_are_dropped_and_an_empty_journal_is_removed
 
 def test_refused_texts_are_known_to_the_next_run_and_a_torn_line_is_not(tmp_path: Path) -> None:
     refused = RefusedTexts(tmp_path / "r")
-    one, two = keys(1, 2)
-    refused.add(one, "id-1", "says “no”")
+    first, second = keys(1, 2)
+    refused.add(first, "id-1", "says “no”")
     with (tmp_path / "r").open("ab") as file:
         file.write(b'{"key": "00')
     again = RefusedTexts(tmp_path / "r")
-    assert dict(again) == {one: RefusedText("id-1", "says “no”")}
-    again.add(two, "id-2", "no")
-    assert set(RefusedTexts(tmp_path / "r")) == {one, two}
+    assert dict(again) == {first: RefusedText("id-1", "says “no”")}
+    again.add(second, "id-2", "no")
+    assert set(RefusedTexts(tmp_path / "r")) == {first, second}
     again.clear()
     assert not RefusedTexts(tmp_path / "r")
 
@@ -103,6 +103,6 @@ def test_refused_texts_are_known_to_the_next_run_and_a_torn_line_is_not(tmp_path
 @pytest.mark.parametrize("tokens", [0, 1, 7, 100])
 def test_shares_of_tokens_follow_the_characters_and_add_up(tokens: int) -> None:
     texts = ["a" * 10, "b" * 30, "c", "d" * 59]
-    found = split_tokens(tokens, texts)
-    assert sum(found) == tokens
-    assert all(abs(one - tokens * len(text) / 100) <= 1 for one, text in zip(found, texts, strict=True))
+    counts = split_tokens(tokens, texts)
+    assert sum(counts) == tokens
+    assert all(abs(count - tokens * len(text) / 100) <= 1 for count, text in zip(counts, texts, strict=True))

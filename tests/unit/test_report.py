@@ -1,4 +1,4 @@
-"""The report, looked at in a real browser where one is installed."""
+"""The report, also in a real browser if one is installed."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     frame = frame.with_columns(pl.Series("text", texts))
     frame.write_parquet(root / "corpus" / "part-00000.parquet")
     store = write_store(frame, root)
-    files = {
+    files: dict[str, Any] = {
         "sts": (str(pairs(root / "pairs.csv")),),
         "classification": (str(labelled(root / "kinds.csv", split=True)),),
     }

@@ -1,9 +1,9 @@
-"""Every measurement with a target, one after the other, and the whole table at the end: `make bench`.
+"""Run every benchmark with a target, one after the other, and print the whole table at the end: `make bench`.
 
     python -m benchmarks [--quick]
 
-Writes benchmarks/results.json: a row that is not there was not measured, and the terminal says why. With --quick
-everything runs at sizes that show only that it runs, and results.json stays as it is.
+Writes benchmarks/results.json; the output says why a row is missing there. With --quick the sizes are tiny, which
+only shows that everything runs, and results.json stays as it is.
 """
 
 import os

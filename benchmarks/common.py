@@ -1,4 +1,4 @@
-"""What the measurements share: the machine in a line, sides that take turns, the table, peak memory of a process."""
+"""Shared by the benchmarks: description of the machine, alternating rounds, the table, peak memory of a process."""
 
 import json
 import os
@@ -20,15 +20,15 @@ MPNET = ROOT / "models" / "all-mpnet-base-v2"
 RESULTS = ROOT / "benchmarks" / "results.json"
 PACKAGES = ("torch", "sentence-transformers", "transformers", "openvino", "zarr", "polars", "dvc")
 QUICK = bool(os.environ.get("LEAF_BENCH_QUICK"))
-"""Whether only to show that everything runs: tiny sizes, and results.json is left as it is."""
+"""Whether to use tiny sizes that only show that everything runs; results.json is then left as it is."""
 
 Work = float | tuple[float, float]
-"""What a side did: an amount, or the amount and the seconds that count."""
+"""What a side did in a round: an amount, or an amount and the seconds it took, if not all of the round counts."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table. `ratio` says how many times better ours is; it should be at least `target`."""
+    """A row of the table: ours against theirs. `ratio`, how many times better ours is, should be at least `target`."""
 
     name: str
     against: str
@@ -40,9 +40,9 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """Ours over theirs, or the other way round where less is better."""
-        above, below = (self.theirs, self.ours) if self.less_is_better else (self.ours, self.theirs)
-        return above / max(below, 1e-12)
+        """Ours divided by theirs, or the inverse where less is better."""
+        better, worse = (self.theirs, self.ours) if self.less_is_better else (self.ours, self.theirs)
+        return better / max(worse, 1e-12)
 
 
 def machine() -> str:
@@ -50,7 +50,7 @@ def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = ", ".join(f"{package} {found}" for package in PACKAGES if (found := _version(package)))
+    versions = ", ".join(f"{package} {number}" for package in PACKAGES if (number := _version(package)))
     return (
         f"{model}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, load {os.getloadavg()[0]:.1f}; "
         f"Python {platform.python_version()}, {versions}; {time.strftime('%Y-%m-%d')}"
@@ -65,9 +65,9 @@ def _version(package: str) -> str | None:
 
 
 def alternate(sides: Mapping[str, Callable[[], Work]], rounds: int) -> dict[str, float]:
-    """Median rate (amount per second) of each side.
+    """Median rate (amount per second) of each side over alternating rounds.
 
-    The sides take turns, so that a drifting machine slows all of them alike. The first turn warms up.
+    The sides take turns, so that a machine that becomes slower affects all of them. The first round warms up.
     """
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
@@ -94,20 +94,20 @@ def report(rows: list[Row]) -> None:
         }
         for row in rows
     }
-    mine = {f"{row.name} / {row.against}" for row in rows}
-    print(table({name: figures for name, figures in known.items() if name in mine}), flush=True)
+    names = {f"{row.name} / {row.against}" for row in rows}
+    print(table({name: figures for name, figures in known.items() if name in names}), flush=True)
     if not QUICK:
         RESULTS.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def results() -> dict[str, dict[str, Any]]:
-    """What results.json holds."""
-    found: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    return found
+    """The content of results.json; empty without the file."""
+    content: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return content
 
 
 def table(known: dict[str, dict[str, Any]]) -> str:
-    """The rows in Markdown, under the machine's description."""
+    """A Markdown table of the content of results.json, under the description of the machine."""
     lines = [machine(), "", "| what / against | unit | ours | theirs | ratio | target | met |", "|---" * 7 + "|"]
     lines += [
         f"| {name} | {row['unit']} | {row['ours']:,.5g} | {row['theirs']:,.5g} | {row['ratio']:.3g} "
@@ -118,12 +118,12 @@ def table(known: dict[str, dict[str, Any]]) -> str:
 
 
 def skipped(name: str, reason: str) -> None:
-    """Say that a row is not measured."""
+    """Print that a row is not measured, and why."""
     print(f"SKIPPED {name}: {reason}", flush=True)
 
 
 def texts(count: int) -> list[str]:
-    """Different texts of natural lengths: package descriptions and definitions of shared/, else docstrings."""
+    """Distinct texts of natural lengths: package descriptions and definitions in shared/, otherwise docstrings."""
     import polars as pl
 
     if (SHARED / "text").is_dir():
@@ -142,17 +142,17 @@ def texts(count: int) -> list[str]:
 def peak_mb() -> float:
     """The largest resident size of this process so far, in MB (Linux).
 
-    The kernel's `VmHWM` and not `ru_maxrss`: that one starts at the size of the process that started this one.
+    From the kernel's `VmHWM`, because `ru_maxrss` starts at the size of the parent process.
     """
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) * 1024 / 1e6
 
 
 def child(module: str, *arguments: object) -> dict[str, Any]:
-    """Run `python -m module ARGUMENTS` in a process of its own; the JSON on the last line of what it prints."""
+    """Run `python -m module ARGUMENTS` in a process of its own; returns the JSON on its last line of output."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer

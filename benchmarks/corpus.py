@@ -1,4 +1,4 @@
-"""Rows per second and peak memory of the corpus stage, on short texts made of random words.
+"""Measure rows per second and peak memory of the corpus stage, on short texts of random words.
 
     python -m benchmarks.corpus [ROWS ...]
 
@@ -30,17 +30,17 @@ def measure(file: Path, out: Path) -> None:
 
 
 def main(sizes: tuple[int, ...]) -> None:
-    """Print one table row a size."""
+    """Print a table row for each size."""
     print(f"{'rows':>12}{'kept':>12}{'text MB':>10}{'seconds':>10}{'rows/s':>10}{'peak MB':>10}{'imports MB':>12}")
     for rows in sizes:
         with tempfile.TemporaryDirectory() as directory:
             file, out = Path(directory) / "texts.parquet", Path(directory) / "corpus"
             write_texts(file, rows)
             size = pl.scan_parquet(file).select(pl.col("text").str.len_bytes().sum()).collect().item() / 1e6
-            one = child("benchmarks.corpus", "--measure", file, out)
+            figures = child("benchmarks.corpus", "--measure", file, out)
         print(
-            f"{rows:12,}{one['kept']:12,}{size:10.1f}{one['seconds']:10.1f}{rows / one['seconds']:10,.0f}"
-            f"{one['peak']:10.0f}{one['before']:12.0f}",
+            f"{rows:12,}{figures['kept']:12,}{size:10.1f}{figures['seconds']:10.1f}{rows / figures['seconds']:10,.0f}"
+            f"{figures['peak']:10.0f}{figures['before']:12.0f}",
             flush=True,
         )
 

@@ -1,4 +1,4 @@
-"""Search with an exported student, by onnxruntime, tokenizers and numpy: examples/onnx_search.py models/onnx QUERY"""
+"""Search with an exported student, using onnxruntime, tokenizers and numpy: onnx_search.py models/onnx QUERY"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`leaf`: what people do with the results of the stages."""
+"""The command `leaf`: search, indexes, the model hub and embedding stores, after the stages have run."""
 
 import click
 
@@ -7,7 +7,7 @@ from stages import index, push_hub, search, store
 
 @click.group()
 def main() -> None:
-    """Search, index and publish what the pipeline made; look into, check and share embedding stores."""
+    """Search, index and publish what the pipeline made; inspect, check and share embedding stores."""
 
 
 main.add_command(search.main, "search")

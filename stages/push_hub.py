@@ -1,4 +1,4 @@
-"""Put an exported model on the model hub: `leaf push-hub student --repo NAME/MODEL --upload`."""
+"""Upload an exported model to the model hub: `leaf push-hub student --repo NAME/MODEL --upload`."""
 
 import shutil
 import tempfile
@@ -9,11 +9,9 @@ import click
 from pipeline.base.errors import LeafError, first_line
 from stages.common import command
 
-MODELS = ("student", "asymmetric", "asymmetric-named", "onnx")
-
 
 @command
-@click.argument("model", type=click.Choice(MODELS))
+@click.argument("model")
 @click.option("--repo", required=True, help="Hub id, NAME/MODEL.")
 @click.option("--models", type=Path, default=Path("models"), show_default=True, help="Parent of the models.")
 @click.option("--private", is_flag=True, help="Make the repository private if it is new.")
@@ -21,11 +19,12 @@ MODELS = ("student", "asymmetric", "asymmetric-named", "onnx")
 def main(*, model: str, repo: str, models: Path, private: bool, upload: bool) -> None:
     """Upload MODEL with its card and measured results. A dry run unless --upload is given.
 
-    The token is the usual one: HF_TOKEN, or that of `hf auth login`.
+    MODEL is a directory below --models: student, asymmetric, asymmetric-named, onnx. The token comes from HF_TOKEN or
+    from `hf auth login`.
     """
     source = models / model
     with tempfile.TemporaryDirectory() as folder:
-        staged = _stage(source, models / "cards" / f"{model}.md", Path(folder) / "model")
+        staged = _copy_files(source, models / "cards" / f"{model}.md", Path(folder) / "model")
         _check_card(staged / "README.md")
         for file in sorted(path for path in staged.rglob("*") if path.is_file()):
             click.echo(f"{file.stat().st_size / 1e6:9.2f} MB  {file.relative_to(staged)}")
@@ -35,8 +34,8 @@ def main(*, model: str, repo: str, models: Path, private: bool, upload: bool) ->
             click.echo(f"dry run: nothing was sent to {repo}; add --upload")
 
 
-def _stage(source: Path, card: Path, folder: Path) -> Path:
-    """The files to upload; the card with the measured results takes the place of the one that fit wrote."""
+def _copy_files(source: Path, card: Path, folder: Path) -> Path:
+    """Copy the files to upload into `folder`; `card` with the measured results replaces the one that fit wrote."""
     if not source.is_dir():
         raise LeafError(f"{source}: no such model; run the export stage first")
     if [file.name for file in source.iterdir()] == ["README.md"]:

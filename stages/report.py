@@ -1,4 +1,4 @@
-"""The report: one page about the run, for a browser."""
+"""Write the report: a page about the run, for a browser."""
 
 from pathlib import Path
 

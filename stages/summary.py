@@ -1,4 +1,4 @@
-"""What the pipeline made: a short table and the paths. Reads the metrics, computes nothing."""
+"""Print what the pipeline made: a short table and the paths. Reads the metrics, computes nothing."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from stages.common import command
 from stages.evaluate import table
 
 METRICS = Path("metrics")
-MADE = {
+OUTPUTS = {
     "models/student": "the student, for sentence_transformers.SentenceTransformer",
     "models/student/README.md": "its model card",
     "models/asymmetric": "queries through the student, documents through the teacher, in one model",
@@ -25,7 +25,7 @@ MADE = {
 
 @command
 def main() -> None:
-    """Print the results of the last run and where they lie."""
+    """Print the results of the last run and where its files are."""
     corpus, encode, fit, evaluate = (
         _read(METRICS / f"{name}.json") for name in ("corpus", "encode", "fit", "evaluate")
     )
@@ -33,8 +33,8 @@ def main() -> None:
     click.echo(f"encode    {encode['rows_encoded']:,} texts encoded, {encode['rows_reused']:,} reused")
     click.echo(f"fit       {fit['presentations']:,} presentations, {fit['samples_per_s']:,} a second")
     click.echo("\n".join(["evaluate", *(f"  {line}" for line in table(evaluate)), ""]))
-    for path, what in MADE.items():
-        click.echo(f"{path:26}{what}")
+    for path, description in OUTPUTS.items():
+        click.echo(f"{path:26}{description}")
 
 
 def _read(path: Path) -> Any:

@@ -33,7 +33,7 @@ def spread(values: Array) -> dict[str, float]:
     return {"mean": float(values.mean())} | named
 
 
-def alignment(student: Array, teacher: Array) -> dict[str, object]:
+def alignment(student: Array, teacher: Array) -> dict[str, Any]:
     """`n`, and `spread` of cosine and of L2 distance, between two sets of vectors `[n, d]`, row by row; n > 0."""
     return {"n": len(student), "cosine": spread(cosines(student, teacher)), "l2": spread(distances(student, teacher))}
 

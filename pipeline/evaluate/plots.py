@@ -17,12 +17,12 @@ MODE_STYLES = {"teacher": ("#666666", ""), "standard": ("#0072B2", "//"), "asymm
 ROLE_STYLES = {"query": ("#D55E00", "-"), "document": ("#009E73", "--")}
 BAR_SHARE = 0.8  # share of a group's width
 
-SHARE = ("share", "low", "high", "n")
+SHARE_COLUMNS = ("share", "low", "high", "n")
 TABLES = {
     "retention": ("dataset", "mode", "retention", "low", "high"),
     "alignment": ("role", "cosine", "share"),
-    "truncation": ("dataset", "mode", "dims", "ndcg@10", *SHARE),
-    "quantisation": ("dataset", "mode", "variant", "ndcg@10", *SHARE),
+    "truncation": ("dataset", "mode", "dims", "ndcg@10", *SHARE_COLUMNS),
+    "quantisation": ("dataset", "mode", "variant", "ndcg@10", *SHARE_COLUMNS),
     "map": ("text", "role", "model", "x", "y"),
 }
 
@@ -35,10 +35,10 @@ def write(result: Evaluation, directory: Path) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     figures, bins = result.figures, histogram(result.cosines)
     rows: dict[str, Sequence[Sequence[Any]]] = {
-        "retention": retention(figures["retrieval"]),
+        "retention": retention_rows(figures["retrieval"]),
         "alignment": bins,
-        "truncation": variants(figures.get("truncation", {}), "dims"),
-        "quantisation": variants(figures.get("quantisation", {}), "variants"),
+        "truncation": variant_rows(figures.get("truncation", {}), "dims"),
+        "quantisation": variant_rows(figures.get("quantisation", {}), "variants"),
         "map": result.map_points,
     }
     for name, header in TABLES.items():
@@ -49,7 +49,7 @@ def write(result: Evaluation, directory: Path) -> list[Path]:
     return [*(directory / f"{name}.csv" for name in TABLES), directory / "moved.json", directory / "evaluation.svg"]
 
 
-def variants(results: Mapping[str, Any], key: str) -> list[tuple[Any, ...]]:
+def variant_rows(results: Mapping[str, Any], key: str) -> list[tuple[Any, ...]]:
     """Rows `dataset, mode, variant, ndcg@10, share, low, high, n`; a missing figure is an empty cell."""
     rows = []
     for dataset, result in results.items():
@@ -63,7 +63,7 @@ def variants(results: Mapping[str, Any], key: str) -> list[tuple[Any, ...]]:
     return rows
 
 
-def retention(retrieval: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+def retention_rows(retrieval: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Rows `dataset, mode, retention, low, high`; a missing figure is an empty cell."""
     rows = []
     for name, result in retrieval.items():

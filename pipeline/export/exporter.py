@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from pipeline.base.arrays import Array
 from pipeline.export.cards import Origin
 from pipeline.model.model_files import load_sentence_transformer
@@ -31,6 +33,10 @@ class ExportJob:
     def student_model(self) -> Any:
         """The student as a `SentenceTransformer`."""
         return load_sentence_transformer(self.student_directory, str(self.student_directory))
+
+    def encode_in_pytorch(self, texts: Sequence[str]) -> Array:
+        """Vectors `[n, dim]` of queries by `student_model`, in float32: what exported encoders are compared with."""
+        return np.asarray(self.student_model.encode_query(list(texts), show_progress_bar=False))
 
     @cached_property
     def teacher_model(self) -> Any:

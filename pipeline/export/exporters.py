@@ -60,13 +60,9 @@ def export(
     """
     job = _job(student, teacher, checkpoint, params, _read(evaluation) if evaluation else {})
     texts = _compared_texts(source.answered(scan(corpus)), corpus, params)
-
-    def encode_in_pytorch(queries: Sequence[str]) -> np.ndarray:
-        return np.asarray(job.student_model.encode_query(list(queries), show_progress_bar=False))
-
-    parity = Parity(encode_in_pytorch, source, texts, params)
+    parity = Parity(job.encode_in_pytorch, source, texts, params)
     figures: dict[str, Any] = {}
-    timed: dict[str, Encode] = {"pytorch": encode_in_pytorch, "packed": StudentEncoder(job.student).encode}
+    timed: dict[str, Encode] = {"pytorch": job.encode_in_pytorch, "packed": StudentEncoder(job.student).encode}
     for exporter in exporters:
         own_figures, encoders = _write(exporter, job, parity, out / exporter.directory)
         if own_figures is not None:

@@ -22,7 +22,7 @@ STAGES = ("corpus", "encode", "fit", "evaluate", "export", "report")
 
 
 class Project:
-    """A checkout of its own with tiny models and texts."""
+    """A DVC project in a directory of its own, with tiny models and texts."""
 
     def __init__(self, folder: Path, params: dict[str, Any]) -> None:
         self.folder = folder
@@ -130,10 +130,8 @@ def test_the_student_loads_with_sentence_transformers_alone_and_lies_in_the_teac
     teacher = Store.open(project.folder / "data" / "embeddings").lookup(corpus["key"].to_list())
     assert student.shape == teacher.shape
     assert np.abs(np.linalg.norm(student, axis=1) - 1).max() < 1e-3
-    together = [
-        figures["cosine"]["mean"] * figures["n"] for figures in project.metrics("evaluate")["alignment"].values()
-    ]
-    assert abs((student * teacher).sum(1).mean() - sum(together) / len(corpus)) < 0.01
+    sums = [figures["cosine"]["mean"] * figures["n"] for figures in project.metrics("evaluate")["alignment"].values()]
+    assert abs((student * teacher).sum(1).mean() - sum(sums) / len(corpus)) < 0.01
 
 
 def test_a_second_repro_runs_nothing(project: Project) -> None:

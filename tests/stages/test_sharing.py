@@ -1,4 +1,4 @@
-"""The commands of docs/sharing.md, as they stand there: real git, real DVC, an S3-compatible server."""
+"""The commands of docs/sharing.md are run as written there: real git, real DVC, an S3-compatible server."""
 
 import json
 import os
@@ -25,18 +25,18 @@ DOCUMENT = ROOT / "docs/sharing.md"
 
 
 def blocks() -> list[tuple[str, str, str]]:
-    """(heading, kind, text) of each block; kind is `sh` or `yaml TEAM`."""
-    found, heading = [], ""
+    """(heading, kind, text) of each code block; kind is `sh` or `yaml TEAM`."""
+    parts, heading = [], ""
     for part in re.finditer(r"^## ([^\n]*)$|^```(sh|yaml [\w-]+)\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S):
         if part[1]:
             heading = part[1]
         else:
-            found.append((heading, part[2], part[3]))
-    return found
+            parts.append((heading, part[2], part[3]))
+    return parts
 
 
 class Workspace:
-    """Two teams' checkouts, and everything that any command printed."""
+    """The checkouts of two teams, and the output of all commands."""
 
     def __init__(self, folder: Path, teams: dict[str, Project], environment: dict[str, str]) -> None:
         self.folder, self.teams, self.printed = folder, teams, ""
@@ -52,7 +52,7 @@ class Workspace:
         self.environment |= {"HF_HUB_OFFLINE": "1", "DVC_NO_ANALYTICS": "1"}
 
     def run(self, heading: str, number: int | None = None) -> str:
-        """Run the blocks under a heading, or one of them; what they printed."""
+        """Run all blocks under a heading, or the one with that number; returns their output."""
         chosen = [(kind, text) for title, kind, text in blocks() if title.startswith(heading)]
         assert chosen
         output = ""
@@ -139,8 +139,10 @@ def test_the_flows_of_the_document_one_after_another(workspace: Workspace) -> No
     assert figures["tokens_saved"] > 2 * shared
 
     workspace.run("3.")
-    one, two = (json.loads((b / f"metrics/from-{name}.json").read_text()) for name in ("theirs", "bucket"))
-    assert one["validation"] == two["validation"]
+    from_theirs, from_bucket = (
+        json.loads((b / f"metrics/from-{name}.json").read_text()) for name in ("theirs", "bucket")
+    )
+    assert from_theirs["validation"] == from_bucket["validation"]
 
     before, names = stored_bytes(), {info.name for info in whole.shards}
     workspace.run("4.")
@@ -165,20 +167,20 @@ def test_the_flows_of_the_document_one_after_another(workspace: Workspace) -> No
 
 
 def test_no_credential_is_in_any_file_or_output(workspace: Workspace, s3_server: dict[str, str]) -> None:
-    """After the flows: stores, dvc.lock, .dvc files, metrics, students, logs, git, caches, and all that was printed."""
+    """After all flows: stores, dvc.lock, .dvc files, metrics, students, logs, git, caches, and the commands' output."""
     secrets = [s3_server[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
-    looked_at = 0
+    checked = 0
     for file in workspace.folder.rglob("*"):
         if file.is_file() and not file.is_symlink():
             raw = file.read_bytes()
             assert not any(secret.encode() in raw for secret in secrets), file
-            looked_at += file.name in ("store.json", "dvc.lock", "encode.json", "README.md")
-    assert looked_at >= 8
+            checked += file.name in ("store.json", "dvc.lock", "encode.json", "README.md")
+    assert checked >= 8
     broken = subprocess.run(
         ["leaf", "store", "info", "s3://leaf-sharing/nothing"],
         cwd=workspace.folder, env=workspace.environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert broken.returncode == 1
-    everything = workspace.printed + broken.stdout + broken.stderr
-    assert "leaf-sharing" in everything
-    assert not any(secret in everything for secret in secrets)
+    output = workspace.printed + broken.stdout + broken.stderr
+    assert "leaf-sharing" in output
+    assert not any(secret in output for secret in secrets)

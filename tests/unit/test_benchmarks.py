@@ -1,4 +1,4 @@
-"""The measurements run, and their tables say what was measured."""
+"""The benchmarks run, and their tables say what was measured."""
 
 import math
 import os
@@ -17,12 +17,12 @@ from benchmarks.made import write_texts
 CHEAP = ("corpus", "encode: fill the cache", "encode: publish", "verify", "corpus, 1 % more", "encode, 1 % more")
 
 
-def test_ratio_is_the_better_the_larger_whatever_the_unit() -> None:
+def test_a_larger_ratio_is_better_whatever_the_unit() -> None:
     assert Row("speed", "theirs", "tokens/s", 8.0, 2.0, 4.0).ratio == 4.0
     assert Row("memory", "limit", "MB", 2.0, 8.0, 1.0, less_is_better=True).ratio == 4.0
 
 
-def test_the_first_turn_warms_up_and_a_side_may_bring_its_own_seconds() -> None:
+def test_the_first_round_warms_up_and_a_side_may_report_its_own_seconds() -> None:
     turns = iter([(1.0, 1.0), (6.0, 2.0), (9.0, 3.0), (50.0, 10.0)])
     assert alternate({"side": lambda: next(turns)}, rounds=3) == {"side": 3.0}
 
@@ -62,11 +62,11 @@ def test_the_law_is_the_exponent_of_growth() -> None:
     assert math.isnan(scale.law((100, 0.0), (1000, 500.0)))
 
 
-def test_steps_of_scale_leave_what_they_are_measured_by(tmp_path: Path) -> None:
+def test_steps_of_scale_leave_the_files_that_are_measured(tmp_path: Path) -> None:
     write_texts(tmp_path / "texts.parquet", 2000)
     write_texts(tmp_path / "more.parquet", 20, first=2000)
     figures = {step: scale.measure_step(step, tmp_path) for step in CHEAP}
     assert figures["encode: publish"]["MB"] == pytest.approx(2048 * 768 * 2 / 1e6, rel=0.1)
     assert figures["encode: publish"]["files"] == 6
     assert figures["encode, 1 % more"]["files"] == 9
-    assert all(one["seconds"] > 0 for one in figures.values())
+    assert all(step["seconds"] > 0 for step in figures.values())

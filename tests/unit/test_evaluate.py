@@ -40,8 +40,8 @@ def bag_of_words(texts: Sequence[str], role: str = "document") -> np.ndarray:
     for row, text in enumerate(texts):
         for word in text.split():
             sums[row] += np.random.default_rng(list(word.encode())).normal(size=DIM)
-    scaled: np.ndarray = sums / np.linalg.norm(sums, axis=1, keepdims=True)
-    return scaled
+    unit: np.ndarray = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    return unit
 
 
 def blurred(texts: Sequence[str], role: str = "document") -> np.ndarray:

@@ -18,8 +18,8 @@ PARAMS = EvaluateParams(bootstrap=200, dims=(64, 32, 8, 4))
 
 def vectors(rows: int, seed: int, scale: np.ndarray | float = 1.0) -> np.ndarray:
     random = np.random.default_rng(seed).normal(size=(rows, DIM)) * scale
-    scaled: np.ndarray = (random / np.linalg.norm(random, axis=1, keepdims=True)).astype(np.float32)
-    return scaled
+    unit: np.ndarray = (random / np.linalg.norm(random, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 def dataset(noise: float = 0.1, scale: np.ndarray | float = 1.0) -> Dataset:

@@ -1,4 +1,4 @@
-"""The report, looked at in a real browser where one is installed."""
+"""The report, also in a real browser if one is installed."""
 
 import json
 import re

@@ -131,7 +131,7 @@ def texts(count: int) -> list[str]:
             [pl.read_parquet(file).select("text") for file in sorted((SHARED / "text").glob("*.parquet"))]
         )
     else:
-        from pipeline.corpus.readers.docstrings import texts as docstrings
+        from pipeline.corpus import texts as docstrings
 
         frame = pl.DataFrame({"text": [text for _, text, _ in docstrings(("stdlib",))]})
     frame = frame.unique(maintain_order=True)

@@ -15,7 +15,7 @@ import polars as pl
 
 from benchmarks.common import child, peak_mb
 from benchmarks.made import source, write_texts
-from pipeline.corpus.build import build
+from pipeline.corpus import build
 
 SIZES = (100_000, 1_000_000)
 

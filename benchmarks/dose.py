@@ -12,15 +12,14 @@ from typing import Any
 import click
 import polars as pl
 
-from pipeline.base.arrays import Array
-from pipeline.encode.on_demand import vectors_on_demand
-from pipeline.evaluate.evaluation import evaluate
-from pipeline.model.student import Student, StudentEncoder
-from pipeline.params.parsing import load_section
-from pipeline.params.sections import EncodeParams, EvaluateParams, FitParams, TeacherParams
-from pipeline.serve.modes import MODES
-from pipeline.store.store import Store
-from pipeline.teacher.teacher import open_teacher
+from pipeline.base import Array
+from pipeline.encode import vectors_on_demand
+from pipeline.evaluate import evaluate
+from pipeline.model import Student, StudentEncoder
+from pipeline.params import EncodeParams, EvaluateParams, FitParams, TeacherParams, load_section
+from pipeline.serve import MODES
+from pipeline.store import Store
+from pipeline.teacher import open_teacher
 from stages.common import command
 
 

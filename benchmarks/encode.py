@@ -25,10 +25,10 @@ from torch.nn import functional
 
 from benchmarks.common import MINILM, MPNET, QUICK, Row, Work, alternate, report, skipped, texts
 from benchmarks.openvino_encoder import OpenVino, Settings, candidates, own_budget
-from pipeline.base.arrays import cosines
-from pipeline.model.model_files import resolve_model
-from pipeline.params.sections import EncodeParams, TeacherParams
-from pipeline.teacher.local import LocalTeacher
+from pipeline.base import cosines
+from pipeline.model import resolve_model
+from pipeline.params import EncodeParams, TeacherParams
+from pipeline.teacher import LocalTeacher
 
 MAX_LENGTH = 256
 BUDGET = EncodeParams().token_budget

@@ -23,17 +23,12 @@ import polars as pl
 import torch
 
 from benchmarks.common import MINILM, QUICK, Row, Work, alternate, child, report, texts
-from pipeline.base.keys import keys
-from pipeline.base.memory import keep_pages
-from pipeline.fit.loader import Position
-from pipeline.fit.token_cache import corpus_digest
-from pipeline.fit.trainer import Trainer, fit
-from pipeline.model.model_files import resolve_model
-from pipeline.params.sections import EncodeParams, FitParams, StudentParams, TeacherParams
-from pipeline.store.shard import StoreMeta
-from pipeline.store.shard_cache import ShardCache
-from pipeline.store.store import Store
-from pipeline.teacher.local import LocalTeacher
+from pipeline.base import keep_pages, keys
+from pipeline.fit import Position, Trainer, corpus_digest, fit
+from pipeline.model import resolve_model
+from pipeline.params import EncodeParams, FitParams, StudentParams, TeacherParams
+from pipeline.store import ShardCache, Store, StoreMeta
+from pipeline.teacher import LocalTeacher
 
 BATCH, MAX_LENGTH = 32, 256
 SPEED_DIM, SPEED_ROWS = 768, 4096

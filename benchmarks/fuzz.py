@@ -19,9 +19,8 @@ import click
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from pipeline.base.errors import LeafError
-from pipeline.store.shard_cache import ShardCache
-from pipeline.store.store import Store
+from pipeline.base import LeafError
+from pipeline.store import ShardCache, Store
 from tests.store_helpers import META, meta, rows, vectors
 
 JSON = st.recursive(

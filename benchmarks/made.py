@@ -9,9 +9,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.corpus.build import build
-from pipeline.params.sections import CorpusParams, SourceParams
-from pipeline.store.shard import StoreMeta
+from pipeline.corpus import build
+from pipeline.params import CorpusParams, SourceParams
+from pipeline.store import StoreMeta
 
 DIM = 768
 WORDS = 20_000

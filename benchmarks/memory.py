@@ -62,9 +62,9 @@ def main(stage: tuple[str, Path] | None) -> None:
 
 
 def _encode(folder: Path) -> None:
-    from pipeline.encode.encoding import encode
-    from pipeline.params.sections import EncodeParams, TeacherParams
-    from pipeline.teacher.teacher import open_teacher
+    from pipeline.encode import encode
+    from pipeline.params import EncodeParams, TeacherParams
+    from pipeline.teacher import open_teacher
 
     params = EncodeParams(pool=str(folder / "pool"))
     teacher = open_teacher(TeacherParams(str(folder / "model")), params)
@@ -72,9 +72,9 @@ def _encode(folder: Path) -> None:
 
 
 def _fit(folder: Path) -> None:
-    from pipeline.fit.trainer import fit
-    from pipeline.params.sections import FitParams, StudentParams
-    from pipeline.store.store import Store
+    from pipeline.fit import fit
+    from pipeline.params import FitParams, StudentParams
+    from pipeline.store import Store
 
     params = FitParams(StudentParams(MINILM, max_length=256), max_steps=STEPS)
     fit(folder / "corpus", Store.open(folder / "store"), params, folder / "student", folder / "work")

@@ -11,12 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.export.onnx_graph import Graph
-from pipeline.model.backbones.backbone import Backbone
-from pipeline.model.backbones.registry import backbone_for
-from pipeline.model.batch import token_batches
-from pipeline.model.parallel import worker_count
-from pipeline.teacher.local import LocalTeacher
+from pipeline.export import Graph
+from pipeline.model import Backbone, backbone_for, token_batches, worker_count
+from pipeline.teacher import LocalTeacher
 
 
 class Settings(NamedTuple):

@@ -14,9 +14,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import machine, texts
 from benchmarks.encode import BUDGET, MAX_LENGTH, linear_operations, models
-from pipeline.model.batch import pack, token_batches
-from pipeline.params.sections import EncodeParams, TeacherParams
-from pipeline.teacher.local import LocalTeacher
+from pipeline.model import pack, token_batches
+from pipeline.params import EncodeParams, TeacherParams
+from pipeline.teacher import LocalTeacher
 
 KINDS = {
     "products": ("_linear_pointwise",),

@@ -23,17 +23,12 @@ from tokenizers import Tokenizer
 
 from benchmarks.common import MINILM, child, machine, peak_mb
 from benchmarks.made import TEACHER, FreeTeacher, source, write_texts
-from pipeline.corpus.build import build
-from pipeline.corpus.files import corpus_keys, part_files
-from pipeline.encode.encoding import fill
-from pipeline.encode.engines.threads import ThreadsEngine
-from pipeline.fit.loader import Loader, Position
-from pipeline.fit.token_cache import corpus_digest, tokenize
-from pipeline.model.model_files import resolve_model
-from pipeline.params.sections import EncodeParams, FitParams, StudentParams
-from pipeline.store.operations import merge
-from pipeline.store.shard_cache import ShardCache
-from pipeline.store.store import Store
+from pipeline.corpus import build, corpus_keys, part_files
+from pipeline.encode import ThreadsEngine, fill
+from pipeline.fit import Loader, Position, corpus_digest, tokenize
+from pipeline.model import resolve_model
+from pipeline.params import EncodeParams, FitParams, StudentParams
+from pipeline.store import ShardCache, Store, merge
 
 SIZES = (10_000, 100_000, 1_000_000)
 GROWTH = 100  # the grown corpus has one new text per this many

@@ -13,10 +13,9 @@ import click
 import torch
 
 from benchmarks.dose import measured, table
-from pipeline.base.errors import LeafError
-from pipeline.model.student import Student
-from pipeline.params.parsing import load_section
-from pipeline.params.sections import FitParams
+from pipeline.base import LeafError
+from pipeline.model import Student
+from pipeline.params import FitParams, load_section
 from stages.common import command
 
 SHARES = (0.0, 0.15, 0.3, 0.5, 0.7, 1.0)

@@ -20,17 +20,14 @@ import polars as pl
 
 from benchmarks.common import QUICK, Row, Work, alternate, report
 from benchmarks.made import FreeTeacher, corpus, tiny_teacher
-from pipeline.base.memory import keep_pages
-from pipeline.corpus.files import part_files
-from pipeline.encode.encoding import encode, fill
-from pipeline.encode.engines.threads import ThreadsEngine
-from pipeline.fit.loader import Loader, Position
-from pipeline.fit.token_cache import corpus_digest, tokenize
-from pipeline.model.student import build
-from pipeline.params.sections import EncodeParams, FitParams, StudentParams, TeacherParams
-from pipeline.store.shard_cache import ShardCache
-from pipeline.store.store import Store
-from pipeline.teacher.teacher import Teacher, open_teacher
+from pipeline.base import keep_pages
+from pipeline.corpus import part_files
+from pipeline.encode import ThreadsEngine, encode, fill
+from pipeline.fit import Loader, Position, corpus_digest, tokenize
+from pipeline.model import build
+from pipeline.params import EncodeParams, FitParams, StudentParams, TeacherParams
+from pipeline.store import ShardCache, Store
+from pipeline.teacher import Teacher, open_teacher
 
 ROWS = 4096 if QUICK else 262_144
 REPEATS = 1.08  # more texts are drawn than needed, since the corpus stage drops duplicates

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 
 params_option = click.option(
     "--params", type=Path, default=Path("params.yaml"), show_default=True, help="Parameter file."

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.corpus.build import build
-from pipeline.params.parsing import load_section
-from pipeline.params.sections import CorpusParams
+from pipeline.corpus import build
+from pipeline.params import CorpusParams, load_section
 from stages.common import command, params_option, write_json
 
 

@@ -5,10 +5,9 @@ from typing import cast
 
 import click
 
-from pipeline.encode.encoding import encode
-from pipeline.params.parsing import load_section
-from pipeline.params.sections import EncodeParams, TeacherParams
-from pipeline.teacher.teacher import open_teacher
+from pipeline.encode import encode
+from pipeline.params import EncodeParams, TeacherParams, load_section
+from pipeline.teacher import open_teacher
 from stages.common import command, params_option, write_json
 
 

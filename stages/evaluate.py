@@ -6,18 +6,15 @@ from typing import Any
 import click
 import polars as pl
 
-from pipeline.base.arrays import Array
-from pipeline.corpus.files import scan
-from pipeline.encode.on_demand import vectors_on_demand
-from pipeline.evaluate import plots
-from pipeline.evaluate.cost import Subject, cost
-from pipeline.evaluate.evaluation import evaluate
-from pipeline.model.student import StudentEncoder
-from pipeline.params.parsing import load_section
-from pipeline.params.sections import EncodeParams, EvaluateParams, TeacherParams
-from pipeline.serve.modes import MODES
-from pipeline.store.store import Store
-from pipeline.teacher.teacher import open_teacher
+from pipeline.base import Array
+from pipeline.corpus import scan
+from pipeline.encode import vectors_on_demand
+from pipeline.evaluate import Subject, cost, evaluate, plots
+from pipeline.model import StudentEncoder
+from pipeline.params import EncodeParams, EvaluateParams, TeacherParams, load_section
+from pipeline.serve import MODES
+from pipeline.store import Store
+from pipeline.teacher import open_teacher
 from stages.common import command, params_option, write_json
 
 OUT, COST, PLOTS = Path("metrics/evaluate.json"), Path("metrics/cost.json"), Path("plots")

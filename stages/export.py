@@ -5,11 +5,10 @@ from typing import Any
 
 import click
 
-from pipeline.export.exporters import EXPORTERS, export
-from pipeline.params.parsing import load_section
-from pipeline.params.sections import EncodeParams, ExportParams, FitParams, TeacherParams
-from pipeline.store.store import Store
-from pipeline.teacher.teacher import open_teacher
+from pipeline.export import EXPORTERS, export
+from pipeline.params import EncodeParams, ExportParams, FitParams, TeacherParams, load_section
+from pipeline.store import Store
+from pipeline.teacher import open_teacher
 from stages.common import command, params_option, write_json
 
 EVALUATION = Path("metrics/evaluate.json")

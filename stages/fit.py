@@ -5,10 +5,9 @@ from pathlib import Path
 
 import click
 
-from pipeline.fit.trainer import fit
-from pipeline.params.parsing import load_section
-from pipeline.params.sections import FitParams
-from pipeline.store.store import Store
+from pipeline.fit import fit
+from pipeline.params import FitParams, load_section
+from pipeline.store import Store
 from stages.common import command, params_option, write_json
 
 

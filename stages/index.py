@@ -5,9 +5,9 @@ from typing import cast
 
 import click
 
+from pipeline.serve import Kind
 from pipeline.serve import index as indexes
-from pipeline.serve.index import Kind
-from pipeline.store.store import Store
+from pipeline.store import Store
 from stages.common import command
 
 

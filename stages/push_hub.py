@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.base.errors import LeafError, first_line
+from pipeline.base import LeafError, first_line
 from stages.common import command
 
 

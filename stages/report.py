@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.report.page import Sources, render
+from pipeline.report import Sources, render
 from stages.common import command, params_option
 
 

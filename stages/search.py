@@ -6,11 +6,10 @@ from pathlib import Path
 
 import click
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
+from pipeline.serve import MODELS, Answer, OnnxEncoder, Searcher, check_dim, read_vectors
 from pipeline.serve import index as indexes
-from pipeline.serve.onnx_encoder import MODELS, OnnxEncoder
-from pipeline.serve.search import Answer, Searcher, check_dim, read_vectors
-from pipeline.store.store import Store
+from pipeline.store import Store
 from stages.common import command
 
 SHOWN = 300  # characters of a text

@@ -7,13 +7,12 @@ import click
 import numpy as np
 import polars as pl
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 from pipeline.evaluate import mteb_tasks
-from pipeline.model.student import StudentEncoder
-from pipeline.params.parsing import load_section
-from pipeline.params.sections import EncodeParams, TeacherParams
-from pipeline.serve.modes import MODES
-from pipeline.teacher.teacher import open_teacher
+from pipeline.model import StudentEncoder
+from pipeline.params import EncodeParams, TeacherParams, load_section
+from pipeline.serve import MODES
+from pipeline.teacher import open_teacher
 from stages.common import command, params_option
 
 ROWS = {"role": pl.String, "text": pl.String}  # what a teacher reads

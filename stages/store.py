@@ -7,15 +7,11 @@ from typing import Any
 
 import click
 
-from pipeline.base.errors import LeafError
-from pipeline.corpus.files import corpus_keys
-from pipeline.params.parsing import load_section
-from pipeline.params.sections import EncodeParams, TeacherParams
-from pipeline.store import formats, operations, upload
-from pipeline.store.bucket import remote_url
-from pipeline.store.repair import EncodeAgain
-from pipeline.store.repair import repair as repair_store
-from pipeline.store.store import Store
+from pipeline.base import LeafError
+from pipeline.corpus import corpus_keys
+from pipeline.params import EncodeParams, TeacherParams, load_section
+from pipeline.store import EncodeAgain, Store, formats, operations, remote_url, upload
+from pipeline.store import repair as repair_store
 from stages.common import command, params_option
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -56,7 +52,7 @@ def verify(path: str, sample: int, corpus: Path, params: Path, as_json: bool) ->
     figures = operations.verify(opened)
     if sample:
         from pipeline.encode import comparison  # here, so that commands that need no model do not wait for torch
-        from pipeline.teacher.teacher import open_teacher
+        from pipeline.teacher import open_teacher
 
         teacher, encode = _sections(params)
         figures |= comparison.sample(opened, corpus, open_teacher(teacher, encode, opened), sample)
@@ -137,8 +133,8 @@ def _encoder_of_lost_shards(corpus: Path, params: Path) -> EncodeAgain:
     teacher, encode = _sections(params)
 
     def encode_again(store: Store, lost: list[int]) -> int:
-        from pipeline.encode.repair import encode_lost_shards  # here, so that a repair from copies needs no torch
-        from pipeline.teacher.teacher import open_teacher
+        from pipeline.encode import encode_lost_shards  # here, so that a repair from copies needs no torch
+        from pipeline.teacher import open_teacher
 
         return encode_lost_shards(store, lost, corpus, open_teacher(teacher, encode, store), encode.shard_rows)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 from stages.common import command
 from stages.evaluate import table
 

@@ -1,1 +1,62 @@
-"""TODO."""
+"""Ground floor: what knows nothing of this project.
+
+Errors meant for people, files and locks, directories that are written whole, keys of texts, arrays, reading ahead,
+memory kept by malloc, optional packages. Every other room may use it.
+"""
+
+from pipeline.base import files
+from pipeline.base.arrays import Array, cosines
+from pipeline.base.errors import LeafError, first_line
+from pipeline.base.files import (
+    TEMPORARY,
+    disk,
+    link,
+    locked,
+    read_json,
+    regular_size,
+    remove,
+    replace_directory,
+    sha256,
+    sync,
+    temporary,
+    workspace,
+    write_json,
+    written_directory,
+)
+from pipeline.base.keys import KEY_BYTES, KEY_DTYPE, ROLES, contains, key_array, keys, merge_sorted
+from pipeline.base.memory import keep_pages, release_pages
+from pipeline.base.optional import import_optional
+from pipeline.base.prefetch import prefetch
+
+__all__ = [
+    "KEY_BYTES",
+    "KEY_DTYPE",
+    "ROLES",
+    "TEMPORARY",
+    "Array",
+    "LeafError",
+    "contains",
+    "cosines",
+    "disk",
+    "files",
+    "first_line",
+    "import_optional",
+    "keep_pages",
+    "key_array",
+    "keys",
+    "link",
+    "locked",
+    "merge_sorted",
+    "prefetch",
+    "read_json",
+    "regular_size",
+    "release_pages",
+    "remove",
+    "replace_directory",
+    "sha256",
+    "sync",
+    "temporary",
+    "workspace",
+    "write_json",
+    "written_directory",
+]

@@ -1,1 +1,28 @@
-"""TODO."""
+"""The corpus: texts from sources of many kinds, cleaned, keyed, split and sorted into Parquet files.
+
+`readers/` has one file for each kind of source.
+"""
+
+from pipeline.corpus import external_sort
+from pipeline.corpus.build import build
+from pipeline.corpus.files import check_rows, corpus_keys, part_files, read_keys, scan
+from pipeline.corpus.readers.beir import CORPUS, QUERIES
+from pipeline.corpus.readers.docstrings import texts
+from pipeline.corpus.readers.lines import json_objects, lines
+from pipeline.corpus.text import clean
+
+__all__ = [
+    "CORPUS",
+    "QUERIES",
+    "build",
+    "check_rows",
+    "clean",
+    "corpus_keys",
+    "external_sort",
+    "json_objects",
+    "lines",
+    "part_files",
+    "read_keys",
+    "scan",
+    "texts",
+]

@@ -12,16 +12,14 @@ import polars as pl
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipeline.base.errors import LeafError
-from pipeline.base.files import written_directory
-from pipeline.base.keys import keys
+from pipeline.base import LeafError, keys, written_directory
 from pipeline.corpus.counts import Counts
 from pipeline.corpus.external_sort import PARTITIONS, Parts, Spill
 from pipeline.corpus.near_duplicates import NearDuplicates
 from pipeline.corpus.readers.source import batches, check
 from pipeline.corpus.split import held_out, sampled
 from pipeline.corpus.text import clean
-from pipeline.params.sections import CorpusParams, SourceParams
+from pipeline.params import CorpusParams, SourceParams
 
 
 def build(params: CorpusParams, out: Path) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.base.keys import ROLES
-from pipeline.params.sections import CorpusParams
+from pipeline.base import ROLES
+from pipeline.params import CorpusParams
 
 REASONS = ("sampled_out", "empty", "too_short", "duplicate", "near_duplicate")
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)

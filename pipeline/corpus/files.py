@@ -4,9 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
-from pipeline.base.keys import ROLES, key_array, keys, merge_sorted
+from pipeline.base import ROLES, Array, LeafError, key_array, keys, merge_sorted
 from pipeline.corpus.external_sort import SCHEMA
 from pipeline.corpus.readers.fields import require_columns
 

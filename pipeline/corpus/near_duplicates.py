@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from pipeline.base.keys import ROLES
-from pipeline.base.optional import import_optional
+from pipeline.base import ROLES, import_optional
 
 PERMUTATIONS = 128
 BANDS = 32  # of 4 hashes each: a pair of similarity 0.5 is found with probability 0.87, of 0.7 with 0.9998

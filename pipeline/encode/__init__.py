@@ -1,1 +1,12 @@
-"""TODO."""
+"""Stage one: corpus and teacher to embedding store.
+
+A plan of work orders, engines that execute them, vectors taken over from other stores, and vectors on demand.
+"""
+
+from pipeline.encode import comparison
+from pipeline.encode.encoding import encode, fill
+from pipeline.encode.engines.threads import ThreadsEngine
+from pipeline.encode.on_demand import vectors_on_demand
+from pipeline.encode.repair import encode_lost_shards
+
+__all__ = ["ThreadsEngine", "comparison", "encode", "encode_lost_shards", "fill", "vectors_on_demand"]

@@ -6,13 +6,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.base.arrays import Array, cosines
-from pipeline.base.errors import LeafError
-from pipeline.base.keys import contains
-from pipeline.corpus.files import corpus_keys, scan
-from pipeline.store.store import Store
-from pipeline.store.validation import SAME_VECTOR
-from pipeline.teacher.teacher import Teacher
+from pipeline.base import Array, LeafError, contains, cosines
+from pipeline.corpus import corpus_keys, scan
+from pipeline.store import SAME_VECTOR, Store
+from pipeline.teacher import Teacher
 
 SAME_LENGTH = 0.02  # most that the length of a stored vector may differ from the new one's, as a share
 

@@ -9,21 +9,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
-from pipeline.base.keys import key_array, merge_sorted
-from pipeline.base.memory import keep_pages
-from pipeline.corpus.files import corpus_keys, part_files, scan
+from pipeline.base import Array, LeafError, keep_pages, key_array, merge_sorted
+from pipeline.corpus import corpus_keys, part_files, scan
 from pipeline.encode.engines.api import ApiEngine
 from pipeline.encode.engines.engine import EncodeFigures, Engine
 from pipeline.encode.engines.threads import ThreadsEngine
 from pipeline.encode.plan import COLUMNS, count_missing, plan
 from pipeline.encode.reuse import take_over
-from pipeline.params.sections import EncodeParams
-from pipeline.store.shard_cache import ShardCache
-from pipeline.teacher.api.api_teacher import ApiTeacher
-from pipeline.teacher.local import LocalTeacher
-from pipeline.teacher.teacher import Teacher
+from pipeline.params import EncodeParams
+from pipeline.store import ShardCache
+from pipeline.teacher import ApiTeacher, LocalTeacher, Teacher
 
 
 def encode(

@@ -5,16 +5,13 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
-from pipeline.base.files import disk, workspace
+from pipeline.base import Array, LeafError, disk, workspace
 from pipeline.encode.encoding import engine_for, fill, open_cache
 from pipeline.encode.engines.engine import EncodeFigures
 from pipeline.encode.plan import COLUMNS
-from pipeline.params.sections import EncodeParams
-from pipeline.store.shard_cache import ShardCache
-from pipeline.store.store import Store
-from pipeline.teacher.teacher import Teacher
+from pipeline.params import EncodeParams
+from pipeline.store import ShardCache, Store
+from pipeline.teacher import Teacher
 
 
 def vectors_on_demand(teacher: Teacher, params: EncodeParams, store: Store) -> Callable[[pl.DataFrame], Array]:

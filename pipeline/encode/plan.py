@@ -13,11 +13,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
-from pipeline.base.keys import contains, key_array
-from pipeline.corpus.files import check_rows, read_keys
-from pipeline.store.shard import shard_name
+from pipeline.base import Array, LeafError, contains, key_array
+from pipeline.corpus import check_rows, read_keys
+from pipeline.store import shard_name
 
 COLUMNS = ["key", "role", "id", "source", "text"]
 READ_ROWS = 65_536  # rows of a part file read at once; the corpus stage writes row groups of this size

@@ -5,16 +5,12 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.base.errors import LeafError
-from pipeline.corpus.files import part_files, scan
+from pipeline.base import LeafError
+from pipeline.corpus import part_files, scan
 from pipeline.encode.encoding import engine_for, fill
 from pipeline.encode.on_demand import fill_frame
-from pipeline.store.operations import scratch_cache
-from pipeline.store.repair import shard_names
-from pipeline.store.shard import read_rows
-from pipeline.store.shard_cache import ShardCache
-from pipeline.store.store import Store
-from pipeline.teacher.teacher import Teacher
+from pipeline.store import ShardCache, Store, read_rows, scratch_cache, shard_names
+from pipeline.teacher import Teacher
 
 
 def encode_lost_shards(store: Store, lost: list[int], corpus: Path, teacher: Teacher, shard_rows: int) -> int:

@@ -4,13 +4,10 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
-from pipeline.base.keys import contains, key_array
+from pipeline.base import Array, LeafError, contains, key_array
 from pipeline.encode.comparison import compare
-from pipeline.store.shard_cache import ShardCache
-from pipeline.store.store import Store
-from pipeline.teacher.teacher import Teacher
+from pipeline.store import ShardCache, Store
+from pipeline.teacher import Teacher
 
 
 @dataclass

@@ -1,1 +1,22 @@
-"""TODO."""
+"""Measuring a student beside its teacher: alignment, retrieval, fewer dimensions and bits, tasks, cost."""
+
+from pipeline.evaluate import bootstrap, collection, metrics, mteb_tasks, plots, tasks
+from pipeline.evaluate.bootstrap import bootstrap_means, interval
+from pipeline.evaluate.cost import Subject, cost
+from pipeline.evaluate.datasets import heldout_pairs
+from pipeline.evaluate.evaluation import evaluate
+
+__all__ = [
+    "Subject",
+    "bootstrap",
+    "bootstrap_means",
+    "collection",
+    "cost",
+    "evaluate",
+    "heldout_pairs",
+    "interval",
+    "metrics",
+    "mteb_tasks",
+    "plots",
+    "tasks",
+]

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base.arrays import Array
+from pipeline.base import Array
 
 COVERAGE = 0.95  # of an interval
 BLOCK_COUNTS = 4_000_000  # resampling counts held in memory at once, 32 MB

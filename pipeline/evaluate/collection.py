@@ -7,11 +7,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.base.errors import LeafError
-from pipeline.base.keys import keys
-from pipeline.corpus.readers.beir import CORPUS, QUERIES
-from pipeline.corpus.readers.lines import json_objects, lines
-from pipeline.corpus.text import clean
+from pipeline.base import LeafError, keys
+from pipeline.corpus import CORPUS, QUERIES, clean, json_objects, lines
 
 FILES = (CORPUS, QUERIES, "qrels/test.tsv")
 JUDGMENT_COLUMNS = ["query-id", "corpus-id", "score"]

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
+from pipeline.base import Array, LeafError
 from pipeline.evaluate.bootstrap import bootstrap_means, interval
-from pipeline.params.sections import EncodeParams, EvaluateParams, TeacherParams
+from pipeline.params import EncodeParams, EvaluateParams, TeacherParams
 
 MODELS = ("teacher", "student")
 WARM_UP_TEXTS = 8  # encoded before anything is timed
@@ -154,8 +153,8 @@ def _serve(pipe: Connection, subject: Subject) -> None:
 
 def _load(state: dict[str, Any], subject: Subject) -> dict[str, Any]:
     """Load the model; its parameters, bytes on disk, and the memory that the libraries took before."""
-    from pipeline.model.student import StudentEncoder
-    from pipeline.teacher.local import LocalTeacher
+    from pipeline.model import StudentEncoder
+    from pipeline.teacher import LocalTeacher
 
     before = _resident()
     if isinstance(subject.model, TeacherParams):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from pipeline.base.arrays import Array
+from pipeline.base import Array
 from pipeline.evaluate import metrics
 
 StudentVectors = Callable[[Sequence[str], str], Array]  # texts and their role -> [n, dim] float32

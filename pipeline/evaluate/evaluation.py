@@ -12,10 +12,8 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from pipeline.base.arrays import Array, cosines
-from pipeline.base.errors import LeafError
-from pipeline.base.keys import ROLES
-from pipeline.corpus.files import scan
+from pipeline.base import ROLES, Array, LeafError, cosines
+from pipeline.corpus import scan
 from pipeline.evaluate import collection as beir
 from pipeline.evaluate import metrics, tasks
 from pipeline.evaluate.bootstrap import bootstrap_means, interval
@@ -25,8 +23,8 @@ from pipeline.evaluate.quantisation import Calibration, quantisation
 from pipeline.evaluate.retrieval import neighbours, retrieval
 from pipeline.evaluate.truncation import truncation
 from pipeline.evaluate.vector_map import Point, map_points
-from pipeline.params.sections import EvaluateParams
-from pipeline.store.source import VectorSource
+from pipeline.params import EvaluateParams
+from pipeline.store import VectorSource
 
 BLOCK_ROWS = 4096  # texts given to the student at once; the progress bar moves as often
 

@@ -11,7 +11,7 @@ import pytrec_eval
 import torch
 from torch.nn import functional
 
-from pipeline.base.arrays import Array, cosines
+from pipeline.base import Array, cosines
 
 QUANTILES = (5, 25, 50, 75, 95)
 DEPTH = 100  # documents ranked for a query; recall@100 needs as many

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base.arrays import Array
+from pipeline.base import Array
 from pipeline.evaluate import metrics
 from pipeline.evaluate.datasets import TOP, Dataset, sides
-from pipeline.params.sections import EvaluateParams
+from pipeline.params import EvaluateParams
 
 SHOWN = 3  # documents of a ranking that are shown
 CHARACTERS = 200  # of a text that are kept

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
-from pipeline.base.optional import import_optional
+from pipeline.base import Array, LeafError, import_optional
 from pipeline.evaluate import collection as beir
 
 Encode = Callable[[Sequence[str], str], Array]  # texts and their role -> [n, dim]

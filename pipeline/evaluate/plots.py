@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.serve.modes import MODES
+from pipeline.serve import MODES
 
 BIN_WIDTH = 0.02  # width of a histogram bin of cosines
 # Okabe and Ito's palette can be told apart with any colour vision; the hatches tell bars apart in print.

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base.arrays import Array
+from pipeline.base import Array
 from pipeline.evaluate.bootstrap import bootstrap_means, difference, interval
-from pipeline.params.sections import EvaluateParams
-from pipeline.serve.modes import MODES
+from pipeline.params import EvaluateParams
+from pipeline.serve import MODES
 
 
 def profiles(values: Array, names: Sequence[str], params: EvaluateParams) -> dict[str, dict[str, Any]]:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from sentence_transformers.util.quantization import quantize_embeddings
 
-from pipeline.base.arrays import Array
+from pipeline.base import Array
 from pipeline.evaluate import metrics
 from pipeline.evaluate.datasets import TOP, Dataset, PairedVectors, ndcg, sides
 from pipeline.evaluate.profiles import largest_difference, profiles
-from pipeline.params.sections import EvaluateParams
-from pipeline.serve.modes import MODES
+from pipeline.params import EvaluateParams
+from pipeline.serve import MODES
 
 PRECISIONS = ("int8", "binary")
 RESCORED = 4  # times TOP: candidates by Hamming distance that are then rescored with the float32 query

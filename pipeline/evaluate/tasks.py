@@ -8,14 +8,12 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
-from pipeline.base.arrays import Array, cosines
-from pipeline.base.errors import LeafError, first_line
-from pipeline.base.keys import keys
-from pipeline.corpus.text import clean
+from pipeline.base import Array, LeafError, cosines, first_line, keys
+from pipeline.corpus import clean
 from pipeline.evaluate.bootstrap import bootstrap_means, difference, interval
 from pipeline.evaluate.datasets import PairedVectors, sides
-from pipeline.params.sections import EvaluateParams
-from pipeline.serve.modes import MODES
+from pipeline.params import EvaluateParams
+from pipeline.serve import MODES
 
 Encode = Callable[[pl.DataFrame], PairedVectors]  # frame key, role, id, source, text -> vectors of both models
 READERS: dict[str, Callable[[Path], pl.DataFrame]] = {

@@ -6,8 +6,8 @@ import numpy as np
 
 from pipeline.evaluate.datasets import Dataset, ndcg, sides
 from pipeline.evaluate.profiles import largest_difference, profiles
-from pipeline.params.sections import EvaluateParams
-from pipeline.serve.modes import MODES
+from pipeline.params import EvaluateParams
+from pipeline.serve import MODES
 
 
 def truncation(dataset: Dataset, params: EvaluateParams) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.evaluate.datasets import PairedVectors
-from pipeline.params.sections import EvaluateParams
+from pipeline.params import EvaluateParams
 
 Point = tuple[str, str, str, float, float]  # text (its number), role, model, x, y
 

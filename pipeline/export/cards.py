@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.params.sections import ExportParams
+from pipeline.params import ExportParams
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 METRIC_NAMES = {"ndcg@10": "Cosine nDCG@10", "recall@100": "Cosine recall@100", "mrr@10": "Cosine MRR@10"}

@@ -11,11 +11,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from pipeline.base.arrays import Array
+from pipeline.base import Array
 from pipeline.export.cards import Origin
-from pipeline.model.model_files import load_sentence_transformer
-from pipeline.model.student import Student
-from pipeline.teacher.teacher import Teacher
+from pipeline.model import Student, load_sentence_transformer
+from pipeline.teacher import Teacher
 
 Encode = Callable[[Sequence[str]], Array]  # texts -> [n, dim] float32
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.base.errors import LeafError
-from pipeline.base.files import written_directory
-from pipeline.corpus.files import scan
+from pipeline.base import LeafError, written_directory
+from pipeline.corpus import scan
 from pipeline.evaluate import metrics
 from pipeline.export.cards import origin_of
 from pipeline.export.exporter import Encode, ExportedEncoder, Exporter, ExportJob
@@ -18,11 +17,10 @@ from pipeline.export.onnx_graph import OnnxExporter
 from pipeline.export.parity import Parity, measure_speed
 from pipeline.export.router import NamedRouterExporter, RouterExporter
 from pipeline.export.student_card import StudentCardExporter
-from pipeline.model.model_files import resolve_model
-from pipeline.model.student import Student, StudentEncoder, write_errors
-from pipeline.params.sections import ExportParams, StudentParams
-from pipeline.store.source import VectorSource
-from pipeline.teacher.teacher import Teacher
+from pipeline.model import Student, StudentEncoder, resolve_model, write_errors
+from pipeline.params import ExportParams, StudentParams
+from pipeline.store import VectorSource
+from pipeline.teacher import Teacher
 
 EXPORTERS: list[Exporter] = [RouterExporter(), NamedRouterExporter(), OnnxExporter(), StudentCardExporter()]
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.base.optional import import_optional
+from pipeline.base import import_optional
 from pipeline.export.cards import fill_template, front_matter, results_table
 from pipeline.export.exporter import ExportedEncoder, ExportJob, LeftOut
-from pipeline.model.student import Student
-from pipeline.serve.onnx_encoder import MODELS, TOKENIZER, OnnxEncoder
+from pipeline.model import Student
+from pipeline.serve import MODELS, TOKENIZER, OnnxEncoder
 
 OPSET = 18
 EXAMPLE_SHAPE = (2, 8)  # texts, tokens of the traced batch; both are free in the graph

@@ -10,14 +10,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.base.arrays import Array, cosines
-from pipeline.base.errors import LeafError
-from pipeline.evaluate import metrics
-from pipeline.evaluate.bootstrap import bootstrap_means, interval
-from pipeline.evaluate.datasets import heldout_pairs
+from pipeline.base import Array, LeafError, cosines
+from pipeline.evaluate import bootstrap_means, heldout_pairs, interval, metrics
 from pipeline.export.exporter import Encode, ExportedEncoder
-from pipeline.params.sections import ExportParams
-from pipeline.store.source import VectorSource
+from pipeline.params import ExportParams
+from pipeline.store import VectorSource
 
 DOCUMENTS = 64  # compared with the stored vectors at most: a teacher is slow
 ROUNDS = 3  # of each encoder, in turn, so that a slow moment of the machine affects all

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
+from pipeline.base import Array, LeafError
 from pipeline.export.cards import fill_template, front_matter, results_table
 from pipeline.export.exporter import ExportedEncoder, ExportJob, LeftOut
 

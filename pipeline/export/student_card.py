@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.export.cards import FRONT_MATTER, Origin, front_matter, results_table
 from pipeline.export.exporter import ExportedEncoder, ExportJob, LeftOut
-from pipeline.params.sections import public_name
+from pipeline.params import public_name
 
 NAMED = ("# A student of {}\n", "**{}**", "| teacher | {} |", 'SentenceTransformer("{}")')
 """Where fit's card names the teacher. Elsewhere the same word is no name: a directory may be called `teacher`."""

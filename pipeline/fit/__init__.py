@@ -1,1 +1,8 @@
-"""TODO."""
+"""Stage two: fit the student to stored vectors by regression. Cannot load a teacher."""
+
+from pipeline.fit import checkpoint, head
+from pipeline.fit.loader import Loader, Position
+from pipeline.fit.token_cache import corpus_digest, tokenize
+from pipeline.fit.trainer import Trainer, fit
+
+__all__ = ["Loader", "Position", "Trainer", "checkpoint", "corpus_digest", "fit", "head", "tokenize"]

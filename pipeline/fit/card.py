@@ -10,10 +10,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from pipeline.corpus.files import scan
-from pipeline.model.student import Student
-from pipeline.params.sections import FitParams, public_name
-from pipeline.store.shard import StoreMeta
+from pipeline.corpus import scan
+from pipeline.model import Student
+from pipeline.params import FitParams, public_name
+from pipeline.store import StoreMeta
 
 
 def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[str, Any], student: Student) -> str:

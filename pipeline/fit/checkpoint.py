@@ -10,8 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.base.errors import LeafError
-from pipeline.base.files import sync
+from pipeline.base import LeafError, sync
 
 NAME = "state.safetensors"
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 
 Pairs = Iterable[tuple[Tensor, Tensor]]
 

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 from pipeline.fit.token_cache import Tokens
-from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack
-from pipeline.store.chunks import CHUNK_ROWS
-from pipeline.store.source import VectorSource
+from pipeline.model import TOKEN_MULTIPLE, Batch, pack
+from pipeline.store import CHUNK_ROWS, VectorSource
 
 WINDOW_BATCHES = 64  # rows of so many batches are sorted by length together
 

@@ -8,7 +8,7 @@ shorter. Warm-up multiplies the rate over the first `warmup_steps` of the run.
 import torch
 from torch import Tensor, nn
 
-from pipeline.params.sections import FitParams
+from pipeline.params import FitParams
 
 
 def total_steps(params: FitParams, batches_per_epoch: int) -> int:

@@ -16,10 +16,8 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from pipeline.base.errors import LeafError
-from pipeline.base.files import locked, sha256, written_directory
-from pipeline.base.keys import KEY_DTYPE
-from pipeline.corpus.files import check_rows, part_files
+from pipeline.base import KEY_DTYPE, LeafError, locked, sha256, written_directory
+from pipeline.corpus import check_rows, part_files
 
 BATCH_ROWS = 8192  # texts tokenised at a time
 

@@ -16,22 +16,27 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from pipeline.base.errors import LeafError
-from pipeline.base.files import locked, sha256
-from pipeline.base.memory import keep_pages, release_pages
-from pipeline.base.prefetch import prefetch
+from pipeline.base import LeafError, keep_pages, locked, prefetch, release_pages, sha256
 from pipeline.fit import checkpoint, head
 from pipeline.fit.card import write_card
 from pipeline.fit.loader import Loader, Position, TrainingBatch
 from pipeline.fit.losses import LOSSES
 from pipeline.fit.optimiser import Optimiser, learning_rate, total_steps
 from pipeline.fit.token_cache import corpus_digest, tokenize
-from pipeline.model.batch import pack, split, token_batches
-from pipeline.model.device import best_device, bf16_is_fast
-from pipeline.model.model_files import resolve_model, weights_sha256
-from pipeline.model.student import TOKEN_BUDGET, Student, build
-from pipeline.params.sections import FitParams
-from pipeline.store.source import VectorSource
+from pipeline.model import (
+    TOKEN_BUDGET,
+    Student,
+    best_device,
+    bf16_is_fast,
+    build,
+    pack,
+    resolve_model,
+    split,
+    token_batches,
+    weights_sha256,
+)
+from pipeline.params import FitParams
+from pipeline.store import VectorSource
 
 STATE_FORMAT = 2  # of what a checkpoint holds; part of a run's name, so that an earlier format is never read
 KEEP_BYTES = 40 << 20

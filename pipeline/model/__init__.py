@@ -1,1 +1,39 @@
-"""TODO."""
+"""Running transformer models: backbones, attention, batches, device, files of pretrained models, the student.
+
+A `Backbone` computes a model's features, with gradients and for inference.
+"""
+
+from pipeline.model import attention
+from pipeline.model.backbones.backbone import Backbone, CompiledBackbone
+from pipeline.model.backbones.registry import backbone_for, find_backbone
+from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack, split, token_batches
+from pipeline.model.device import best_device, bf16_is_fast
+from pipeline.model.model_files import check_sha256, load_sentence_transformer, resolve_model, weights_sha256
+from pipeline.model.parallel import vectors_in_parts, worker_count
+from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build, write_errors
+
+__all__ = [
+    "TOKEN_BUDGET",
+    "TOKEN_MULTIPLE",
+    "Backbone",
+    "Batch",
+    "CompiledBackbone",
+    "Student",
+    "StudentEncoder",
+    "attention",
+    "backbone_for",
+    "best_device",
+    "bf16_is_fast",
+    "build",
+    "check_sha256",
+    "find_backbone",
+    "load_sentence_transformer",
+    "pack",
+    "resolve_model",
+    "split",
+    "token_batches",
+    "vectors_in_parts",
+    "weights_sha256",
+    "worker_count",
+    "write_errors",
+]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 
 TOKEN_MULTIPLE = 64
 """The tokens of a batch are rounded up to a multiple of this: oneDNN builds a kernel for every shape that it has not

@@ -12,8 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from pipeline.base.errors import LeafError, first_line
-from pipeline.base.files import sha256
+from pipeline.base import LeafError, first_line, sha256
 
 PACKAGE = "package:"
 

@@ -16,9 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.base.errors import LeafError, first_line
-from pipeline.base.files import written_directory
-from pipeline.base.memory import keep_pages
+from pipeline.base import LeafError, first_line, keep_pages, written_directory
 from pipeline.model.backbones.backbone import Backbone
 from pipeline.model.backbones.registry import backbone_for
 from pipeline.model.batch import Batch, pack
@@ -30,7 +28,7 @@ from pipeline.model.model_files import (
     resolve_model,
 )
 from pipeline.model.parallel import vectors_in_parts
-from pipeline.params.sections import StudentParams
+from pipeline.params import StudentParams
 
 TOKEN_BUDGET = 8192  # tokens computed at once in inference
 

@@ -1,1 +1,32 @@
-"""TODO."""
+"""The parameters: a frozen dataclass for each section of `params.yaml`, and the parser that fills them.
+
+Every default stands here and nowhere else.
+"""
+
+from pipeline.params.parsing import load_section
+from pipeline.params.sections import (
+    ApiParams,
+    CorpusParams,
+    EncodeParams,
+    EvaluateParams,
+    ExportParams,
+    FitParams,
+    SourceParams,
+    StudentParams,
+    TeacherParams,
+    public_name,
+)
+
+__all__ = [
+    "ApiParams",
+    "CorpusParams",
+    "EncodeParams",
+    "EvaluateParams",
+    "ExportParams",
+    "FitParams",
+    "SourceParams",
+    "StudentParams",
+    "TeacherParams",
+    "load_section",
+    "public_name",
+]

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 import yaml
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 
 T = TypeVar("T")
 Check = tuple[Callable[[Any], bool], str]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 from pipeline.params.parsing import bounded, positive
 
 

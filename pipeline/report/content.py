@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.report import figures
 from pipeline.report.wording import change, number, percent
-from pipeline.serve.modes import MODES
+from pipeline.serve import MODES
 
 Rows = Sequence[Mapping[str, str]]
 SPEED_FIGURES = {

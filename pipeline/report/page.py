@@ -12,8 +12,8 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.base.errors import LeafError
-from pipeline.params.sections import public_name
+from pipeline.base import LeafError
+from pipeline.params import public_name
 from pipeline.report import figures
 from pipeline.report.content import Section, sections
 

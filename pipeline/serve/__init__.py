@@ -1,1 +1,23 @@
-"""TODO."""
+"""Serving without PyTorch: search over stored vectors, indexes for other engines, the exported ONNX model.
+
+The three modes in which teacher and student share the two sides of a search are named here.
+"""
+
+from pipeline.serve import index
+from pipeline.serve.index import Kind
+from pipeline.serve.modes import MODES
+from pipeline.serve.onnx_encoder import MODELS, TOKENIZER, OnnxEncoder
+from pipeline.serve.search import Answer, Searcher, check_dim, read_vectors
+
+__all__ = [
+    "MODELS",
+    "MODES",
+    "TOKENIZER",
+    "Answer",
+    "Kind",
+    "OnnxEncoder",
+    "Searcher",
+    "check_dim",
+    "index",
+    "read_vectors",
+]

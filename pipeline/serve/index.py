@@ -11,12 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from pipeline.base.errors import LeafError
-from pipeline.base.files import written_directory
-from pipeline.base.optional import import_optional
-from pipeline.corpus.files import scan
+from pipeline.base import LeafError, import_optional, written_directory
+from pipeline.corpus import scan
 from pipeline.serve.search import Nearest, Vectors, read_vectors
-from pipeline.store.store import Store
+from pipeline.store import Store
 
 Kind = Literal["faiss", "usearch", "parquet"]
 FILES = {"faiss": "vectors.faiss", "usearch": "vectors.usearch"}

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base.errors import LeafError, first_line
-from pipeline.base.optional import import_optional
+from pipeline.base import LeafError, first_line, import_optional
 
 MODELS = {"float32": "model.onnx", "int8": "model_int8.onnx"}
 TOKENIZER = "tokenizer.json"  # truncates to the model's maximal length and does not pad

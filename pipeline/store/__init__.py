@@ -1,1 +1,38 @@
-"""TODO."""
+"""The embedding store: teacher vectors by key, in immutable checksummed shards (docs/format.md).
+
+Reading and checking (`Store`), the shard cache from which stores are published, stores in buckets, and what is done to
+whole stores. `VectorSource` is what training and measuring ask for. Knows no model.
+"""
+
+from pipeline.store import formats, operations, shard, upload
+from pipeline.store.bucket import remote_url
+from pipeline.store.chunks import CHUNK_ROWS
+from pipeline.store.operations import merge, scratch_cache
+from pipeline.store.repair import EncodeAgain, repair, shard_names
+from pipeline.store.shard import MAX_DIM, StoreMeta, read_rows, shard_name
+from pipeline.store.shard_cache import ShardCache
+from pipeline.store.source import VectorSource
+from pipeline.store.store import Store
+from pipeline.store.validation import SAME_VECTOR
+
+__all__ = [
+    "CHUNK_ROWS",
+    "MAX_DIM",
+    "SAME_VECTOR",
+    "EncodeAgain",
+    "ShardCache",
+    "Store",
+    "StoreMeta",
+    "VectorSource",
+    "formats",
+    "merge",
+    "operations",
+    "read_rows",
+    "remote_url",
+    "repair",
+    "scratch_cache",
+    "shard",
+    "shard_name",
+    "shard_names",
+    "upload",
+]

@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.base.errors import LeafError
-from pipeline.base.files import TEMPORARY
-from pipeline.base.optional import import_optional
+from pipeline.base import TEMPORARY, LeafError, import_optional
 
 BLOCK_BYTES = 8 * 2**20  # of one request
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 
 CHUNK_ROWS = 1024  # rows that share a checksum; the unit of reading
 CHECKSUM_BYTES = 4

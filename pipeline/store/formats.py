@@ -8,9 +8,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
-from pipeline.base.files import disk, workspace
+from pipeline.base import Array, LeafError, disk, workspace
 from pipeline.store.manifest import README
 from pipeline.store.operations import progress_bar
 from pipeline.store.shard import ROW_SCHEMA

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.errors import LeafError
-from pipeline.base.files import regular_size
+from pipeline.base import LeafError, regular_size
 from pipeline.store.shard import DTYPES, MAX_DIM, ShardInfo, StoreMeta, file_sizes
 
 FORMAT = "leaf-embedding-store"

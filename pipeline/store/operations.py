@@ -10,10 +10,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from pipeline.base.arrays import Array, cosines
-from pipeline.base.errors import LeafError
-from pipeline.base.files import disk, workspace
-from pipeline.base.keys import contains, key_array
+from pipeline.base import Array, LeafError, contains, cosines, disk, key_array, workspace
 from pipeline.store.shard import StoreMeta
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from pipeline.base.files import sha256, sync
+from pipeline.base import sha256, sync
 from pipeline.store.manifest import GROUP, README, Manifest, Sources
 from pipeline.store.shard import ShardInfo, StoreMeta
 

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.base.errors import LeafError
-from pipeline.base.files import disk
-from pipeline.base.keys import KEY_BYTES
+from pipeline.base import KEY_BYTES, LeafError, disk
 
 MOST = 100_000  # more are no exceptions but another kind of corpus, and `store.json` would grow too large
 

@@ -20,9 +20,7 @@ from typing import Self
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
-from pipeline.base.files import TEMPORARY, sha256
+from pipeline.base import TEMPORARY, Array, LeafError, sha256
 from pipeline.store.bucket import Bucket, FileCache
 from pipeline.store.chunks import CHECKSUM_BYTES, CHUNK_ROWS, Chunks, chunk_bytes
 from pipeline.store.manifest import MAX_DOCUMENT_BYTES, Manifest

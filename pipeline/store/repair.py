@@ -7,8 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.base.errors import LeafError
-from pipeline.base.files import TEMPORARY, disk, remove, sha256, sync
+from pipeline.base import TEMPORARY, LeafError, disk, remove, sha256, sync
 from pipeline.store.manifest import GROUP, Manifest
 from pipeline.store.readme import readme_text
 from pipeline.store.shard import ShardInfo

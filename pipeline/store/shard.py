@@ -18,10 +18,7 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
-from pipeline.base.files import regular_size, sha256, sync
-from pipeline.base.keys import key_array
+from pipeline.base import Array, LeafError, key_array, regular_size, sha256, sync
 from pipeline.store.chunks import CHUNK_ROWS, Chunks, chunk_bytes, index_bytes
 
 MAX_DIM = 65_536

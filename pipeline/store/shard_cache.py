@@ -21,13 +21,16 @@ import numpy as np
 import polars as pl
 import zarr
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
-from pipeline.base.files import (
+from pipeline.base import (
     TEMPORARY,
+    Array,
+    LeafError,
+    contains,
     disk,
+    key_array,
     link,
     locked,
+    merge_sorted,
     read_json,
     remove,
     replace_directory,
@@ -37,7 +40,6 @@ from pipeline.base.files import (
     workspace,
     write_json,
 )
-from pipeline.base.keys import contains, key_array, merge_sorted
 from pipeline.store.manifest import check_meta, parse_shard
 from pipeline.store.readme import write_manifest
 from pipeline.store.refused import RefusedTexts

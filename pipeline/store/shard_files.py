@@ -10,9 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol, Self
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
-from pipeline.base.files import regular_size
+from pipeline.base import Array, LeafError, regular_size
 from pipeline.store.chunks import Chunks
 from pipeline.store.manifest import GROUP, README, REPAIR, Manifest
 from pipeline.store.shard import ShardInfo, arrays, check_sizes, open_array

@@ -7,9 +7,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
-from pipeline.base.keys import key_array
+from pipeline.base import Array, LeafError, key_array
 from pipeline.store.chunks import CHUNK_ROWS
 from pipeline.store.shard import StoreMeta
 

@@ -15,10 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
-from pipeline.base.files import regular_size, sha256
-from pipeline.base.keys import key_array
+from pipeline.base import Array, LeafError, key_array, regular_size, sha256
 from pipeline.store.bucket import remote_url
 from pipeline.store.manifest import Sources
 from pipeline.store.remote import RemoteFiles

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 from pipeline.store.bucket import Bucket
 from pipeline.store.operations import progress_bar
 from pipeline.store.store import Store

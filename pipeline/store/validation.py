@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
+from pipeline.base import Array, LeafError
 from pipeline.store.chunks import CHUNK_ROWS
 from pipeline.store.shard import ROW_SCHEMA, StoreMeta
 

@@ -12,17 +12,19 @@ import polars as pl
 import torch
 from torch.nn import functional
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
-from pipeline.base.memory import keep_pages
-from pipeline.model.backbones.backbone import CompiledBackbone
-from pipeline.model.backbones.registry import find_backbone
-from pipeline.model.batch import pack
-from pipeline.model.device import bf16_is_fast
-from pipeline.model.model_files import check_sha256, load_sentence_transformer, resolve_model
-from pipeline.model.parallel import vectors_in_parts
-from pipeline.params.sections import EncodeParams, TeacherParams
-from pipeline.store.shard import StoreMeta
+from pipeline.base import Array, LeafError, keep_pages
+from pipeline.model import (
+    CompiledBackbone,
+    bf16_is_fast,
+    check_sha256,
+    find_backbone,
+    load_sentence_transformer,
+    pack,
+    resolve_model,
+    vectors_in_parts,
+)
+from pipeline.params import EncodeParams, TeacherParams
+from pipeline.store import StoreMeta
 from pipeline.teacher.local_identity import describe, max_length, vector_width
 
 TOKENIZE_ROWS = 2048  # texts tokenised at once, so that a shard's strings are never all in memory twice

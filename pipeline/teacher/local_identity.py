@@ -6,11 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.errors import LeafError
-from pipeline.base.files import sha256
-from pipeline.model.model_files import check_sha256, resolve_model
-from pipeline.params.sections import TeacherParams
-from pipeline.store.shard import StoreMeta
+from pipeline.base import LeafError, sha256
+from pipeline.model import check_sha256, resolve_model
+from pipeline.params import TeacherParams
+from pipeline.store import StoreMeta
 
 DEFAULT_MAX_LENGTH = 512  # tokens of a text, where a model's files name no limit
 NO_LIMIT = 10**6  # a tokenizer without a limit names a huge number (transformers: 1e30); no real limit is this large

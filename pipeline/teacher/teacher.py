@@ -5,10 +5,9 @@ from typing import Protocol
 
 import polars as pl
 
-from pipeline.base.arrays import Array
-from pipeline.params.sections import EncodeParams, TeacherParams
-from pipeline.store.shard import StoreMeta
-from pipeline.store.store import Store
+from pipeline.base import Array
+from pipeline.params import EncodeParams, TeacherParams
+from pipeline.store import Store, StoreMeta
 
 
 class Teacher(Protocol):

@@ -58,19 +58,24 @@ def violations(library: Path) -> list[str]:
 
 def circles(library: Path) -> list[list[str]]:
     """Files of a room that import each other in a circle."""
+    names = {
+        file: ".".join(("pipeline", *file.relative_to(library).with_suffix("").parts)).removesuffix(".__init__")
+        for file in library.rglob("*.py")
+    }
+    files = set(names.values())
     graph: dict[str, set[str]] = {}
-    for file in library.rglob("*.py"):
-        name = ".".join(("pipeline", *file.relative_to(library).with_suffix("").parts)).removesuffix(".__init__")
+    for file, name in names.items():
         graph[name] = set()
-        for _, module, names in imports(ast.parse(file.read_text(encoding="utf-8"))):
-            graph[name] |= {module, *(f"{module}.{part}" for part in names)}
+        for _, module, parts in imports(ast.parse(file.read_text(encoding="utf-8"))):
+            inner = {f"{module}.{part}" for part in parts}
+            graph[name] |= inner & files if inner <= files and inner else (inner & files) | ({module} & files)
     closed: list[list[str]] = []
 
     def visit(name: str, path: list[str]) -> None:
         if name in path:
             closed.append([*path[path.index(name) :], name])
         elif name not in done:
-            for following in sorted(graph[name] & set(graph)):
+            for following in sorted(graph[name]):
                 visit(following, [*path, name])
             done.add(name)
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 from pipeline.corpus.readers.fields import Frames
 from pipeline.corpus.readers.lines import json_objects, optional_text
 from pipeline.corpus.readers.records import Record, frames_of_texts
-from pipeline.params.sections import SourceParams
+from pipeline.params import SourceParams
 
 CORPUS, QUERIES = "corpus.jsonl", "queries.jsonl"
 

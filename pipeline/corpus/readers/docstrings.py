@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 from pipeline.corpus.readers.fields import Frames
 from pipeline.corpus.readers.records import frames_of_texts
-from pipeline.params.sections import SourceParams
+from pipeline.params import SourceParams
 
 STDLIB = "stdlib"
 # Tests, and parts of the standard library that some distributions leave out: the corpus must not depend on those.

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.base.errors import LeafError
-from pipeline.base.keys import ROLES
-from pipeline.params.sections import SourceParams
+from pipeline.base import ROLES, LeafError
+from pipeline.params import SourceParams
 
 SCHEMA = {"id": pl.String, "text": pl.String, "role": pl.String}
 

@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import polars as pl
 
-from pipeline.base.errors import LeafError
-from pipeline.base.optional import import_optional
+from pipeline.base import LeafError, import_optional
 from pipeline.corpus.readers.fields import Frames, column_names, records_frame, require_columns
-from pipeline.params.sections import SourceParams
+from pipeline.params import SourceParams
 
 BATCH_ROWS = 16_384
 

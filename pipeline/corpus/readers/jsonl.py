@@ -3,7 +3,7 @@
 from pipeline.corpus.readers.fields import Frames, column_names, source_files
 from pipeline.corpus.readers.lines import json_objects, optional_text
 from pipeline.corpus.readers.records import frames_of_records
-from pipeline.params.sections import SourceParams
+from pipeline.params import SourceParams
 
 
 def read(source: SourceParams) -> Frames:

@@ -7,9 +7,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 from pipeline.corpus.readers.fields import Frames, column_names, records_frame, require_columns, source_files
-from pipeline.params.sections import SourceParams
+from pipeline.params import SourceParams
 
 BATCH_ROWS = 16_384
 

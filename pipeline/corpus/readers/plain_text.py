@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.corpus.readers.fields import Frames, source_files
 from pipeline.corpus.readers.lines import lines
 from pipeline.corpus.readers.records import frames_of_records
-from pipeline.params.sections import SourceParams
+from pipeline.params import SourceParams
 
 
 def read(source: SourceParams) -> Frames:

@@ -6,9 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 from pipeline.corpus.readers.fields import SCHEMA, Frames, records_frame
-from pipeline.params.sections import SourceParams
+from pipeline.params import SourceParams
 
 BATCH_ROWS = 32_768
 BATCH_CHARACTERS = 16_000_000  # 16 to 64 MB of text; a batch ends at the first of the two limits

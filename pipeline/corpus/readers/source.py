@@ -11,10 +11,10 @@ from typing import Literal
 
 import polars as pl
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 from pipeline.corpus.readers import beir, docstrings, huggingface, jsonl, parquet, plain_text, table
 from pipeline.corpus.readers.fields import Frames
-from pipeline.params.sections import SourceParams
+from pipeline.params import SourceParams
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 from pipeline.corpus.readers.fields import Frames, column_names, require_columns, source_files
 from pipeline.corpus.readers.lines import lines
 from pipeline.corpus.readers.records import Record, frames_of_records
-from pipeline.params.sections import SourceParams
+from pipeline.params import SourceParams
 
 FIELD_CHARACTERS = 16_000_000  # so that a quote that is never closed ends here, not at the end of a huge file
 

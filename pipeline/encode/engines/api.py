@@ -15,15 +15,11 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 from pipeline.encode.engines.engine import EncodeFigures
 from pipeline.encode.plan import WorkOrder, read_order
-from pipeline.store.shard_cache import ShardCache
-from pipeline.teacher.api.api_teacher import ApiTeacher
-from pipeline.teacher.api.client import KEPT, Refusal
-from pipeline.teacher.api.identity import PROBE_TEXTS
-from pipeline.teacher.api.journal import Journal
-from pipeline.teacher.api.rate_limit import Stopped
+from pipeline.store import ShardCache
+from pipeline.teacher import KEPT, PROBE_TEXTS, ApiTeacher, Journal, Refusal, Stopped
 
 BATCHES_AHEAD = 4  # batches per worker that may be under way or answered before the oldest one is answered
 MAX_LISTED = 20  # refused texts named in one message

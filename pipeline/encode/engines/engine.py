@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline.encode.plan import WorkOrder
-from pipeline.store.shard_cache import ShardCache
+from pipeline.store import ShardCache
 
 
 @dataclass

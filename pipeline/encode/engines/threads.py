@@ -8,12 +8,11 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from pipeline.base.arrays import Array
-from pipeline.base.memory import release_pages
+from pipeline.base import Array, release_pages
 from pipeline.encode.engines.engine import EncodeFigures
 from pipeline.encode.plan import WorkOrder, read_order
-from pipeline.store.shard_cache import ShardCache
-from pipeline.teacher.local import LocalTeacher
+from pipeline.store import ShardCache
+from pipeline.teacher import LocalTeacher
 
 Tokenised = tuple[pl.DataFrame, list[Sequence[int]]]
 """Rows `key, role, id, source` of a shard, and the token ids of each."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.base.errors import LeafError
+from pipeline.base import LeafError
 from pipeline.model.backbones.backbone import Backbone, Pooling
 from pipeline.model.backbones.packed import PackedBackbone
 

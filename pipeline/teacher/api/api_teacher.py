@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pipeline.base.arrays import Array
-from pipeline.base.errors import LeafError
-from pipeline.params.sections import EncodeParams, TeacherParams
-from pipeline.store.shard import StoreMeta
-from pipeline.store.store import Store
+from pipeline.base import Array, LeafError
+from pipeline.params import EncodeParams, TeacherParams
+from pipeline.store import Store, StoreMeta
 from pipeline.teacher.api import identity
 from pipeline.teacher.api.client import Client, Refusal
 from pipeline.teacher.api.rate_limit import BYTES_PER_TOKEN

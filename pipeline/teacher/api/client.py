@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base.errors import LeafError
-from pipeline.base.optional import import_optional
-from pipeline.params.sections import ApiParams, TeacherParams
-from pipeline.store.shard import MAX_DIM
+from pipeline.base import LeafError, import_optional
+from pipeline.params import ApiParams, TeacherParams
+from pipeline.store import MAX_DIM
 from pipeline.teacher.api.rate_limit import RateLimiter
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds of exponential backoff

@@ -16,12 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base.arrays import cosines
-from pipeline.base.errors import LeafError
-from pipeline.base.files import TEMPORARY, disk, read_json, sync, write_json
-from pipeline.params.sections import EncodeParams, TeacherParams
-from pipeline.store.shard import MAX_DIM, StoreMeta
-from pipeline.store.store import Store
+from pipeline.base import TEMPORARY, LeafError, cosines, disk, read_json, sync, write_json
+from pipeline.params import EncodeParams, TeacherParams
+from pipeline.store import MAX_DIM, Store, StoreMeta
 from pipeline.teacher.api.client import Client
 
 PROBE_TEXTS = (

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.base.files import TEMPORARY, disk, sync
-from pipeline.base.keys import KEY_DTYPE, key_array
+from pipeline.base import KEY_DTYPE, TEMPORARY, disk, key_array, sync
 
 _READ_RECORDS = 4096
 

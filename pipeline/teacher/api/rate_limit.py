@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.base.errors import LeafError
-from pipeline.params.sections import ApiParams
+from pipeline.base import LeafError
+from pipeline.params import ApiParams
 
 MINUTE = 60.0
 BYTES_PER_TOKEN = 3  # UTF-8 bytes, to estimate tokens from above: English has about four, Chinese about three

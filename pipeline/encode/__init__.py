@@ -6,7 +6,7 @@ A plan of work orders, engines that execute them, vectors taken over from other 
 from pipeline.encode import comparison
 from pipeline.encode.encoding import encode, fill
 from pipeline.encode.engines.threads import ThreadsEngine
+from pipeline.encode.lost_shards import encode_lost_shards
 from pipeline.encode.on_demand import vectors_on_demand
-from pipeline.encode.repair import encode_lost_shards
 
 __all__ = ["ThreadsEngine", "comparison", "encode", "encode_lost_shards", "fill", "vectors_on_demand"]

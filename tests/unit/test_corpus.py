@@ -21,8 +21,8 @@ from pipeline.base.files import workspace
 from pipeline.base.keys import key
 from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
-from pipeline.corpus.files import scan
 from pipeline.corpus.near_duplicates import NearDuplicates
+from pipeline.corpus.parts import scan
 from pipeline.corpus.readers import records
 from pipeline.corpus.text import clean
 from pipeline.params.sections import CorpusParams, SourceParams

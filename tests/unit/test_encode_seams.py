@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.base.errors import LeafError
 from pipeline.base.keys import contains, key_array
-from pipeline.corpus.files import corpus_keys
+from pipeline.corpus.parts import corpus_keys
 from pipeline.encode.encoding import encode, engine_for
 from pipeline.encode.engines.engine import EncodeFigures
 from pipeline.encode.plan import WorkOrder, count_missing, plan, read_order

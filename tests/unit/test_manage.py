@@ -19,10 +19,10 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.base.errors import LeafError
-from pipeline.corpus.files import corpus_keys
+from pipeline.corpus.parts import corpus_keys
 from pipeline.encode import comparison
 from pipeline.encode.encoding import encode
-from pipeline.encode.repair import encode_lost_shards
+from pipeline.encode.lost_shards import encode_lost_shards
 from pipeline.params.sections import EncodeParams, TeacherParams
 from pipeline.store import formats, operations
 from pipeline.store.manifest import Manifest

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.base.errors import LeafError
 from pipeline.base.keys import key_array
-from pipeline.corpus.files import corpus_keys
+from pipeline.corpus.parts import corpus_keys
 from pipeline.fit.loader import join
 from pipeline.fit.token_cache import Tokens
 from pipeline.store import operations

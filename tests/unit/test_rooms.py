@@ -124,6 +124,23 @@ def test_a_planted_circle_is_reported(tmp_path: Path) -> None:
     assert circles(library) == [["pipeline.store.one", "pipeline.store.two", "pipeline.store.one"]]
 
 
+def room_imports(library: Path) -> dict[str, set[str]]:
+    """The rooms that each room imports, without those that one of these imports by itself."""
+    direct: dict[str, set[str]] = {room: set() for room in ORDER}
+    for file in library.glob("*/**/*.py"):
+        room = file.relative_to(library).parts[0]
+        for _, module, _names in imports(ast.parse(file.read_text(encoding="utf-8"))):
+            if module.startswith("pipeline.") and module.split(".")[1] != room:
+                direct[room].add(module.split(".")[1])
+    reach: dict[str, set[str]] = {}
+    for room in ORDER:
+        reach[room] = direct[room].union(*(reach[other] for other in direct[room]))
+    return {
+        room: {other for other in rooms if not any(other in reach[one] for one in rooms)}
+        for room, rooms in direct.items()
+    }
+
+
 def test_fit_cannot_load_a_teacher() -> None:
     check = "import sys, stages.fit; print([name for name in sys.modules if name.startswith('pipeline.teacher')])"
     assert _python(check) == "[]"
@@ -133,10 +150,14 @@ def test_what_needs_no_model_does_not_wait_for_torch() -> None:
     assert _python("import sys, stages.leaf, stages.report, stages.corpus; print('torch' in sys.modules)") == "False"
 
 
-def test_the_map_names_every_room_in_order_and_every_file_that_is_traced() -> None:
+def test_the_map_has_every_room_in_order_its_imports_and_files_that_exist() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)
     assert rows == ORDER
+    arrows = {(room, other) for room, others in room_imports(ROOT / "pipeline").items() for other in others}
+    assert (
+        set(re.findall(r"^    (\w+) --> (\w+)$", text, re.MULTILINE)) & {(a, b) for a in ORDER for b in ORDER} == arrows
+    )
     for path in set(re.findall(rf"`(?:pipeline/)?((?:{'|'.join(ORDER)})/[\w/]+\.py)`", text)):
         assert (ROOT / "pipeline" / path).is_file(), path
 

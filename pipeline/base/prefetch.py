@@ -38,7 +38,8 @@ class _Producer(Generic[T]):
 def prefetch(items: Iterator[T], depth: int) -> Generator[T, None, None]:
     """Yield the same items in the same order, at most `depth` of them read ahead; raises what `items` raises."""
     producer = _Producer(items, depth)
-    threading.Thread(target=producer.run, daemon=True, name="prefetch").start()
+    thread = threading.Thread(target=producer.run, daemon=True, name="prefetch")
+    thread.start()
     try:
         while True:
             item, error = producer.queue.get()
@@ -49,3 +50,4 @@ def prefetch(items: Iterator[T], depth: int) -> Generator[T, None, None]:
             yield item[0]
     finally:
         producer.stopped.set()
+        thread.join()  # a thread that is still in native code when Python exits aborts the process

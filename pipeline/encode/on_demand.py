@@ -10,22 +10,22 @@ from pipeline.encode.encoding import engine_for, fill, open_cache
 from pipeline.encode.engines.engine import EncodeFigures
 from pipeline.encode.plan import COLUMNS
 from pipeline.params import EncodeParams
-from pipeline.store import ShardCache, Store
+from pipeline.store import ShardCache, Store, VectorSource
 from pipeline.teacher import Teacher
 
 
-def vectors_on_demand(teacher: Teacher, params: EncodeParams, store: Store) -> Callable[[pl.DataFrame], Array]:
+def vectors_on_demand(teacher: Teacher, params: EncodeParams, source: VectorSource) -> Callable[[pl.DataFrame], Array]:
     """A function from a frame `key, role, id, source, text` to its teacher vectors `[rows, dim]`.
 
-    What it encodes stays in the shard cache. `teacher` is opened with `store`.
+    What it encodes stays in the shard cache. `teacher` is opened with `source`.
 
     Raises:
-        LeafError: `store` was made by another teacher than `teacher`.
+        LeafError: `source` was made by another teacher than `teacher`.
     """
     meta = teacher.meta
-    if meta.fingerprint != store.meta.fingerprint:
+    if meta.fingerprint != source.meta.fingerprint:
         raise LeafError(
-            f"{store.path}: holds vectors of fingerprint {store.meta.fingerprint[:16]}, but the section `teacher` "
+            f"{source.name}: holds vectors of fingerprint {source.meta.fingerprint[:16]}, but the section `teacher` "
             f"describes {meta.fingerprint[:16]}: run encode and fit again, or use the parameters that they ran with"
         )
 

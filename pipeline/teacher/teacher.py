@@ -7,7 +7,9 @@ import polars as pl
 
 from pipeline.base import Array
 from pipeline.params import EncodeParams, TeacherParams
-from pipeline.store import Store, StoreMeta
+from pipeline.store import StoreMeta, VectorSource
+from pipeline.teacher.api.api_teacher import ApiTeacher
+from pipeline.teacher.local import LocalTeacher
 
 
 class Teacher(Protocol):
@@ -49,16 +51,12 @@ class Teacher(Protocol):
         """Record in the shard cache's root what later runs need to recognise this teacher (an API's probe)."""
 
 
-def open_teacher(params: TeacherParams, encode: EncodeParams, store: Store | None = None) -> Teacher:
+def open_teacher(params: TeacherParams, encode: EncodeParams, store: VectorSource | None = None) -> Teacher:
     """The teacher that the section `teacher` describes; nothing is read, loaded or asked yet.
 
     With `store`, its `meta` is made to be compared with that store's: an API is then identified by the probe vectors
     in the store, instead of those in the shard cache.
     """
     if params.api is None:
-        from pipeline.teacher.local import LocalTeacher  # here, so that what loads no model does not wait for torch
-
         return LocalTeacher(params, encode)
-    from pipeline.teacher.api.api_teacher import ApiTeacher
-
     return ApiTeacher(params, encode, store)

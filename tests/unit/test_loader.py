@@ -1,6 +1,7 @@
 """The loader joins by key, visits every training text once an epoch, and can be entered anywhere."""
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -177,6 +178,13 @@ def test_an_error_while_reading_ahead_reaches_the_reader() -> None:
     assert next(ahead) == 1
     with pytest.raises(LeafError, match="damaged"):
         next(ahead)
+
+
+def test_a_reader_that_stops_early_leaves_no_thread_behind() -> None:
+    ahead = prefetch(iter(range(1000)), 4)
+    assert next(ahead) == 0
+    ahead.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 def test_batches_are_packed_together_as_they_are_one_by_one() -> None:

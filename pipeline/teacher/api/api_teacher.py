@@ -9,7 +9,7 @@ import polars as pl
 
 from pipeline.base import Array, LeafError
 from pipeline.params import EncodeParams, TeacherParams
-from pipeline.store import Store, StoreMeta
+from pipeline.store import StoreMeta, VectorSource
 from pipeline.teacher.api import identity
 from pipeline.teacher.api.client import Client, Refusal
 from pipeline.teacher.api.rate_limit import BYTES_PER_TOKEN
@@ -20,7 +20,7 @@ class ApiTeacher:
 
     directory = None
 
-    def __init__(self, params: TeacherParams, encode: EncodeParams, store: Store | None = None) -> None:
+    def __init__(self, params: TeacherParams, encode: EncodeParams, store: VectorSource | None = None) -> None:
         """With `store`, identify the model by the probe vectors in that store; see `identity.describe`."""
         assert params.api is not None
         self.params, self.api = params, params.api

@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.base import TEMPORARY, LeafError, cosines, disk, read_json, sync, write_json
 from pipeline.params import EncodeParams, TeacherParams
-from pipeline.store import MAX_DIM, Store, StoreMeta
+from pipeline.store import MAX_DIM, Store, StoreMeta, VectorSource
 from pipeline.teacher.api.client import Client
 
 PROBE_TEXTS = (
@@ -46,7 +46,7 @@ def identity(teacher: TeacherParams) -> dict[str, Any]:
     }
 
 
-def describe(teacher: TeacherParams, params: EncodeParams, store: Store | None = None) -> StoreMeta:
+def describe(teacher: TeacherParams, params: EncodeParams, store: VectorSource | None = None) -> StoreMeta:
     """Identity and fingerprint, from the first place that has probe vectors.
 
     With a `store`, that is the store if this teacher made it; otherwise the result has a fingerprint that no store has.
@@ -131,7 +131,7 @@ def _recorded(teacher: TeacherParams, cache_root: Path) -> np.ndarray | None:
         ) from None
 
 
-def _from_store(teacher: TeacherParams, dtype: str, store: Store) -> StoreMeta | None:
+def _from_store(teacher: TeacherParams, dtype: str, store: VectorSource) -> StoreMeta | None:
     """Identity by the store's probe vectors, if that gives the store's fingerprint; None otherwise.
 
     A store's description may be hostile: anything malformed counts as another teacher's.

@@ -9,7 +9,7 @@ import polars as pl
 from pipeline.base import Array
 from pipeline.corpus import scan
 from pipeline.encode import vectors_on_demand
-from pipeline.evaluate import Subject, cost, evaluate, plots
+from pipeline.evaluate import cost, evaluate, plots
 from pipeline.model import StudentEncoder
 from pipeline.params import EncodeParams, EvaluateParams, TeacherParams, load_section
 from pipeline.serve import MODES
@@ -36,12 +36,11 @@ def main(
     Texts of BEIR directories and files go through the shard cache of the encode stage. Sections read: teacher, encode,
     evaluate.
     """
-    section = load_section(params, "teacher", TeacherParams)
     encode = load_section(params, "encode", EncodeParams)
     settings = load_section(params, "evaluate", EvaluateParams)
     student = StudentEncoder.load(model)
     store = Store.open(embeddings)
-    teacher = open_teacher(section, encode, store)
+    teacher = open_teacher(load_section(params, "teacher", TeacherParams), encode, store)
 
     def teacher_vectors(texts: pl.DataFrame) -> Array:
         return vectors_on_demand(teacher, encode, store)(texts)
@@ -52,8 +51,7 @@ def main(
     if pictures or out == OUT:
         written += plots.write(result, pictures or PLOTS)
     if costs or out == OUT:
-        subjects = Subject(section, encode.token_budget), Subject(model, encode.token_budget)
-        figures = cost(subjects, *_timed_texts(corpus, settings), settings)
+        figures = cost(teacher, model, encode.token_budget, _timed_texts(corpus, settings), settings)
         write_json(costs or COST, figures)
         if "left_out" in figures:
             click.echo(f"cost: left out: {figures['left_out']}")

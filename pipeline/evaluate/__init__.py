@@ -2,12 +2,11 @@
 
 from pipeline.evaluate import bootstrap, collection, metrics, mteb_tasks, plots, tasks
 from pipeline.evaluate.bootstrap import bootstrap_means, interval
-from pipeline.evaluate.cost import Subject, cost
+from pipeline.evaluate.cost import cost
 from pipeline.evaluate.datasets import heldout_pairs
 from pipeline.evaluate.evaluation import evaluate
 
 __all__ = [
-    "Subject",
     "bootstrap",
     "bootstrap_means",
     "collection",

@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.base import Array, LeafError
 from pipeline.evaluate.bootstrap import bootstrap_means, interval
 from pipeline.params import EncodeParams, EvaluateParams, TeacherParams
+from pipeline.teacher import Teacher
 
 MODELS = ("teacher", "student")
 WARM_UP_TEXTS = 8  # encoded before anything is timed
@@ -34,22 +35,30 @@ class Subject:
 
 
 def cost(
-    subjects: tuple[Subject, Subject], documents: Sequence[str], queries: Sequence[str], params: EvaluateParams
+    teacher: Teacher,
+    student: Path,
+    token_budget: int,
+    texts: tuple[Sequence[str], Sequence[str]],
+    params: EvaluateParams,
 ) -> dict[str, Any]:
     """Measure teacher and student on the same texts, with one thread and with all; empty if `cost.texts` is 0.
 
-    Latency is that of a single query, tokenisation included. `ratio` is student to teacher, paired by turn. A teacher
-    behind an API is left out, and `left_out` says so: its speed is that of its server and of the network.
+    `student` is its directory, `texts` are documents and queries. Latency is that of a single query, tokenisation
+    included. `ratio` is student to teacher, paired by turn. A teacher behind an API is left out, and `left_out` says
+    so: its speed is that of its server and of the network.
 
     Raises:
         LeafError: a model cannot be loaded, or its process ended.
     """
     settings = params.cost
-    documents, queries = documents[: settings.texts], queries[: settings.queries]
+    documents, queries = texts[0][: settings.texts], texts[1][: settings.queries]
     if not settings.texts or not documents or not queries:
         return {}
     context = multiprocessing.get_context("spawn")
-    measured = {name: subject for name, subject in zip(MODELS, subjects, strict=True) if not _is_api(subject)}
+    subjects: dict[str, TeacherParams | Path] = {"student": student}
+    if teacher.directory is not None:
+        subjects = {"teacher": teacher.params, "student": student}
+    measured = {name: Subject(model, token_budget) for name, model in subjects.items()}
     workers = {name: _start(context, subject) for name, subject in measured.items()}
     try:
         figures: dict[str, Any] = {"texts": len(documents), "queries": len(queries), "rounds": settings.rounds}
@@ -67,10 +76,6 @@ def cost(
             pipe.close()
             process.join(5)
             process.kill()
-
-
-def _is_api(subject: Subject) -> bool:
-    return isinstance(subject.model, TeacherParams) and subject.model.api is not None
 
 
 def _start(context: Any, subject: Subject) -> tuple[Any, Connection]:

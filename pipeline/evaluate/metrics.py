@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.base import Array, cosines
+from pipeline.model import best_device
 
 QUANTILES = (5, 25, 50, 75, 95)
 DEPTH = 100  # documents ranked for a query; recall@100 needs as many
@@ -45,7 +46,7 @@ def nearest(queries: Array, documents: Array, k: int, leave_out: Array | None = 
     fewer if `k` is the number of documents, and its row ends in -1. Ties go to the document that comes first.
     """
     k = min(k, len(documents))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     normal = functional.normalize(torch.from_numpy(np.ascontiguousarray(documents, np.float32)), dim=1)
     rankings = np.empty((len(queries), k), np.int64)
     for start in range(0, len(queries), QUERY_ROWS):

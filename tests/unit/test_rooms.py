@@ -155,9 +155,8 @@ def test_the_map_has_every_room_in_order_its_imports_and_files_that_exist() -> N
     rows = re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)
     assert rows == ORDER
     arrows = {(room, other) for room, others in room_imports(ROOT / "pipeline").items() for other in others}
-    assert (
-        set(re.findall(r"^    (\w+) --> (\w+)$", text, re.MULTILINE)) & {(a, b) for a in ORDER for b in ORDER} == arrows
-    )
+    picture = text.partition("flowchart BT\n")[2].partition("```")[0]
+    assert set(re.findall(r"(\w+) --> (\w+)", picture)) == arrows
     for path in set(re.findall(rf"`(?:pipeline/)?((?:{'|'.join(ORDER)})/[\w/]+\.py)`", text)):
         assert (ROOT / "pipeline" / path).is_file(), path
 

@@ -49,12 +49,13 @@ def measured(params: Path, folder: Path) -> Callable[[Student], dict[str, Any]]:
         map_texts=0,
     )
 
+    store = Store.open(folder / "embeddings")
+    opened = open_teacher(teacher, encode, store)
+
+    def teacher_vectors(texts: pl.DataFrame) -> Array:
+        return vectors_on_demand(opened, encode, store)(texts)
+
     def measure(student: Student) -> dict[str, Any]:
-        store = Store.open(folder / "embeddings")
-
-        def teacher_vectors(texts: pl.DataFrame) -> Array:
-            return vectors_on_demand(open_teacher(teacher, encode, store), encode, store)(texts)
-
         return evaluate(folder / "corpus", store, StudentEncoder(student).encode, teacher_vectors, settings).figures
 
     return measure

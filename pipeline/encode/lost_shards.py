@@ -1,9 +1,6 @@
 """Encodes the texts of lost shards again: the part of `leaf store repair` that needs the teacher."""
 
-from collections.abc import Callable
 from pathlib import Path
-
-import polars as pl
 
 from pipeline.base import LeafError
 from pipeline.corpus import part_files, scan
@@ -32,10 +29,7 @@ def encode_lost_shards(store: Store, lost: list[int], corpus: Path, teacher: Tea
             if i not in lost:
                 cache.adopt(store.path, store.shards[i])
         intact = len(cache.keys())
-        rows_lost = _encode_rows(
-            store, lost, cache, corpus, lambda texts: fill_frame(texts, cache, shard_rows, teacher)
-        )
-        if rows_lost:
+        if _encode_rows(store, lost, cache, corpus, teacher=teacher, shard_rows=shard_rows):
             fill(part_files(corpus), cache, shard_rows, engine_for(teacher))
         encoded = len(cache.keys()) - intact
         cache.publish(store.path, cache.keys())
@@ -43,7 +37,7 @@ def encode_lost_shards(store: Store, lost: list[int], corpus: Path, teacher: Tea
 
 
 def _encode_rows(
-    store: Store, lost: list[int], cache: ShardCache, corpus: Path, encode: Callable[[pl.DataFrame], object]
+    store: Store, lost: list[int], cache: ShardCache, corpus: Path, *, teacher: Teacher, shard_rows: int
 ) -> bool:
     """Encode the rows of the lost shards; returns whether a rows file is lost too, which hides what its rows are."""
     texts, rows_lost = scan(corpus), False
@@ -54,7 +48,8 @@ def _encode_rows(
             rows_lost = True
             continue
         before = len(cache.keys())
-        encode(keys.lazy().join(texts, on="key", how="inner", maintain_order="left").collect())
+        known = keys.lazy().join(texts, on="key", how="inner", maintain_order="left").collect()
+        fill_frame(known, cache, shard_rows, teacher)
         if len(cache.keys()) - before != len(keys):
             raise LeafError(f"{corpus}: lacks texts of shard {store.shards[i].name}: name the corpus it is from")
     return rows_lost

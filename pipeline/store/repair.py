@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pipeline.base import TEMPORARY, LeafError, disk, remove, sha256, sync
 from pipeline.store.manifest import GROUP, Manifest
+from pipeline.store.operations import progress_bar
 from pipeline.store.readme import readme_text
 from pipeline.store.shard import ShardInfo
 from pipeline.store.shard_files import LocalFiles
@@ -35,7 +34,7 @@ def repair(path: Path, copies: Sequence[Store | Path], encode_again: EncodeAgain
     figures = {"files_restored": 0, "shards_damaged": 0, "rows_encoded": 0}
     figures["files_restored"] += _restore_common(store, copies)
     lost: list[int] = []
-    for i in tqdm(range(len(store.shards)), desc="repair", unit="shard", disable=len(store.shards) < 2):
+    for i in progress_bar(store, "repair"):
         damaged = _damaged(store, store.shards[i].files)
         if not damaged:
             continue

@@ -33,12 +33,11 @@ from pipeline.base import (
     merge_sorted,
     read_json,
     remove,
-    replace_directory,
     sha256,
     sync,
     temporary,
-    workspace,
     write_json,
+    written_directory,
 )
 from pipeline.store.manifest import check_meta, parse_shard
 from pipeline.store.readme import write_manifest
@@ -180,11 +179,9 @@ class ShardCache:
             raise LeafError(f"{self.path}: {missing} of {len(keys)} wanted keys have no vector: run encode again")
         check_replaceable(out)
         chosen = [name for name in sorted(self._shards) if _contains_any(keys, self._shards[name][1])]
-        with disk(out), workspace(out, "new") as directory:
-            result = directory / "result"
-            self._build(result, [self._shards[name][0] for name in chosen], self._refused_without_vector(keys))
-            Store.open(result)
-            replace_directory(result, out)
+        with disk(out), written_directory(out) as directory:
+            self._build(directory, [self._shards[name][0] for name in chosen], self._refused_without_vector(keys))
+            Store.open(directory)
         return Store.open(out)
 
     def left_out(self, wanted: Array) -> list[bytes]:
@@ -206,7 +203,7 @@ class ShardCache:
         return dict(sorted(listed.items())) or None
 
     def _build(self, root: Path, shards: list[ShardInfo], refused: dict[str, str] | None) -> None:
-        (root / "rows").mkdir(parents=True)
+        (root / "rows").mkdir()
         zarr.create_group(str(root / "vectors.zarr"))
         with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing releases the interpreter's lock
             sources = total_by_source(threads.map(lambda info: self._link(info, root), shards))

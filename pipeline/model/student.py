@@ -22,7 +22,6 @@ from pipeline.model.backbones.registry import backbone_for
 from pipeline.model.batch import Batch, pack
 from pipeline.model.model_files import (
     check_sha256,
-    check_weights,
     load_sentence_transformer,
     load_transformer,
     resolve_model,
@@ -169,7 +168,6 @@ def build(params: StudentParams, dim: int, normalize: bool, dropout: float = 0.0
     torch.manual_seed(seed)  # a checkpoint without a pooler gets a random one, which must not differ between runs
     transformer = load_transformer(directory, params.model)
     backbone = backbone_for(transformer.auto_model)
-    check_weights(directory, transformer.auto_model, params.model)
     if params.layers is not None:
         _check_layers(params.layers, backbone.layers)
         backbone.keep_layers(params.layers)

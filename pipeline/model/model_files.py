@@ -141,7 +141,9 @@ def _load_errors(message: str) -> Iterator[None]:
     except LeafError:
         raise
     except Exception as error:  # every library below raises its own; the person needs one sentence
-        raise LeafError(f"{message}: {first_line(error)}") from None
+        needs_code = "trust_remote_code" in str(error)
+        advice = "; read the code beside it, then see teacher.trust_remote_code" if needs_code else ""
+        raise LeafError(f"{message}: {first_line(error)}{advice}") from None
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from pipeline.teacher.local_identity import (
     full_width,
     input_digest,
     max_length,
+    trusted_revision,
 )
 from pipeline.teacher.notices import notices, pooling_notice
 from pipeline.teacher.runners import Runner, runners_for
@@ -90,7 +91,7 @@ class LocalTeacher:
     @cached_property
     def _width(self) -> int:
         """Dimension of what the modules give, before any dimensions are cut off."""
-        return full_width(self.layout)
+        return full_width(self.params, self.layout)
 
     def load(self) -> None:
         """Load the model unless it is loaded already; its SHA-256 is checked first.
@@ -106,8 +107,7 @@ class LocalTeacher:
                 check_digest(input_digest(self.layout), self.params.sha256, "teacher.sha256")
             keep_pages()
             limit, prompts = max_length(self.params, self.layout), effective_prompts(self.params, self.layout)
-            code = self.params.revision if self.params.trust_remote_code else None
-            model = load_sentence_transformer(self.directory, self.params.model, code)
+            model = load_sentence_transformer(self.directory, self.params.model, trusted_revision(self.params))
             self._runners = runners_for(model, prompts, limit, self.token_budget)
             self._model = model
         for notice in self.notices():

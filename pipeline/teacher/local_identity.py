@@ -162,7 +162,7 @@ def dimension(params: TeacherParams, layout: Layout) -> int:
     Raises:
         LeafError: `teacher.dim` is more than the model has.
     """
-    full = full_width(layout)
+    full = full_width(params, layout)
     if params.dim is not None and params.dim > full:
         raise LeafError(
             f"teacher.dim: {params.dim} is impossible; the vectors of `{params.model}` have {full} dimensions"
@@ -170,7 +170,7 @@ def dimension(params: TeacherParams, layout: Layout) -> int:
     return min(params.dim or layout.truncate_dim or full, full)
 
 
-def full_width(layout: Layout) -> int:
+def full_width(params: TeacherParams, layout: Layout) -> int:
     """Dimension of the vectors before any are cut off; LeafError where two routes differ or none can be told."""
     widths = {role: vector_width(layout.routes[role]) for role in ROLES}
     if widths["query"] != widths["document"]:
@@ -181,7 +181,13 @@ def full_width(layout: Layout) -> int:
     if (width := widths["document"]) is not None:
         return width
     # Modules whose files name no width: the loaded model is asked.
-    return int(load_sentence_transformer(layout.directory, layout.directory.name).get_embedding_dimension())
+    model = load_sentence_transformer(layout.directory, params.model, trusted_revision(params))
+    return int(model.get_embedding_dimension())
+
+
+def trusted_revision(params: TeacherParams) -> str | None:
+    """The commit whose code may run; None lets none run."""
+    return params.revision if params.trust_remote_code else None
 
 
 def max_length(params: TeacherParams, layout: Layout) -> int | None:
@@ -213,7 +219,7 @@ def first_fingerprint(params: TeacherParams, meta: StoreMeta) -> str | None:
     """
     layout = read_layout(resolve_model(params.model, params.revision))
     directory, listed, files = layout.directory, layout.listed, meta.teacher["files"]
-    if layout.modules != listed or not (directory / "config.json").exists() or meta.dim != full_width(layout):
+    if layout.modules != listed or not (directory / "config.json").exists() or meta.dim != full_width(params, layout):
         return None
     digests = {"weights": files["weights"]}
     for path in [directory / "config.json", directory / "sentence_bert_config.json", *_tokenizer_files(directory)]:

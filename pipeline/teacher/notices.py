@@ -48,8 +48,8 @@ def pooling_notice(model: Any) -> list[str]:
         if "lasttoken" not in ((modes,) if isinstance(modes, str) else modes):
             continue
         tokenizer = model.tokenizer
-        ids = tokenizer(PROBES[1])["input_ids"]
-        if ids and ids[-1] not in tokenizer.all_special_ids:
+        words = tokenizer(PROBES[1], add_special_tokens=False)["input_ids"]
+        if words and tokenizer(PROBES[1])["input_ids"][-len(words) :] == words:
             return [
                 "the last token of a text is pooled, but the tokenizer adds no end token, so that a piece of the last "
                 "word is taken; if the model was trained with one, switch it on in its tokenizer (add_eos_token)"

@@ -54,7 +54,7 @@ def _prompts(teacher: dict[str, Any]) -> dict[str, str]:
     prompts, given_by = teacher.get("prompts"), teacher.get("prompts_from")
     if not isinstance(prompts, dict):
         return {}
-    origins = given_by if isinstance(given_by, dict) else {}
+    origins: dict[Any, Any] = given_by if isinstance(given_by, dict) else {}
     words = {"model": " (the model's own)"}
     return {
         str(role): f"{prompt!r}{words.get(origins.get(role), '')}" if prompt else "none"

@@ -56,9 +56,15 @@ def lowest_cosine(teacher: LocalTeacher, **library: Any) -> float:
     return float(((vectors * expected).sum(1) / lengths).min())
 
 
+def modules_of(directory: Path) -> list[Any]:
+    """The modules of a model."""
+    model: Any = SentenceTransformer(str(directory), device="cpu")
+    return list(model)
+
+
 def with_modules(directory: Path, source: Path, *modules: Any) -> Path:
     """Transformer and pooling of a model with other modules behind them."""
-    first = list(SentenceTransformer(str(source), device="cpu"))[:2]
+    first = modules_of(source)[:2]
     SentenceTransformer(modules=[*first, *modules], device="cpu").save(str(directory))
     return directory
 
@@ -196,8 +202,8 @@ def test_static_embeddings_are_a_teacher(tiny_teacher: Path, tmp_path: Path) -> 
 
 
 def test_a_router_sends_each_role_its_own_way(tiny_teacher: Path, tmp_path: Path) -> None:
-    other = list(SentenceTransformer(str(make_model(tmp_path / "other", seed=3)), device="cpu"))
-    router = Router.for_query_document(other, list(SentenceTransformer(str(tiny_teacher), device="cpu")))
+    other = modules_of(make_model(tmp_path / "other", seed=3))
+    router = Router.for_query_document(other, modules_of(tiny_teacher))
     prompts = {"query": "", "document": "open the "}
     SentenceTransformer(modules=[router], prompts=prompts, device="cpu").save(str(tmp_path / "router"))
     teacher = teacher_of(tmp_path / "router")
@@ -230,7 +236,7 @@ def test_a_module_outside_of_the_models_directory_is_refused(copy: Path) -> None
 
 def test_an_adapter_is_merged_and_its_base_is_in_the_fingerprint(copy: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="needs peft: pip install -e '.[peft]'")
-    base, model = tmp_path / "base", list[Any](SentenceTransformer(str(copy), device="cpu"))
+    base, model = tmp_path / "base", modules_of(copy)
     model[0].auto_model.save_pretrained(base)
     model[0].tokenizer.save_pretrained(base)
     torch.manual_seed(5)

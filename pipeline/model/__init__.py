@@ -10,6 +10,7 @@ from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack, split, token_batch
 from pipeline.model.device import best_device, bf16_is_fast
 from pipeline.model.model_files import check_sha256, load_sentence_transformer, resolve_model, weights_sha256
 from pipeline.model.parallel import vectors_in_parts, worker_count
+from pipeline.model.pooling import Pooling
 from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build, write_errors
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Backbone",
     "Batch",
     "CompiledBackbone",
+    "Pooling",
     "Student",
     "StudentEncoder",
     "attention",

@@ -36,6 +36,7 @@ def info(store: Store) -> dict[str, Any]:
         "teacher_license": meta.teacher.get("license"),
         "license": meta.license,
         "fingerprint": meta.fingerprint,
+        "prompts": _prompts(meta.teacher),
         "rows": store.rows,
         "dim": meta.dim,
         "dtype": meta.dtype,
@@ -45,6 +46,19 @@ def info(store: Store) -> dict[str, Any]:
         "refused": len(meta.refused or {}),
         "roles": dict(sorted(roles.items())),
         "sources": sources,
+    }
+
+
+def _prompts(teacher: dict[str, Any]) -> dict[str, str]:
+    """What was put before the texts of each role, and whether the model brought it or the parameters gave it."""
+    prompts, given_by = teacher.get("prompts"), teacher.get("prompts_from")
+    if not isinstance(prompts, dict):
+        return {}
+    origins: dict[Any, Any] = given_by if isinstance(given_by, dict) else {}
+    words = {"model": " (the model's own)"}
+    return {
+        str(role): f"{prompt!r}{words.get(origins.get(role), '')}" if prompt else "none"
+        for role, prompt in sorted(prompts.items())
     }
 
 

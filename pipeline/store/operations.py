@@ -16,6 +16,7 @@ from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
 from pipeline.store.validation import SAME_VECTOR, check_replaceable
 
+OWN_PROMPT = " (the model's own)"
 NORM_TOLERANCE = 0.02  # int8 rounds each number to 1/254 of the row's largest
 ChooseRows = Callable[[Store, int], Array]
 """Store and number of a shard -> `[rows] bool`: which rows of the shard to keep."""
@@ -55,9 +56,8 @@ def _prompts(teacher: dict[str, Any]) -> dict[str, str]:
     if not isinstance(prompts, dict):
         return {}
     origins: dict[Any, Any] = given_by if isinstance(given_by, dict) else {}
-    words = {"model": " (the model's own)"}
     return {
-        str(role): f"{prompt!r}{words.get(origins.get(role), '')}" if prompt else "none"
+        str(role): f"{prompt!r}{OWN_PROMPT if origins.get(role) == 'model' else ''}" if prompt else "none"
         for role, prompt in sorted(prompts.items())
     }
 

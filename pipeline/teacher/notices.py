@@ -3,13 +3,23 @@
 from typing import Any
 
 from pipeline.params import TeacherParams
-from pipeline.teacher.layout import ROLES, Layout
+from pipeline.teacher.layout import DEFAULT_MAX_LENGTH, ROLES, Layout, own_limit
 from pipeline.teacher.runners import PROBES
 
 
 def notices(params: TeacherParams, layout: Layout) -> list[str]:
     """About the prompts and the measure of a model, from its files."""
-    return [*_prompts(params, layout), *_similarity(params, layout)]
+    return [*_prompts(params, layout), *_similarity(params, layout), *_length(params, layout)]
+
+
+def _length(params: TeacherParams, layout: Layout) -> list[str]:
+    paths = {route[0].path for route in layout.routes.values() if route[0].kind == "Transformer"}
+    if params.max_length is not None or all(own_limit(path) for path in paths):
+        return []
+    return [
+        f"the model names no most length of a text, so texts are cut to {DEFAULT_MAX_LENGTH} tokens; "
+        "teacher.max_length sets another"
+    ]
 
 
 def _prompts(params: TeacherParams, layout: Layout) -> list[str]:

@@ -65,12 +65,12 @@ class _LayerModules:
 class _Family:
     """Where a family of models keeps its weights and settings, and how it counts positions. As it is: that of BERT."""
 
-    activation = "hidden_act"
-    """Name of a setting of the model's configuration, as are the next two."""
-    hidden_dropout = "hidden_dropout_prob"
-    attention_dropout = "attention_probs_dropout_prob"
+    activation_setting = "hidden_act"
+    """Name of a setting in the model's configuration, as are the next two."""
+    hidden_dropout_setting = "hidden_dropout_prob"
+    attention_dropout_setting = "attention_probs_dropout_prob"
     drops_attention_output = True
-    """Whether hidden dropout is behind the output projection of attention too."""
+    """Whether there is hidden dropout behind the output projection of attention."""
 
     def stack(self, model: Any) -> Any:
         """The module whose `layer` is the list of layers."""
@@ -88,9 +88,9 @@ class _Family:
         """The modules of every layer."""
         return [self.modules(layer) for layer in self.stack(model).layer]
 
-    def function(self, model: Any) -> _Activation:
+    def activation(self, model: Any) -> _Activation:
         """The activation of the feed-forward part."""
-        return _ACTIVATIONS[getattr(model.config, self.activation)]
+        return _ACTIVATIONS[getattr(model.config, self.activation_setting)]
 
     def position_offset(self, model: Any) -> int:
         """Rows of the position table that precede that of a text's first token."""
@@ -155,9 +155,9 @@ class _MPNet(_Roberta):
 
 
 class _DistilBert(_Family):
-    activation = "activation"
-    hidden_dropout = "dropout"
-    attention_dropout = "attention_dropout"
+    activation_setting = "activation"
+    hidden_dropout_setting = "dropout"
+    attention_dropout_setting = "attention_dropout"
     drops_attention_output = False
 
     def stack(self, model: Any) -> Any:
@@ -242,7 +242,7 @@ class PackedBackbone(Backbone):
         return (
             family is not None
             and all(type(module).__module__.startswith(_KNOWN_CODE) for module in model.modules())
-            and getattr(config, family.activation) in _ACTIVATIONS
+            and getattr(config, family.activation_setting) in _ACTIVATIONS
             and getattr(config, "position_embedding_type", "absolute") == "absolute"
             and not getattr(config, "is_decoder", False)
         )
@@ -276,8 +276,8 @@ class PackedBackbone(Backbone):
 
     def set_dropout(self, share: float) -> None:
         """See `Backbone.set_dropout`."""
-        setattr(self.model.config, self.family.hidden_dropout, share)
-        setattr(self.model.config, self.family.attention_dropout, share)
+        setattr(self.model.config, self.family.hidden_dropout_setting, share)
+        setattr(self.model.config, self.family.attention_dropout_setting, share)
 
     def features(self, batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
         """See `Backbone.features`.
@@ -286,17 +286,16 @@ class PackedBackbone(Backbone):
         and convert the hidden states back and forth.
         """
         model, config, family = self.model, self.model.config, self.family
-        hidden_dropout = getattr(config, family.hidden_dropout) if model.training else 0.0
-        attention_dropout = getattr(config, family.attention_dropout) if model.training else 0.0
+        hidden_dropout = getattr(config, family.hidden_dropout_setting) if model.training else 0.0
+        attention_dropout = getattr(config, family.attention_dropout_setting) if model.training else 0.0
         hidden = _dropped(model.embeddings.LayerNorm(family.embeddings(model, batch)), hidden_dropout).to(dtype)
         if (projection := family.projection(model)) is not None:
             hidden = _cast_linear(hidden, projection)
         by_group = (family.position_bias(model, length) for _, length in batch.length_groups)
         biases = [bias.to(dtype) for bias in by_group if bias is not None]
         dropouts = hidden_dropout if family.drops_attention_output else 0.0, hidden_dropout
-        blocks = [
-            _TrainingBlock(modules, family.function(model).function, *dropouts) for modules in family.layers(model)
-        ]
+        activation = family.activation(model).function
+        blocks = [_TrainingBlock(modules, activation, *dropouts) for modules in family.layers(model)]
         heads = config.num_attention_heads
         hidden = _run_layers(hidden, blocks, batch.length_groups, heads=heads, biases=biases, dropout=attention_dropout)
         return pooled(_texts(hidden, batch.length_groups), batch.order, self.pooling)
@@ -333,10 +332,8 @@ class _TrainingBlock:
 
     def qkv(self, hidden: Tensor) -> Tensor:
         projections = (self.modules.query, self.modules.key, self.modules.value)
-        weights, biases = (
-            [p.weight.to(hidden.dtype) for p in projections],
-            [p.bias.to(hidden.dtype) for p in projections],
-        )
+        weights = [projection.weight.to(hidden.dtype) for projection in projections]
+        biases = [projection.bias.to(hidden.dtype) for projection in projections]
         return functional.linear(hidden, torch.cat(weights), torch.cat(biases))
 
     def output(self, mixed: Tensor, residual: Tensor) -> Tensor:
@@ -427,7 +424,7 @@ class CompiledPacked:
             qkv=self._linear(weight, bias),
             output=self._linear(modules.output.weight, modules.output.bias),
             attention_norm=self._norm(modules.attention_norm),
-            up=self._linear(modules.up.weight, modules.up.bias, self.family.function(self.model)),
+            up=self._linear(modules.up.weight, modules.up.bias, self.family.activation(self.model)),
             down=self._linear(modules.down.weight, modules.down.bias),
             norm=self._norm(modules.norm),
         )

@@ -6,8 +6,9 @@ A `Backbone` computes a model's features, with gradients and for inference.
 from pipeline.model import attention
 from pipeline.model.backbones.backbone import Backbone, CompiledBackbone
 from pipeline.model.backbones.registry import backbone_for, find_backbone
-from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack, split, token_batches
-from pipeline.model.device import best_device, bf16_is_fast
+from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack, pad, split, token_batches
+from pipeline.model.cuda import Graphs
+from pipeline.model.device import best_device, bf16_is_fast, repeatable, synchronize, traits_of, upload
 from pipeline.model.model_files import check_sha256, load_sentence_transformer, resolve_model, weights_sha256
 from pipeline.model.parallel import vectors_in_parts, worker_count
 from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build, write_errors
@@ -18,6 +19,7 @@ __all__ = [
     "Backbone",
     "Batch",
     "CompiledBackbone",
+    "Graphs",
     "Student",
     "StudentEncoder",
     "attention",
@@ -29,9 +31,14 @@ __all__ = [
     "find_backbone",
     "load_sentence_transformer",
     "pack",
+    "pad",
+    "repeatable",
     "resolve_model",
     "split",
+    "synchronize",
     "token_batches",
+    "traits_of",
+    "upload",
     "vectors_in_parts",
     "weights_sha256",
     "worker_count",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.base import LeafError
+from pipeline.model.device import upload
 
 TOKEN_MULTIPLE = 64
 """The tokens of a batch are rounded up to a multiple of this: oneDNN builds a kernel for every shape that it has not
@@ -21,7 +22,7 @@ class Batch:
     """Texts laid end to end, shortest first.
 
     Behind the last text there are up to TOKEN_MULTIPLE - 1 tokens of no text: none attends to them, and no pooling
-    counts them.
+    counts them. Batches of one shape, which a step on an accelerator wants, have them behind every text (`pad`).
     """
 
     ids: Tensor
@@ -32,10 +33,21 @@ class Batch:
     """(texts, tokens of each) for each length, ascending."""
     order: Tensor
     """`[texts]`: where each text that the caller gave stands among those of the batch."""
+    lengths: Tensor | None = None
+    """`[texts]`: for texts padded to one length, which are in the caller's order: tokens of each without padding."""
 
-    def to(self, device: torch.device | str) -> "Batch":
+    def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return Batch(self.ids.to(device), self.positions.to(device), self.length_groups, self.order.to(device))
+        lengths = None if self.lengths is None else upload(self.lengths, device)
+        ids, positions, order = (upload(tensor, device) for tensor in (self.ids, self.positions, self.order))
+        return Batch(ids, positions, self.length_groups, order, lengths)
+
+    def behind(self) -> Tensor | None:
+        """`[texts, length]`: whether a token is padding; None if the texts are not padded."""
+        if self.lengths is None:
+            return None
+        places = torch.arange(self.length_groups[0][1], device=self.lengths.device)
+        return places >= self.lengths[:, None]
 
 
 def pack(token_ids: Sequence[Sequence[int] | np.ndarray]) -> Batch:
@@ -52,6 +64,19 @@ def pack(token_ids: Sequence[Sequence[int] | np.ndarray]) -> Batch:
     order[by_length] = np.arange(len(by_length))
     length_groups = tuple((int(c), int(v)) for v, c in zip(values, counts, strict=True))
     return Batch(torch.from_numpy(flat), torch.from_numpy(positions), length_groups, torch.from_numpy(order))
+
+
+def pad(batch: Batch, texts: int, length: int) -> Batch:
+    """The same texts in the caller's order, padded to `length` tokens, and others of one token that make them `texts`."""
+    own = np.repeat([length for _, length in batch.length_groups], [count for count, _ in batch.length_groups])
+    order = batch.order.numpy()
+    lengths, ids = np.ones(texts, dtype=np.int64), np.zeros((texts, length), dtype=np.int64)
+    sorted_ids = np.zeros((len(own), length), dtype=np.int64)
+    sorted_ids[np.arange(length) < own[:, None]] = batch.ids[: own.sum()].numpy()
+    lengths[: len(own)], ids[: len(own)] = own[order], sorted_ids[order]
+    positions = torch.arange(length).repeat(texts)
+    flat = torch.from_numpy(ids.reshape(-1))
+    return Batch(flat, positions, ((texts, length),), torch.arange(texts), torch.from_numpy(lengths))
 
 
 def split(batch: Batch, budget: int) -> list[tuple[Batch, Tensor]]:

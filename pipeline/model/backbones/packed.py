@@ -134,10 +134,11 @@ def _run_layers(
     heads: int,
     biases: Sequence[Tensor],
     dropout: float = 0.0,
+    behind: Tensor | None = None,
 ) -> Tensor:
     """Hidden states behind the last layer, `[tokens, width]`. `dropout` is that of the attention probabilities."""
     for block in blocks:
-        mixed = attention(block.qkv(hidden), length_groups, heads, biases, dropout)
+        mixed = attention(block.qkv(hidden), length_groups, heads, biases, dropout, behind=behind)
         hidden = block.attention_norm(block.output(mixed, hidden))
         hidden = block.norm(block.down(block.up(hidden), hidden))
     return hidden
@@ -206,7 +207,15 @@ class PackedBackbone(Backbone):
         biases = [bias.to(dtype) for bias in by_group if bias is not None]
         blocks = [_TrainingBlock(modules, dtype, hidden_dropout) for modules in family.layers(self.model)]
         heads = config.num_attention_heads
-        hidden = _run_layers(hidden, blocks, batch.length_groups, heads=heads, biases=biases, dropout=attention_dropout)
+        hidden = _run_layers(
+            hidden,
+            blocks,
+            batch.length_groups,
+            heads=heads,
+            biases=biases,
+            dropout=attention_dropout,
+            behind=batch.behind(),
+        )
         return _pooled(hidden, batch, self.pooling)
 
     def compiled(self, token_budget: int) -> "CompiledPacked":
@@ -216,12 +225,23 @@ class PackedBackbone(Backbone):
 
 def _pooled(hidden: Tensor, batch: Batch, pooling: Pooling) -> Tensor:
     """Mean over each text's tokens, or its first token, in float32 and in the caller's order: `[texts, width]`."""
+    if batch.lengths is not None:
+        return _pooled_padded(hidden, batch.lengths, pooling)
     pooled, start = [], 0
     for count, length in batch.length_groups:
         block = hidden[start : start + count * length].view(count, length, -1)
         pooled.append(block.mean(1, dtype=torch.float32) if pooling == "mean" else block[:, 0].float())
         start += count * length
     return torch.cat(pooled)[batch.order]
+
+
+def _pooled_padded(hidden: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
+    """The same for texts padded to one length."""
+    block = hidden.view(len(lengths), -1, hidden.shape[1])
+    if pooling == "cls":
+        return block[:, 0].float()
+    there = torch.arange(block.shape[1], device=hidden.device) < lengths[:, None]
+    return (block.float() * there[:, :, None]).sum(1) / lengths[:, None]
 
 
 def _dropped(hidden: Tensor, share: float) -> Tensor:

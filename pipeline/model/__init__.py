@@ -8,7 +8,16 @@ from pipeline.model.backbones.backbone import Backbone, CompiledBackbone
 from pipeline.model.backbones.registry import backbone_for, find_backbone
 from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack, pad, split, token_batches
 from pipeline.model.cuda import Graphs
-from pipeline.model.device import best_device, bf16_is_fast, repeatable, synchronize, traits_of, upload
+from pipeline.model.device import (
+    best_device,
+    bf16_is_fast,
+    overwrite,
+    repeatable,
+    staged,
+    synchronize,
+    traits_of,
+    upload,
+)
 from pipeline.model.model_files import check_sha256, load_sentence_transformer, resolve_model, weights_sha256
 from pipeline.model.parallel import vectors_in_parts, worker_count
 from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build, write_errors
@@ -30,11 +39,13 @@ __all__ = [
     "check_sha256",
     "find_backbone",
     "load_sentence_transformer",
+    "overwrite",
     "pack",
     "pad",
     "repeatable",
     "resolve_model",
     "split",
+    "staged",
     "synchronize",
     "token_batches",
     "traits_of",

@@ -34,7 +34,7 @@ class Batch:
     order: Tensor
     """`[texts]`: where each text that the caller gave stands among those of the batch."""
     lengths: Tensor | None = None
-    """`[texts]`: for texts padded to one length, which are in the caller's order: tokens of each without padding."""
+    """`[texts]`: tokens of each text without padding, where all are padded to one length and in the caller's order."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -66,17 +66,18 @@ def pack(token_ids: Sequence[Sequence[int] | np.ndarray]) -> Batch:
     return Batch(torch.from_numpy(flat), torch.from_numpy(positions), length_groups, torch.from_numpy(order))
 
 
-def pad(batch: Batch, texts: int, length: int) -> Batch:
-    """The same texts in the caller's order, padded to `length` tokens, and others of one token that make them `texts`."""
+def pad(batch: Batch, texts: int, length: int) -> tuple[Tensor, Tensor]:
+    """Token ids `[texts, length]` in the caller's order, and the tokens of each text `[texts]`.
+
+    The batch may hold fewer texts; those that are added have one token.
+    """
     own = np.repeat([length for _, length in batch.length_groups], [count for count, _ in batch.length_groups])
-    order = batch.order.numpy()
-    lengths, ids = np.ones(texts, dtype=np.int64), np.zeros((texts, length), dtype=np.int64)
     sorted_ids = np.zeros((len(own), length), dtype=np.int64)
     sorted_ids[np.arange(length) < own[:, None]] = batch.ids[: own.sum()].numpy()
-    lengths[: len(own)], ids[: len(own)] = own[order], sorted_ids[order]
-    positions = torch.arange(length).repeat(texts)
-    flat = torch.from_numpy(ids.reshape(-1))
-    return Batch(flat, positions, ((texts, length),), torch.arange(texts), torch.from_numpy(lengths))
+    ids, lengths = torch.zeros(texts, length, dtype=torch.int64), torch.ones(texts, dtype=torch.int64)
+    order = batch.order.numpy()
+    ids.numpy()[: len(own)], lengths.numpy()[: len(own)] = sorted_ids[order], own[order]
+    return ids, lengths
 
 
 def split(batch: Batch, budget: int) -> list[tuple[Batch, Tensor]]:

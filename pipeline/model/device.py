@@ -56,10 +56,18 @@ def bf16_is_fast(device: torch.device | str = "cpu") -> bool:
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`. Where that is possible, work goes on during the copy."""
-    if tensor.device.type == "cpu" and traits_of(device).pinned:
-        return cuda.pinned(tensor).to(device, non_blocking=True)
-    return tensor.to(device)
+    """A tensor of the host on `device`. Where that is possible, work goes on during the copy."""
+    return staged(tensor, device).to(device, non_blocking=traits_of(device).pinned)
+
+
+def staged(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor where `overwrite` can copy it from without waiting."""
+    return cuda.pinned(tensor) if traits_of(device).pinned else tensor
+
+
+def overwrite(target: Tensor, source: Tensor) -> None:
+    """Copy a tensor that was `staged` for the target's device."""
+    target.copy_(source, non_blocking=traits_of(target.device).pinned)
 
 
 def download(tensor: Tensor) -> Callable[[], Tensor]:

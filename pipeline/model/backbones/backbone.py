@@ -26,6 +26,8 @@ class Backbone(nn.Module, ABC):
 
     scope: ClassVar[str]
     """The models that it can run, for messages."""
+    takes_padding: ClassVar[bool] = False
+    """Whether `features` also takes texts padded to one length (`Batch.lengths`), without waiting for the device."""
 
     def __init__(self, model: Any, pooling: Pooling = "mean") -> None:
         """`model` is a transformers model that `supports` accepts; its parameters become those of the backbone."""

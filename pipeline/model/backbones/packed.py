@@ -148,6 +148,7 @@ class PackedBackbone(Backbone):
     """A BERT or MPNet model."""
 
     scope = "bert and mpnet models with absolute or MPNet's relative positions and the exact GELU"
+    takes_padding = True
 
     def __init__(self, model: Any, pooling: Pooling = "mean") -> None:
         super().__init__(model, pooling)

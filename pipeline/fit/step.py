@@ -28,7 +28,7 @@ Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 class Step(Protocol):
     """Trains on one batch."""
 
-    optimiser: Optimiser | DeviceOptimiser
+    adamw: torch.optim.AdamW
     loss: Loss
 
     def prepare(self, batch: TrainingBatch) -> Any:
@@ -54,6 +54,7 @@ class PackedStep:
         self.student, self.dtype, self.loss = student, dtype, LOSSES[params.loss]
         self.device = student.head.weight.device
         self.optimiser = Optimiser(student, student.backbone.token_embeddings, params)
+        self.adamw = self.optimiser.adamw
 
     def prepare(self, batch: TrainingBatch) -> TrainingBatch:
         """See `Step.prepare`."""
@@ -67,7 +68,7 @@ class PackedStep:
             vectors = self.student(texts.to(self.device), self.dtype)
             losses = self.loss(vectors, upload(prepared.targets[rows], self.device))
             loss = losses.mean() * (len(rows) / len(prepared.targets))
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         self.optimiser.step(prepared.texts.ids, rate)
         return total
@@ -111,6 +112,7 @@ class PaddedStep:
         self.batch_size, self.recorder = params.batch_size, recorder
         self.device = student.head.weight.device
         self.optimiser = DeviceOptimiser(student, params)
+        self.adamw = self.optimiser.adamw
         self.total = torch.zeros((), device=self.device)
         self._gradients: dict[int, tuple[PaddedPart, Callable[[], None]]] = {}
         self._update = recorder(self.optimiser.step)
@@ -124,7 +126,7 @@ class PaddedStep:
         ids, lengths = pad(batch.texts, texts, length)
         targets, weights = torch.zeros(texts, batch.targets.shape[1]), torch.zeros(texts)
         targets[:rows], weights[:rows] = batch.targets, 1 / rows
-        parts = zip(*(tensor.split(size) for tensor in (ids, lengths, targets, weights)), strict=True)
+        parts = zip(*(torch.split(tensor, size) for tensor in (ids, lengths, targets, weights)), strict=True)
         return [PaddedPart(*part).each(lambda tensor: staged(tensor, self.device)) for part in parts]
 
     def run(self, prepared: list[PaddedPart], rate: float) -> Tensor:

@@ -164,7 +164,7 @@ class Trainer:
                 self._save(_snapshot(out, 0))
             self._checkpoint(state)
         else:
-            checkpoint.restore(saved, self.student, self.step.optimiser.adamw)
+            checkpoint.restore(saved, self.student, self.step.adamw)
             self.initial_weights = checkpoint.initial_weights(saved)
             self.progress = Progress.parse(saved.progress)
             self.window.fill_(self.progress.window_loss)
@@ -301,9 +301,7 @@ class Trainer:
         self.progress.window_loss = float(self.window)
         if not np.isfinite(self.progress.window_loss):
             return  # the end of the window will report it; the checkpoint before is still good
-        captured = checkpoint.capture(
-            self.student, self.step.optimiser.adamw, asdict(self.progress), self.initial_weights
-        )
+        captured = checkpoint.capture(self.student, self.step.adamw, asdict(self.progress), self.initial_weights)
         checkpoint.save(captured, state)
 
     def _averaged(self) -> Student:

@@ -20,6 +20,7 @@ from pipeline.model.device import (
 )
 from pipeline.model.model_files import check_sha256, load_sentence_transformer, resolve_model, weights_sha256
 from pipeline.model.parallel import vectors_in_parts, worker_count
+from pipeline.model.pooling import Pooling
 from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build, write_errors
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Batch",
     "CompiledBackbone",
     "Graphs",
+    "Pooling",
     "Student",
     "StudentEncoder",
     "attention",

@@ -81,9 +81,10 @@ class LocalTeacher:
         """A backbone that can run the model, compiled; None leaves the work to sentence-transformers."""
         if [type(module).__name__ for module in modules[:2]] != ["Transformer", "Pooling"]:
             return None
-        model, pooling = modules[0].auto_model, modules[1].pooling_mode
-        kind = find_backbone(model)
-        return kind(model, pooling).compiled(self.token_budget) if kind and pooling in ("mean", "cls") else None
+        model, mode = modules[0].auto_model, modules[1].pooling_mode
+        pooling = (mode,) if isinstance(mode, str) else tuple(mode)
+        kind = find_backbone(model, pooling)
+        return kind(model, pooling, modules[0]).compiled(self.token_budget) if kind else None
 
     def vectors(self, rows: pl.DataFrame) -> Array:
         """Vectors [rows, dim] float32 of a frame with `role, text`, in its order."""

@@ -19,6 +19,7 @@ from pipeline.fit.trainer import fit
 from pipeline.model.backbones import registry
 from pipeline.model.backbones.backbone import Backbone, CompiledBackbone
 from pipeline.model.batch import Batch
+from pipeline.model.pooling import Pooling
 from pipeline.model.student import StudentEncoder
 from pipeline.params.parsing import load_section
 from pipeline.params.sections import FitParams
@@ -38,11 +39,11 @@ class PaddedBackbone(Backbone):
     scope = "anything, in a test"
 
     @classmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",)) -> bool:
         return True
 
     @property
-    def width(self) -> int:
+    def hidden_size(self) -> int:
         return int(self.model.config.hidden_size)
 
     @property

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.fit.loader import TrainingBatch
 from pipeline.fit.losses import LOSSES, Loss
-from pipeline.fit.optimiser import DeviceOptimiser, Optimiser
+from pipeline.fit.optimiser import DeviceOptimiser, optimiser_for
 from pipeline.model import Batch, Graphs, Student, overwrite, pad, split, staged, traits_of, upload
 from pipeline.params import FitParams
 
@@ -53,7 +53,7 @@ class PackedStep:
     def __init__(self, student: Student, params: FitParams, dtype: torch.dtype) -> None:
         self.student, self.dtype, self.loss = student, dtype, LOSSES[params.loss]
         self.device = student.head.weight.device
-        self.optimiser = Optimiser(student, student.backbone.token_embeddings, params)
+        self.optimiser = optimiser_for(student, student.backbone.token_embeddings, params)
         self.adamw = self.optimiser.adamw
 
     def prepare(self, batch: TrainingBatch) -> TrainingBatch:
@@ -115,7 +115,7 @@ class PaddedStep:
         self.adamw = self.optimiser.adamw
         self.total = torch.zeros((), device=self.device)
         self._gradients: dict[int, tuple[PaddedPart, Callable[[], None]]] = {}
-        self._update = recorder(self.optimiser.step)
+        self._update = recorder(self.optimiser.update)
 
     def prepare(self, batch: TrainingBatch) -> list[PaddedPart]:
         """See `Step.prepare`."""

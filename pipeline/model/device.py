@@ -23,15 +23,17 @@ class DeviceTraits:
     """Tokens computed at once in inference."""
     fit_tokens: int
     """Tokens of one backward pass. A larger batch is computed in parts whose gradients add up: memory stays bounded."""
+    spare_tokens: int
+    """Tokens of padding that cost less than a forward pass of their own for texts of another length."""
     pinned: bool = False
     """Whether copies between the device and page-locked memory run beside other work."""
     graphs: bool = False
     """Whether the kernels of a step can be recorded and launched together."""
 
 
-_ACCELERATOR = DeviceTraits(packed=False, encode_tokens=65_536, fit_tokens=65_536)
+_ACCELERATOR = DeviceTraits(packed=False, encode_tokens=65_536, fit_tokens=65_536, spare_tokens=8192)
 TRAITS = {
-    "cpu": DeviceTraits(packed=True, encode_tokens=8192, fit_tokens=2048),
+    "cpu": DeviceTraits(packed=True, encode_tokens=8192, fit_tokens=2048, spare_tokens=256),
     "cuda": replace(_ACCELERATOR, pinned=True, graphs=True),
 }
 """By the type of the device; other accelerators (XPU, MPS) need no more than padding."""

@@ -48,7 +48,7 @@ class Optimiser(Protocol):
         """One step at learning rate `rate`, after the backward pass of a batch with tokens `ids`; clears gradients."""
 
 
-def optimiser_for(student: nn.Module, token_embeddings: nn.Embedding, params: FitParams) -> "Optimiser":
+def optimiser_for(student: nn.Module, token_embeddings: nn.Embedding, params: FitParams) -> Optimiser:
     """The one that suits the device where `student` is, of which `token_embeddings` is a part."""
     if token_embeddings.weight.device.type == "cpu":
         return RowsOptimiser(student, token_embeddings, params)
@@ -58,9 +58,9 @@ def optimiser_for(student: nn.Module, token_embeddings: nn.Embedding, params: Fi
 class RowsOptimiser:
     """The optimiser on a CPU.
 
-    The gradient of the token embeddings is one lasting buffer: a batch writes the rows of its own tokens, and
-    these are cleared after the step. Filling and measuring all 30,522 rows, of which a batch touches some 400, would
-    cost a tenth of the step. The result is the same.
+    The gradient of the token embeddings is one lasting buffer: a batch writes the rows of its own tokens, and these are
+    cleared after the step. Filling and measuring all 30,522 rows, of which a batch touches some 400, would cost a tenth
+    of the step. The result is the same.
     """
 
     def __init__(self, student: nn.Module, token_embeddings: nn.Embedding, params: FitParams) -> None:

@@ -95,13 +95,6 @@ class PaddedPart:
         """All of them, in order."""
         return self.ids, self.lengths, self.targets, self.weights
 
-    def texts(self) -> Batch:
-        """As the student takes them."""
-        count, length = self.ids.shape
-        positions = torch.arange(length, device=self.ids.device).repeat(count)
-        order = torch.arange(count, device=self.ids.device)
-        return Batch(self.ids.view(-1), positions, ((count, length),), order, self.lengths)
-
 
 class PaddedStep:
     """A step over texts padded to one of a few lengths, always the same number of them."""
@@ -150,7 +143,7 @@ class PaddedStep:
         buffers = part.each(lambda tensor: torch.empty_like(tensor, device=self.device))
 
         def add_gradients() -> None:
-            vectors = self.student(buffers.texts(), self.dtype)
+            vectors = self.student(Batch.padded(buffers.ids, buffers.lengths), self.dtype)
             loss = (self.loss(vectors, buffers.targets) * buffers.weights).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             self.total.add_(loss.detach())

@@ -15,6 +15,7 @@ from pipeline.model.device import upload
 TOKEN_MULTIPLE = 64
 """The tokens of a batch are rounded up to a multiple of this: oneDNN builds a kernel for every shape that it has not
 seen, and keeps the last of them, some hundreds of kilobytes each."""
+SPARE_SHARE = 0.25  # tokens that `evened` may add
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class Batch:
     """`[texts]`: where each text that the caller gave stands among those of the batch."""
     lengths: Tensor | None = None
     """`[texts]`: tokens of each text without padding, where all are padded to one length and in the caller's order."""
+
+    @classmethod
+    def padded(cls, ids: Tensor, lengths: Tensor) -> "Batch":
+        """Texts padded to one length: token ids `[texts, length]` and the tokens of each without padding `[texts]`."""
+        count, length = ids.shape
+        positions = torch.arange(length, device=ids.device).repeat(count)
+        order = torch.arange(count, device=ids.device)
+        return cls(ids.reshape(-1), positions, ((count, length),), order, lengths)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -78,6 +87,14 @@ def pad(batch: Batch, texts: int, length: int) -> tuple[Tensor, Tensor]:
     order = batch.order.numpy()
     ids.numpy()[: len(own)], lengths.numpy()[: len(own)] = sorted_ids[order], own[order]
     return ids, lengths
+
+
+def evened(batch: Batch) -> Batch:
+    """The batch with its texts padded to the longest, where that adds few tokens; else the same batch."""
+    texts, longest = len(batch.order), batch.length_groups[-1][1]
+    if len(batch.length_groups) == 1 or texts * longest > (1 + SPARE_SHARE) * len(batch.ids):
+        return batch
+    return Batch.padded(*pad(batch, texts, longest))
 
 
 def split(batch: Batch, budget: int) -> list[tuple[Batch, Tensor]]:

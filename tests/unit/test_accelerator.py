@@ -50,9 +50,7 @@ def student(checkpoint: Path) -> Student:
 
 
 def padded(texts: Sequence[Sequence[int]], length: int) -> Batch:
-    ids, lengths = pad(pack(texts), len(texts), length)
-    positions = torch.arange(length).repeat(len(texts))
-    return Batch(ids.view(-1), positions, ((len(texts), length),), torch.arange(len(texts)), lengths)
+    return Batch.padded(*pad(pack(texts), len(texts), length))
 
 
 def test_padded_texts_have_the_features_and_gradients_of_texts_without_padding(student: Student) -> None:

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from pipeline.model.attention import LengthGroups, attention
 from pipeline.model.backbones.backbone import Backbone
-from pipeline.model.batch import Batch
-from pipeline.model.device import bf16_is_fast
+from pipeline.model.batch import Batch, evened
+from pipeline.model.device import bf16_is_fast, traits_of
 from pipeline.model.pooling import Pooling, pooled, pooled_padded
 
 
@@ -365,8 +365,9 @@ class CompiledPacked:
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
         """See `CompiledBackbone.__call__`."""
-        batch = batch.to(self.device)
+        batch = (batch if traits_of(self.device).packed else evened(batch)).to(self.device)
         embedded = self.model.embeddings.LayerNorm(self.family.embeddings(self.model, batch))
         heads, biases = self.model.config.num_attention_heads, self._biases(batch.length_groups)
-        hidden = _run_layers(embedded.to(self.dtype), self._blocks, batch.length_groups, heads=heads, biases=biases)
+        settings: dict[str, Any] = {"heads": heads, "biases": biases, "behind": batch.behind()}
+        hidden = _run_layers(embedded.to(self.dtype), self._blocks, batch.length_groups, **settings)
         return _pooled(hidden, batch, self.pooling)

@@ -23,7 +23,8 @@ from pipeline.model.device import bf16_is_fast, traits_of
 from pipeline.model.pooling import Pooling, pooled
 
 SPARE_SHARE = 0.2
-"""Most padding of texts that are computed together, as a share of their tokens, unless it is little (`DeviceTraits.spare_tokens`)."""
+"""Most padding of texts that are computed together, as a share of their tokens, where it is more than a few tokens
+(`DeviceTraits.spare_tokens`)."""
 POSITION_TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_positions")
 """Names that transformers' models give to a table of learned positions."""
 UNLIMITED = 1 << 30

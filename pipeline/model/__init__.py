@@ -5,6 +5,7 @@ A `Backbone` computes a model's features, with gradients and for inference.
 
 from pipeline.model import attention
 from pipeline.model.backbones.backbone import Backbone, CompiledBackbone
+from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.backbones.registry import backbone_for, find_backbone
 from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack, pad, split, token_batches
 from pipeline.model.cuda import Graphs
@@ -18,9 +19,16 @@ from pipeline.model.device import (
     traits_of,
     upload,
 )
-from pipeline.model.model_files import check_sha256, load_sentence_transformer, resolve_model, weights_sha256
-from pipeline.model.parallel import vectors_in_parts, worker_count
-from pipeline.model.pooling import Pooling
+from pipeline.model.model_files import (
+    check_digest,
+    check_sha256,
+    code_files,
+    load_sentence_transformer,
+    resolve_model,
+    weights_sha256,
+)
+from pipeline.model.parallel import in_threads, vectors_in_parts, worker_count
+from pipeline.model.pooling import Pooling, poolings_of
 from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build, write_errors
 
 __all__ = [
@@ -30,6 +38,7 @@ __all__ = [
     "Batch",
     "CompiledBackbone",
     "Graphs",
+    "PackedBackbone",
     "Pooling",
     "Student",
     "StudentEncoder",
@@ -38,12 +47,16 @@ __all__ = [
     "best_device",
     "bf16_is_fast",
     "build",
+    "check_digest",
     "check_sha256",
+    "code_files",
     "find_backbone",
+    "in_threads",
     "load_sentence_transformer",
     "overwrite",
     "pack",
     "pad",
+    "poolings_of",
     "repeatable",
     "resolve_model",
     "split",

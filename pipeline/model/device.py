@@ -25,15 +25,19 @@ class DeviceTraits:
     """Tokens of one backward pass. A larger batch is computed in parts whose gradients add up: memory stays bounded."""
     spare_tokens: int
     """Tokens of padding that cost less than a forward pass of their own for texts of another length."""
+    tokenize_threads: int
+    """Threads that turn texts into token ids. On a CPU one is enough, as the forward passes take the cores."""
     pinned: bool = False
     """Whether copies between the device and page-locked memory run beside other work."""
     graphs: bool = False
     """Whether the kernels of a step can be recorded and launched together."""
 
 
-_ACCELERATOR = DeviceTraits(packed=False, encode_tokens=65_536, fit_tokens=65_536, spare_tokens=8192)
+_ACCELERATOR = DeviceTraits(
+    packed=False, encode_tokens=65_536, fit_tokens=65_536, spare_tokens=8192, tokenize_threads=4
+)
 TRAITS = {
-    "cpu": DeviceTraits(packed=True, encode_tokens=8192, fit_tokens=2048, spare_tokens=256),
+    "cpu": DeviceTraits(packed=True, encode_tokens=8192, fit_tokens=2048, spare_tokens=256, tokenize_threads=1),
     "cuda": replace(_ACCELERATOR, pinned=True, graphs=True),
 }
 """By the type of the device; other accelerators (XPU, MPS) need no more than padding."""

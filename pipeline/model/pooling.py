@@ -11,6 +11,8 @@ from torch import Tensor
 from pipeline.base import LeafError, first_line
 from pipeline.params import Pooling
 
+__all__ = ["Pooling", "pooled", "poolings_of", "stored_pooling"]
+
 
 def pooled(blocks: Iterable[Tensor], order: Tensor, pooling: Sequence[Pooling]) -> Tensor:
     """Vectors `[texts, len(pooling) * width]` float32, a mode's beside those of the mode before, in the caller's order.
@@ -70,8 +72,8 @@ _SHARES: dict[Pooling, Callable[[Tensor, Tensor], Tensor]] = {
 
 def poolings_of(module: Any) -> tuple[Pooling, ...]:
     """The modes of a sentence-transformers Pooling module."""
-    mode: Any = module.pooling_mode
-    return (mode,) if isinstance(mode, str) else tuple(mode)
+    modes: Any = module.pooling_mode
+    return tuple([modes] if isinstance(modes, str) else modes)
 
 
 def stored_pooling(directory: Path) -> tuple[Pooling, ...] | None:

@@ -22,7 +22,6 @@ from pipeline.model.backbones.registry import backbone_for, backbone_of_modules
 from pipeline.model.batch import Batch, pack
 from pipeline.model.model_files import (
     check_sha256,
-    check_weights,
     load_sentence_transformer,
     load_transformer,
     resolve_model,
@@ -176,7 +175,6 @@ def build(params: StudentParams, dim: int, normalize: bool, dropout: float = 0.0
     backbone = backbone_for(transformer.auto_model, pooling or ("mean",), transformer)
     if pooling is None and backbone.causal:
         backbone.pooling = ("lasttoken",)  # the only token that has seen the whole text
-    check_weights(directory, transformer.auto_model, params.model)
     if params.layers is not None:
         _check_layers(params.layers, backbone.layers)
         backbone.keep_layers(params.layers)

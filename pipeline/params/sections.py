@@ -74,10 +74,13 @@ class CorpusParams:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is put before a text before the teacher encodes it, by the text's role."""
+    """What is put before a text before the teacher encodes it, by the text's role.
 
-    query: str = ""
-    document: str = ""
+    Left out, it is the prompt that the model itself brings for the role, if any; `""` is none. An API brings none.
+    """
+
+    query: str | None = None
+    document: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,9 @@ _LOCAL_ONLY = {
     "sha256": "the weights of an API cannot be hashed",
     "revision": "an API has no revisions; name the version in teacher.model",
     "max_length": "the tokens of an API cannot be counted here; cut texts with teacher.api.max_characters",
+    "dim": "ask the server for fewer dimensions with teacher.api.dimensions",
 }
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -166,16 +171,27 @@ class TeacherParams:
     """Most tokens of a text, special tokens included; the model's own limit if it is left out."""
     normalize: bool = True
     """Whether vectors are scaled to length 1."""
+    dim: int | None = field(default=None, metadata=positive())
+    """First dimensions to keep of the vectors of a Matryoshka model; if it is left out, those that the model was saved
+    with (`truncate_dim`), else all. With `normalize`, what is kept is scaled to length 1 again."""
+    trust_remote_code: bool = False
+    """Whether code that lies beside the model may run. Needs `revision` to be a commit in full, and that commit's code
+    becomes part of the fingerprint."""
     license: str | None = None
     """Licence of the model (SPDX, `Apache-2.0`), written into the store; not part of the fingerprint."""
     api: ApiParams | None = None
     """An API that runs the model; without it, the model runs on this machine."""
 
     def __post_init__(self) -> None:
-        """Refuse keys that only a model on this machine can have, if there is an API."""
+        """Refuse keys that only a model on this machine can have, if there is an API, and code that is not pinned."""
         for name, reason in _LOCAL_ONLY.items():
             if self.api is not None and getattr(self, name) is not None:
                 raise LeafError(f"teacher.{name}: must be left out with teacher.api: {reason}")
+        if self.trust_remote_code and not _COMMIT.fullmatch(self.revision or ""):
+            raise LeafError(
+                "teacher.trust_remote_code: needs teacher.revision to be a commit (40 hexadecimal digits), so that no "
+                "other code than the one that you have read can run"
+            )
 
 
 @dataclass(frozen=True)
@@ -192,8 +208,9 @@ class EncodeParams:
     """Licence of the vectors (SPDX, `CC-BY-4.0`), written into the store."""
     pool: str = ".cache/pool"
     """Directory of the shard cache, which keeps finished shards between runs."""
-    token_budget: int = field(default=8192, metadata=bounded(64))
-    """Tokens in progress at once: in a forward pass, or in all those that run in parallel on a CPU's cores."""
+    token_budget: int | None = field(default=None, metadata=bounded(64))
+    """Tokens in progress at once: in a forward pass, or in all those that run in parallel on a CPU's cores. Left out:
+    8192 on a CPU, 65,536 on an accelerator."""
     verify_rows: int = field(default=32, metadata=bounded(0))
     """Rows of each reused store that are encoded again and compared with the stored vectors before the store is
     trusted, besides a row of each of its shards; 0 compares none."""

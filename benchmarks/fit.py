@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.common import MINILM, QUICK, Row, Work, alternate, child, report, texts
 from pipeline.base import keep_pages, keys
-from pipeline.fit import Position, Trainer, corpus_digest, fit
+from pipeline.fit import Trainer, corpus_digest, fit
 from pipeline.model import resolve_model
 from pipeline.params import EncodeParams, FitParams, StudentParams, TeacherParams
 from pipeline.store import ShardCache, Store, StoreMeta
@@ -120,13 +120,13 @@ def _ours(folder: Path, sample: list[str], targets: np.ndarray, steps: int) -> C
     store = prepare(folder, sample, targets, 0.0)
     params = FitParams(StudentParams(MINILM, max_length=MAX_LENGTH), batch_size=BATCH)
     trainer = Trainer(folder / "corpus", store, params, corpus_digest(folder / "corpus"), folder / "work")
-    batches = trainer.loader.batches(Position())  # in this thread: its cost is measured too
+    batches = trainer.batches()  # in this thread: its cost is measured too
 
     def side() -> float:
         seen = 0
         for _ in range(steps):
-            batch = next(batches)
-            trainer._step(batch)
+            batch, prepared = next(batches)
+            trainer.step.run(prepared, params.learning_rate)
             seen += len(batch.targets)
         return seen
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.fit.optimiser import Optimiser
+from pipeline.fit.optimiser import RowsOptimiser
 from pipeline.params.sections import FitParams, StudentParams
 
 
@@ -30,7 +30,7 @@ def test_steps_equal_those_of_adamw_and_clip_grad_norm(clip_norm: float | None) 
     ours = Bag()
     theirs = copy.deepcopy(ours)
     params = FitParams(StudentParams(""), clip_norm=clip_norm, weight_decay=0.1)
-    optimiser = Optimiser(ours, ours.table, params)
+    optimiser = RowsOptimiser(ours, ours.table, params)
     plain = torch.optim.AdamW(
         [
             {"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.1},

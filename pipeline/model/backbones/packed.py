@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from pipeline.model.attention import LengthGroups, attention
 from pipeline.model.backbones.backbone import Backbone
-from pipeline.model.batch import Batch
-from pipeline.model.device import bf16_is_fast
-from pipeline.model.pooling import Pooling, pooled
+from pipeline.model.batch import Batch, evened
+from pipeline.model.device import bf16_is_fast, traits_of
+from pipeline.model.pooling import Pooling, pooled, pooled_padded
 
 
 @dataclass(frozen=True)
@@ -212,10 +212,11 @@ def _run_layers(
     heads: int,
     biases: Sequence[Tensor],
     dropout: float = 0.0,
+    behind: Tensor | None = None,
 ) -> Tensor:
     """Hidden states behind the last layer, `[tokens, width]`. `dropout` is that of the attention probabilities."""
     for block in blocks:
-        mixed = attention(block.qkv(hidden), length_groups, heads, biases, dropout)
+        mixed = attention(block.qkv(hidden), length_groups, heads, biases, dropout, behind=behind)
         hidden = block.attention_norm(block.output(mixed, hidden))
         hidden = block.norm(block.down(block.up(hidden), hidden))
     return hidden
@@ -228,6 +229,7 @@ class PackedBackbone(Backbone):
         "bert, roberta, xlm-roberta, camembert, distilbert, electra, ernie and mpnet models with a GELU (exact or by "
         "tanh), ReLU or SiLU"
     )
+    takes_padding = True
 
     def __init__(self, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> None:
         super().__init__(model, pooling, transformer)
@@ -297,12 +299,19 @@ class PackedBackbone(Backbone):
         activation = family.activation(model).function
         blocks = [_TrainingBlock(modules, activation, *dropouts) for modules in family.layers(model)]
         heads = config.num_attention_heads
-        hidden = _run_layers(hidden, blocks, batch.length_groups, heads=heads, biases=biases, dropout=attention_dropout)
-        return pooled(_texts(hidden, batch.length_groups), batch.order, self.pooling)
+        settings: dict[str, Any] = {"heads": heads, "biases": biases, "dropout": attention_dropout}
+        hidden = _run_layers(hidden, blocks, batch.length_groups, **settings, behind=batch.behind())
+        return _pooled(hidden, batch, self.pooling)
 
     def compiled(self, token_budget: int) -> "CompiledPacked":
         """See `Backbone.compiled`."""
         return CompiledPacked(self.model.eval(), self.family, self.pooling, token_budget)
+
+
+def _pooled(hidden: Tensor, batch: Batch, pooling: Sequence[Pooling]) -> Tensor:
+    if batch.lengths is not None:
+        return pooled_padded(hidden.view(len(batch.lengths), -1, hidden.shape[1]), batch.lengths, pooling)
+    return pooled(_texts(hidden, batch.length_groups), batch.order, pooling)
 
 
 def _texts(hidden: Tensor, length_groups: LengthGroups) -> Iterator[Tensor]:
@@ -451,9 +460,10 @@ class CompiledPacked:
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
         """See `CompiledBackbone.__call__`."""
-        batch = batch.to(self.device)
+        batch = (batch if traits_of(self.device).packed else evened(batch)).to(self.device)
         embedded = self.model.embeddings.LayerNorm(self.family.embeddings(self.model, batch))
         hidden = embedded.to(self.dtype) if self._projection is None else self._projection(embedded.to(self.dtype))
         heads, biases = self.model.config.num_attention_heads, self._biases(batch.length_groups)
-        hidden = _run_layers(hidden, self._blocks, batch.length_groups, heads=heads, biases=biases)
-        return pooled(_texts(hidden, batch.length_groups), batch.order, self.pooling)
+        settings: dict[str, Any] = {"heads": heads, "biases": biases, "behind": batch.behind()}
+        hidden = _run_layers(hidden, self._blocks, batch.length_groups, **settings)
+        return _pooled(hidden, batch, self.pooling)

@@ -243,7 +243,15 @@ def test_an_accelerator_has_its_next_batch_before_vectors_are_waited_for(
 ) -> None:
     happened: list[str] = []
     monkeypatch.setattr(parallel, "worker_count", lambda device: 1)
-    monkeypatch.setattr(parallel, "download", lambda tensor: lambda: (happened.append("w"), tensor)[1])
+
+    def download(tensor: Tensor) -> Callable[[], Tensor]:
+        def wait() -> Tensor:
+            happened.append("w")
+            return tensor
+
+        return wait
+
+    monkeypatch.setattr(parallel, "download", download)
 
     def forward(ids: list[Sequence[int]]) -> Tensor:
         happened.append("f")

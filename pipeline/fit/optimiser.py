@@ -107,15 +107,11 @@ class DeviceOptimiser:
     """
 
     def __init__(self, student: nn.Module, params: FitParams) -> None:
-        """Gives every weight that trains a gradient of 0, to which backward passes add."""
-        trained = [p for p in student.parameters() if p.requires_grad]
-        device = trained[0].device
+        self.trained = [p for p in student.parameters() if p.requires_grad]
+        device = self.trained[0].device
         self.rate = torch.tensor(params.learning_rate, device=device)
         self.adamw = adamw(student, params, lr=self.rate, capturable=traits_of(device).graphs)
         self.clip_norm = params.clip_norm
-        for parameter in trained:
-            parameter.grad = torch.zeros_like(parameter)
-        self._gradients = [p.grad for p in trained if p.grad is not None]
 
     def set_rate(self, rate: float) -> None:
         """Set the learning rate of the steps to come."""
@@ -129,9 +125,10 @@ class DeviceOptimiser:
         self.update()
 
     def update(self) -> None:
-        """The part of a step that is the same every time."""
+        """The part of a step that is the same every time. Gradients stay where the first backward pass put them."""
+        gradients = [p.grad for p in self.trained if p.grad is not None]
         if self.clip_norm is not None:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients)))
-            torch._foreach_div_(self._gradients, ((norm + 1e-6) / self.clip_norm).clamp(min=1.0))
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            torch._foreach_div_(gradients, ((norm + 1e-6) / self.clip_norm).clamp(min=1.0))
         self.adamw.step()
-        torch._foreach_zero_(self._gradients)
+        torch._foreach_zero_(gradients)

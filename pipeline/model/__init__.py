@@ -10,6 +10,7 @@ from pipeline.model.backbones.registry import backbone_for, find_backbone
 from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack, pad, split, token_batches
 from pipeline.model.cuda import Graphs
 from pipeline.model.device import (
+    TRAITS,
     best_device,
     bf16_is_fast,
     overwrite,
@@ -34,6 +35,7 @@ from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build,
 __all__ = [
     "TOKEN_BUDGET",
     "TOKEN_MULTIPLE",
+    "TRAITS",
     "Backbone",
     "Batch",
     "CompiledBackbone",

@@ -1,32 +1,44 @@
 """What accelerators do differently, on a CPU: texts padded to a few lengths, and steps that are replayed."""
 
 import copy
+import os
+import platform
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from click.testing import CliRunner
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pipeline.base.arrays import cosines
 from pipeline.fit.loader import Position, TrainingBatch
 from pipeline.fit.step import PackedStep, PaddedStep, padded_length
 from pipeline.fit.trainer import fit
 from pipeline.model import device as devices
+from pipeline.model import parallel
 from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.batch import Batch, pack, pad
+from pipeline.model.parallel import in_threads
 from pipeline.model.pooling import Pooling
-from pipeline.model.student import Student, build
+from pipeline.model.student import Student, StudentEncoder, build
 from pipeline.params.parsing import load_section
-from pipeline.params.sections import FitParams, StudentParams
+from pipeline.params.sections import EncodeParams, FitParams, StudentParams, TeacherParams
 from pipeline.store.store import Store
+from pipeline.teacher import local
+from pipeline.teacher.local import LocalTeacher
 from stages.encode import main as encode_stage
-from tests.conftest import make_model
+from tests.conftest import ROOT, make_model, sentence
 
 TEXTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14], [5, 6, 7], [20], [21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31]]
 MODES: tuple[Pooling, ...] = ("mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean")
@@ -205,3 +217,112 @@ def test_a_fit_on_an_accelerator_that_is_killed_ends_with_the_weights_of_one_tha
     assert torn.curve == whole.curve
     for name in ("model.safetensors", "2_Dense/model.safetensors"):
         assert (tmp_path / "torn" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_texts_that_are_tokenised_on_several_threads_keep_their_order(threads: int) -> None:
+    began: list[int] = []
+
+    def run(item: int) -> int:
+        began.append(item)
+        time.sleep(0.002 * (item % 3))
+        if item == 30:
+            raise ValueError("item 30")
+        return item * item
+
+    assert list(in_threads(run, iter(range(20)), threads)) == [item * item for item in range(20)]
+    assert began[0] == 0
+    with pytest.raises(ValueError, match="item 30"):
+        list(in_threads(run, range(25, 35), threads))
+    assert list(in_threads(run, [], threads)) == []
+
+
+@pytest.mark.parametrize("kind, order", [("cpu", "fwfwfw"), ("xpu", "ffwfww")])
+def test_an_accelerator_has_its_next_batch_before_vectors_are_waited_for(
+    kind: str, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    monkeypatch.setattr(parallel, "worker_count", lambda device: 1)
+
+    def download(tensor: Tensor) -> Callable[[], Tensor]:
+        def wait() -> Tensor:
+            happened.append("w")
+            return tensor
+
+        return wait
+
+    monkeypatch.setattr(parallel, "download", download)
+
+    def forward(ids: list[Sequence[int]]) -> Tensor:
+        happened.append("f")
+        return torch.tensor([[float(sum(text))] for text in ids])
+
+    ids = [[5, 6, 7], [8, 9, 10], [11, 12, 13]]
+    parts = parallel.vectors_in_parts(forward, ids, 3, torch.device(kind))
+    assert {int(row): vectors[0, 0] for (row,), vectors in parts} == {0: 18, 1: 27, 2: 36}
+    assert "".join(happened) == order
+
+
+def test_the_device_is_the_accelerator_that_pytorch_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
+    assert devices.best_device().type == "mps"
+    assert not devices.traits_of(devices.best_device()).packed
+    assert not devices.bf16_is_fast(devices.best_device())
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    assert devices.best_device().type == "cpu"
+
+
+def test_encoding_on_an_accelerator_gives_the_same_vectors(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [sentence(number) for number in range(150)]
+    rows = pl.DataFrame({"text": texts, "role": ["query", "document"] * 75})
+    on_cpu = LocalTeacher(TeacherParams(str(checkpoint)), EncodeParams()).vectors(rows)
+    monkeypatch.setitem(devices.TRAITS, "cpu", devices.traits_of(torch.device("xpu")))
+    monkeypatch.setattr(local, "TOKENIZE_ROWS", 20)
+    for budget in (None, 100):  # all texts, which differ too much in length to be padded; few at a time, which do not
+        ours = LocalTeacher(TeacherParams(str(checkpoint)), EncodeParams(token_budget=budget)).vectors(rows)
+        assert cosines(ours, on_cpu).min() > 0.9995
+
+
+WITHOUT_BFLOAT16 = """
+from pipeline.model import bf16_is_fast
+from pipeline.teacher import local
+from pipeline.teacher.local import LocalTeacher
+from stages.encode import main as encode
+from stages.fit import main as fit
+
+assert not bf16_is_fast()
+places = ["--params", "params.yaml", "--corpus", "corpus"]
+encode([*places, "--out", "store", "--metrics", "encode.json"], standalone_mode=False)
+arguments = ["--embeddings", "store", "--out", "student", "--metrics", "fit.json", "--curve", "curve.csv"]
+fit([*places, *arguments], standalone_mode=False)
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variables are those of x86 processors")
+def test_a_processor_without_bfloat16_encodes_and_fits_in_float32(
+    tiny_corpus: Path, write_params: Callable[..., Path], tiny_teacher: Path, tmp_path: Path
+) -> None:
+    changes = {"max_steps": 12, "dropout": 0.0}
+    file = write_params(fit=changes)
+    older = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WITHOUT_BFLOAT16]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **older}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+    texts = pl.read_parquet(tiny_corpus)
+    store = Store.open(tmp_path / "store")
+    stored = store.lookup(texts["key"].to_list()).astype(np.float32)
+    reference = SentenceTransformer(str(tiny_teacher), device="cpu").encode(texts["text"].to_list())
+    assert cosines(stored, reference).min() > 1 - 1e-6
+
+    settings = load_section(file, "fit", FitParams)
+    here = fit(tiny_corpus, store, replace(settings, precision="float32"), tmp_path / "here", tmp_path / "work")
+    sample = texts["text"].to_list()[:50]
+    students = [StudentEncoder.load(tmp_path / name).student.eval() for name in ("student", "here")]
+    batch = pack([encoding.ids for encoding in students[0].tokenizer().encode_batch(sample)])
+    with torch.no_grad():
+        ours, expected = (student(batch).numpy() for student in students)
+    assert here.metrics["steps"] == 12
+    assert cosines(ours, expected).min() > 1 - 1e-5

@@ -17,6 +17,7 @@ from benchmarks.encode import BUDGET, MAX_LENGTH, linear_operations, models
 from pipeline.model import pack, token_batches
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.teacher import LocalTeacher
+from pipeline.teacher.runners import PackedRunner
 
 KINDS = {
     "products": ("_linear_pointwise",),
@@ -41,8 +42,9 @@ def _profile(name: str, model: str, count: int) -> None:
     ids = teacher.tokenize(texts(count), "document")
     lengths = np.array([len(text) for text in ids])
     batches = [pack([ids[row] for row in rows]) for rows in token_batches(lengths, BUDGET // 2)]
-    backbone = teacher._compiled
-    assert backbone is not None
+    runner = teacher._runners["document"]
+    assert isinstance(runner, PackedRunner)
+    backbone = runner.compiled
     for batch in batches:
         backbone(batch)
     start = time.perf_counter()

@@ -117,6 +117,25 @@ def repair_(
 
 
 @_command
+@click.argument("path")
+@corpus_option
+@click.option("--out", type=Path, help="Store to write  [default: PATH itself]")
+@params_option
+def migrate(path: str, corpus: Path, out: Path | None, params: Path, as_json: bool) -> None:
+    """Give a store of an earlier version the teacher's fingerprint of this one, beside the same shards.
+
+    Texts of the corpus are encoded again with section `teacher` of the parameters, and must agree with the stored.
+    """
+    from pipeline.encode import migrate as migrate_store  # here, so that other commands do not wait for torch
+    from pipeline.teacher import open_teacher
+
+    if out is None and remote_url(path):
+        raise LeafError("--out: name a directory; a store behind a URL is not changed")
+    opened, (teacher, encode) = Store.open(path), _sections(params)
+    _show(migrate_store(opened, corpus, open_teacher(teacher, encode, opened), out or Path(path)), as_json)
+
+
+@_command
 @click.argument("path", type=Path)
 @click.argument("url")
 def push(path: Path, url: str, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from pipeline.encode import comparison
 from pipeline.encode.encoding import encode, fill
 from pipeline.encode.engines.threads import ThreadsEngine
 from pipeline.encode.lost_shards import encode_lost_shards
+from pipeline.encode.migration import migrate
 from pipeline.encode.on_demand import vectors_on_demand
 
-__all__ = ["ThreadsEngine", "comparison", "encode", "encode_lost_shards", "fill", "vectors_on_demand"]
+__all__ = ["ThreadsEngine", "comparison", "encode", "encode_lost_shards", "fill", "migrate", "vectors_on_demand"]

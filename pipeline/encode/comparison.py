@@ -8,10 +8,18 @@ import polars as pl
 
 from pipeline.base import Array, LeafError, contains, cosines
 from pipeline.corpus import corpus_keys, scan
-from pipeline.store import SAME_VECTOR, Store
+from pipeline.store import SAME_VECTOR, Store, StoreMeta
 from pipeline.teacher import Teacher
 
 SAME_LENGTH = 0.02  # most that the length of a stored vector may differ from the new one's, as a share
+
+
+def is_of(meta: StoreMeta, teacher: Teacher) -> bool:
+    """Whether vectors of this identity can be the teacher's, under its fingerprint or one of an earlier version.
+
+    Under an earlier one they are only if a sample agrees (`compare`): it covered less.
+    """
+    return meta.fingerprint == teacher.meta.fingerprint or meta.fingerprint in teacher.earlier_fingerprints
 
 
 def compare(place: str, texts: pl.DataFrame, store: Store, teacher: Teacher) -> Array:
@@ -47,11 +55,10 @@ def sample(store: Store, corpus: Path, teacher: Teacher, rows: int) -> dict[str,
     Raises:
         LeafError: another teacher's store, no text in common, or a vector that differs (`compare`).
     """
-    meta = teacher.meta
-    if meta.fingerprint != store.meta.fingerprint:
+    if not is_of(store.meta, teacher):
         raise LeafError(
             f"{store.path}: was made with the fingerprint {store.meta.fingerprint[:16]}, but section `teacher` "
-            f"describes {meta.fingerprint[:16]}: name the same model, prompts, max_length and normalize"
+            f"describes {teacher.meta.fingerprint[:16]}: name the same model, prompts, max_length and normalize"
         )
     stored = store.keys()
     shared = np.sort(stored[contains(corpus_keys(corpus), stored)])[:rows]

@@ -15,7 +15,7 @@ from pipeline.encode.engines.api import ApiEngine
 from pipeline.encode.engines.engine import EncodeFigures, Engine
 from pipeline.encode.engines.threads import ThreadsEngine
 from pipeline.encode.plan import COLUMNS, count_missing, plan
-from pipeline.encode.reuse import take_over
+from pipeline.encode.reuse import take_over, take_over_earlier
 from pipeline.params import EncodeParams
 from pipeline.store import ShardCache
 from pipeline.teacher import ApiTeacher, LocalTeacher, Teacher
@@ -38,6 +38,7 @@ def encode(
         raise LeafError(f"{corpus}: the corpus holds no text; look at the sources under corpus.sources")
     with open_cache(teacher, params, license_=params.license) as cache:
         texts = scan(corpus).select(COLUMNS)
+        take_over_earlier(texts, keys, cache, teacher)
         reused = [
             take_over(path, texts, keys, cache, teacher=teacher, verify_rows=params.verify_rows)
             for path in params.reuse

@@ -21,8 +21,13 @@ def encode_lost_shards(store: Store, lost: list[int], corpus: Path, teacher: Tea
     Raises:
         LeafError: another teacher than the store's, or the corpus lacks texts of a lost shard.
     """
+    names = shard_names(store, lost)
+    if store.meta.fingerprint in teacher.earlier_fingerprints:
+        raise LeafError(
+            f"{store.name}: shard {names}: the store has the fingerprint that an earlier version gave to this teacher; "
+            "name it under encode.reuse and encode its corpus again: its whole shards are taken over"
+        )
     if teacher.meta.fingerprint != store.meta.fingerprint:
-        names = shard_names(store, lost)
         raise LeafError(f"{store.name}: shard {names}: the parameters describe another teacher than the store's")
     with scratch_cache(store.path, store.meta) as cache:
         for i in range(len(store.shards)):

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.base import Array, LeafError, disk, workspace
+from pipeline.base import Array, LeafError, disk, key_array, workspace
 from pipeline.encode.encoding import engine_for, fill, open_cache
 from pipeline.encode.engines.engine import EncodeFigures
 from pipeline.encode.plan import COLUMNS
+from pipeline.encode.reuse import take_over_earlier
 from pipeline.params import EncodeParams
 from pipeline.store import ShardCache, Store, VectorSource
 from pipeline.teacher import Teacher
@@ -23,6 +24,11 @@ def vectors_on_demand(teacher: Teacher, params: EncodeParams, source: VectorSour
         LeafError: `source` was made by another teacher than `teacher`.
     """
     meta = teacher.meta
+    if source.meta.fingerprint in teacher.earlier_fingerprints:
+        raise LeafError(
+            f"{source.name}: has the fingerprint that an earlier version gave to this teacher: run encode again, which "
+            "takes its vectors over, or `leaf store migrate`"
+        )
     if meta.fingerprint != source.meta.fingerprint:
         raise LeafError(
             f"{source.name}: holds vectors of fingerprint {source.meta.fingerprint[:16]}, but the section `teacher` "
@@ -48,6 +54,7 @@ def ensure(texts: pl.DataFrame, teacher: Teacher, params: EncodeParams, view: Pa
     """
     unique = texts.select(COLUMNS).unique("key", keep="first").sort("key")
     with open_cache(teacher, params) as cache:
+        take_over_earlier(unique.lazy(), key_array(unique["key"]), cache, teacher)
         fill_frame(unique, cache, params.shard_rows, teacher)
         store = cache.publish(view, unique["key"])
     if len(store.refused):

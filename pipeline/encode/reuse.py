@@ -1,13 +1,18 @@
 """Taking over vectors from another store instead of encoding its texts again."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 
 import polars as pl
 
-from pipeline.base import Array, LeafError, contains, key_array
-from pipeline.encode.comparison import compare
-from pipeline.store import ShardCache, Store
+from pipeline.base import Array, LeafError, contains, key_array, workspace
+from pipeline.encode.comparison import compare, is_of
+from pipeline.store import ShardCache, Store, shard_directory
 from pipeline.teacher import Teacher
+
+EARLIER_ROWS = 64
+"""Rows that are encoded again and compared, at least, where a store has the fingerprint of an earlier version."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -23,6 +28,8 @@ def take_over(
 ) -> Reused:
     """Bring the vectors of the corpus's keys (sorted) from the store at `path` into the cache.
 
+    It may have the teacher's fingerprint or that of an earlier version, which is never trusted without a comparison.
+
     The rows of the store that are useful are sampled, encoded again and compared first: the `verify_rows` with the
     smallest keys, and one of each shard. Of a store behind a URL, only the rows files and the shards that hold a
     useful key are fetched.
@@ -31,7 +38,9 @@ def take_over(
         LeafError: the store has another fingerprint or dtype, is damaged, or has other vectors than the teacher gives.
     """
     store = Store.open(path)
-    _check_same_teacher(path, store, cache)
+    _check_same_teacher(path, store, cache, teacher)
+    if store.meta.fingerprint != cache.meta.fingerprint:
+        verify_rows = max(verify_rows, EARLIER_ROWS)
     smallest = [
         _useful_rows(store, shard, corpus_keys, cache)["key"].sort().head(max(1, verify_rows))
         for shard in range(len(store.shards))
@@ -45,16 +54,41 @@ def take_over(
     reused = Reused()
     for shard in useful_shards:
         rows = _useful_rows(store, shard, corpus_keys, cache)
-        store.verify_shard(shard)
-        stored = [array[rows["row"].to_numpy()] for array in store.stored(shard)]
-        cache.write_stored(rows.drop("row"), stored)
+        if len(rows) == store.shards[shard].rows:
+            cache.adopt(store.files.shard(store.shards[shard]), store.shards[shard])
+        else:
+            store.verify_shard(shard)
+            stored = [array[rows["row"].to_numpy()] for array in store.stored(shard)]
+            cache.write_stored(rows.drop("row"), stored)
         reused.rows += len(rows)
         reused.tokens += int(rows["tokens"].sum())
     return reused
 
 
-def _check_same_teacher(path: str, store: Store, cache: ShardCache) -> None:
-    if store.meta.fingerprint != cache.meta.fingerprint or store.meta.dtype != cache.meta.dtype:
+def take_over_earlier(texts: pl.LazyFrame, corpus_keys: Array, cache: ShardCache, teacher: Teacher) -> None:
+    """Bring what the shard cache holds under the teacher's earlier fingerprints into `cache`, if a sample agrees.
+
+    Where it does not agree the vectors are encoded again, and a warning says so: the cache is disposable.
+    """
+    missing = corpus_keys[~cache.has(corpus_keys)]
+    for fingerprint in teacher.earlier_fingerprints if len(missing) else ():
+        meta = replace(cache.meta, fingerprint=fingerprint)
+        if not shard_directory(cache.path.parent, meta).is_dir():
+            continue
+        with ShardCache(cache.path.parent, meta) as earlier, workspace(cache.path, "earlier") as directory:
+            useful = missing[earlier.has(missing)]
+            if not len(useful):
+                continue
+            view = directory / "store"
+            earlier.publish(view, useful)
+            try:
+                take_over(str(view), texts, corpus_keys, cache, teacher=teacher, verify_rows=EARLIER_ROWS)
+            except LeafError as error:
+                logger.warning("the shard cache of an earlier version is not used: %s", error)
+
+
+def _check_same_teacher(path: str, store: Store, cache: ShardCache, teacher: Teacher) -> None:
+    if not is_of(store.meta, teacher) or store.meta.dtype != cache.meta.dtype:
         raise LeafError(
             f"encode.reuse: {path} holds {store.meta.dtype} vectors of fingerprint {store.meta.fingerprint[:16]}, but "
             f"this run makes {cache.meta.dtype} of {cache.meta.fingerprint[:16]}; the teacher, its prompts, "

@@ -115,7 +115,7 @@ def build_router(job: ExportJob) -> Any:
         )
     modules = [module for module in documents if type(module).__name__ != "Normalize"]
     router = Router.for_query_document(list(queries), modules + [Normalize()] * teacher.normalize)
-    prompts = {"query": "", "document": teacher.prompts.document}
+    prompts = {"query": "", "document": teacher.prompts.document or ""}
     model = SentenceTransformer(modules=[router], prompts=prompts, similarity_fn_name="cosine")
     return model.eval()
 

@@ -5,12 +5,20 @@ A `Backbone` computes a model's features, with gradients and for inference.
 
 from pipeline.model import attention
 from pipeline.model.backbones.backbone import Backbone, CompiledBackbone
+from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.backbones.registry import backbone_for, find_backbone
 from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack, split, token_batches
 from pipeline.model.device import best_device, bf16_is_fast
-from pipeline.model.model_files import check_sha256, load_sentence_transformer, resolve_model, weights_sha256
+from pipeline.model.model_files import (
+    check_digest,
+    check_sha256,
+    code_files,
+    load_sentence_transformer,
+    resolve_model,
+    weights_sha256,
+)
 from pipeline.model.parallel import vectors_in_parts, worker_count
-from pipeline.model.pooling import Pooling
+from pipeline.model.pooling import Pooling, poolings_of
 from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build, write_errors
 
 __all__ = [
@@ -19,6 +27,7 @@ __all__ = [
     "Backbone",
     "Batch",
     "CompiledBackbone",
+    "PackedBackbone",
     "Pooling",
     "Student",
     "StudentEncoder",
@@ -27,10 +36,13 @@ __all__ = [
     "best_device",
     "bf16_is_fast",
     "build",
+    "check_digest",
     "check_sha256",
+    "code_files",
     "find_backbone",
     "load_sentence_transformer",
     "pack",
+    "poolings_of",
     "resolve_model",
     "split",
     "token_batches",

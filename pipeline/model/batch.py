@@ -71,12 +71,16 @@ def split(batch: Batch, budget: int) -> list[tuple[Batch, Tensor]]:
     return [(pack(texts[start:stop]), rows[start:stop]) for start, stop in bounds]  # sorted already: `pack` is stable
 
 
-def token_batches(lengths: np.ndarray, budget: int, workers: int = 1) -> list[np.ndarray]:
+def token_batches(lengths: np.ndarray, budget: int, workers: int = 1, equal_lengths: bool = False) -> list[np.ndarray]:
     """Cut texts into batches of similar length and at most `budget` tokens (or one text): lists of row numbers.
 
     There are as few batches as possible, but a multiple of the number of `workers`, and all are about equally large.
-    They come in a fixed random order, so that a rate measured halfway holds for the rest.
+    They come in a fixed random order, so that a rate measured halfway holds for the rest. With `equal_lengths` all
+    texts of a batch have the same length, and there are as many batches as that takes.
     """
+    if equal_lengths:
+        groups = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+        return [rows[cut] for rows in groups for cut in token_batches(lengths[rows], budget)]
     order = np.argsort(-lengths, kind="stable")
     ends = np.cumsum(lengths[order])
     if not len(order):

@@ -1,20 +1,24 @@
 """The files of a pretrained model: finding them, checking their digest, and loading them with the usual libraries.
 
-Only safetensors are read, and no code that lies beside a model is run.
+Weights are safetensors (heads beside them may be pickled tensors, which the library reads with `weights_only`), and no
+code that lies beside a model is run unless that is asked for.
 """
 
 import hashlib
 import importlib.util
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from pipeline.base import LeafError, first_line, sha256
 
 PACKAGE = "package:"
+LOADING: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
+_LOADING_LOCK = threading.Lock()  # while a model is loaded, a method of the library is replaced
 
 
 def resolve_model(model: str, revision: str | None = None) -> Path:
@@ -43,9 +47,11 @@ def _download(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    # Of pickled weights only those of heads, which have a directory of their own; the model's must be safetensors.
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja", "*.py", "*/pytorch_model.bin"]
+    other_formats = ["onnx/*", "openvino/*"]
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=other_formats))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise LeafError(
             f"model `{model}`: neither a local directory nor to be had from the model hub ({first_line(error)})"
@@ -64,66 +70,119 @@ def weights_sha256(directory: Path) -> str:
 
 
 def check_sha256(directory: Path, expected: str | None, name: str) -> str:
-    """Return the digest of the weights; LeafError if `expected` is given and differs. `name` is the parameter's."""
+    """Return the digest of the weights; LeafError as `check_digest`."""
     digest = weights_sha256(directory)
+    check_digest(digest, expected, name)
+    return digest
+
+
+def check_digest(digest: str, expected: str | None, name: str) -> None:
+    """LeafError if `expected` is given and differs from the weights' digest. `name` is the parameter's."""
     if expected is not None and digest != expected.lower():
         raise LeafError(
             f"{name}: the weights have SHA-256 {digest}, but the parameters want {expected}; "
             "do not trust them, or correct the parameter if you meant to change models"
         )
-    return digest
 
 
-def load_sentence_transformer(directory: Path, name: str) -> Any:
-    """The SentenceTransformer in a directory, in float32 and for inference; LeafError where it cannot be loaded."""
+def code_files(directory: Path) -> list[Path]:
+    """The Python files beside a model, which run only with `trust_remote_code`."""
+    return sorted(file for file in directory.rglob("*.py") if file.is_file())
+
+
+def load_sentence_transformer(directory: Path, name: str, code_revision: str | None = None) -> Any:
+    """The SentenceTransformer in a directory, in float32 and for inference, adapters merged into their base model.
+
+    `code_revision` is the commit whose code may run (`teacher.trust_remote_code`); None runs none.
+
+    Raises:
+        LeafError: it cannot be loaded, or lacks weights.
+    """
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Transformer
 
-    try:
-        return SentenceTransformer(
+    trusted = {"revision": code_revision, "code_revision": code_revision} if code_revision else {}
+    with _load_errors(f"model `{name}`: cannot be loaded as a sentence-transformers model"), _whole_checkpoints(name):
+        model = SentenceTransformer(
             str(directory),
-            trust_remote_code=False,
-            local_files_only=True,
-            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+            trust_remote_code=code_revision is not None,
+            local_files_only=code_revision is None,
+            model_kwargs=LOADING | trusted,
         ).eval()
-    except Exception as error:  # every library below raises its own; the person needs one sentence
-        raise LeafError(
-            f"model `{name}`: cannot be loaded as a sentence-transformers model: {first_line(error)}"
-        ) from None
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            _merge_adapters(module)
+    return model
 
 
 def load_transformer(directory: Path, name: str) -> Any:
     """The sentence-transformers Transformer module of a student's checkpoint, in float32.
 
-    `name` is what `fit.student.model` says. LeafError where it cannot be loaded.
+    `name` is what `fit.student.model` says.
+
+    Raises:
+        LeafError: it cannot be loaded, or lacks weights.
     """
     from sentence_transformers.sentence_transformer.modules import Transformer
 
-    try:
-        return Transformer.load(
-            str(directory),
-            local_files_only=True,
-            trust_remote_code=False,
-            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+    called = f"fit.student.model `{name}`"
+    with _load_errors(f"{called}: cannot be loaded"), _whole_checkpoints(name, called):
+        module = Transformer.load(
+            str(directory), local_files_only=True, trust_remote_code=False, model_kwargs=dict(LOADING)
         )
+    _merge_adapters(module)
+    return module
+
+
+@contextmanager
+def _load_errors(message: str) -> Iterator[None]:
+    try:
+        yield
+    except LeafError:
+        raise
     except Exception as error:  # every library below raises its own; the person needs one sentence
-        raise LeafError(f"fit.student.model `{name}`: cannot be loaded: {first_line(error)}") from None
+        needs_code = "trust_remote_code" in str(error)
+        advice = "; read the code beside it, then see teacher.trust_remote_code" if needs_code else ""
+        raise LeafError(f"{message}: {first_line(error)}{advice}") from None
 
 
-def check_weights(directory: Path, model: nn.Module, name: str) -> None:
-    """Refuse a checkpoint that lacks weights: transformers would fill them with noise and only log it."""
-    stored: set[str] = set()
-    try:
-        for file in directory.glob("*.safetensors"):
-            with safe_open(file, "pt") as tensors:
-                stored.update(tensors.keys())
-    except (OSError, SafetensorError) as error:
-        raise LeafError(f"fit.student.model `{name}`: the weights are damaged: {error}") from None
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    # Old checkpoints call the norms' weights gamma and beta.
-    bare = {n.removeprefix(prefix).replace(".gamma", ".weight").replace(".beta", ".bias") for n in stored}
-    missing = [n for n, _ in model.named_parameters() if n not in bare and not n.startswith("pooler.")]
-    if missing:
-        raise LeafError(
-            f"fit.student.model `{name}`: the checkpoint lacks {len(missing)} of the weights that its configuration "
-            f"names, first `{missing[0]}`; it is damaged or belongs to another configuration"
-        )
+@contextmanager
+def _whole_checkpoints(name: str, called: str | None = None) -> Iterator[None]:
+    """Refuse a checkpoint that lacks weights: transformers would fill them with noise and only log it.
+
+    Its own report of what was loaded is asked for, because only it knows how a family's weights were once called.
+    """
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel.__dict__["from_pretrained"]
+
+    def reporting(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        model, report = original.__func__(cls, *args, **{**kwargs, "output_loading_info": True})
+        missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+        if missing:
+            raise LeafError(
+                f"{called or f'model `{name}`'}: the checkpoint lacks {len(missing)} of the weights that its "
+                f"configuration names, first `{missing[0]}`; it is damaged or belongs to another configuration"
+            )
+        return model
+
+    with _LOADING_LOCK:
+        PreTrainedModel.from_pretrained = classmethod(reporting)  # type: ignore[assignment, method-assign]
+        try:
+            yield
+        finally:
+            PreTrainedModel.from_pretrained = original  # type: ignore[method-assign]
+
+
+def _merge_adapters(transformer: Any) -> None:
+    """Add the weights of adapters (PEFT) to those of the layers that they stand beside, and drop them."""
+    model = transformer.auto_model
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, layer.get_base_layer())

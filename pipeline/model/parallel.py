@@ -43,13 +43,15 @@ def vectors_in_parts(
     token_ids: Sequence[Sequence[int]],
     budget: int,
     device: torch.device,
+    equal_lengths: bool = False,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Row numbers, and `forward` of those texts `[texts, dim]`, batch by batch until all texts are done.
 
-    At most `budget` tokens (or a text for each worker) are computed at once.
+    At most `budget` tokens (or a text for each worker) are computed at once; with `equal_lengths`, only texts of one
+    length together.
     """
     lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
     workers = worker_count(device)
-    batches = token_batches(lengths, budget // workers, workers)
+    batches = token_batches(lengths, budget // workers, workers, equal_lengths)
     results = run_in_parallel(lambda rows: forward([token_ids[row] for row in rows]), batches, device)
     return zip(batches, results, strict=True)

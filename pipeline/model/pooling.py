@@ -1,12 +1,17 @@
 """One vector for a text from those of its tokens: the modes of sentence-transformers' Pooling, several side by side."""
 
+import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Pooling = Literal["mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean"]
+from pipeline.base import LeafError, first_line
+from pipeline.params import Pooling
+
+__all__ = ["Pooling", "pooled", "poolings_of", "stored_pooling"]
 
 
 def pooled(blocks: Iterable[Tensor], order: Tensor, pooling: Sequence[Pooling]) -> Tensor:
@@ -40,3 +45,29 @@ _MODES: dict[Pooling, Callable[[Tensor], Tensor]] = {
     "mean_sqrt_len_tokens": lambda block: _mean(block) * block.shape[1] ** 0.5,
     "weightedmean": _weighted_mean,
 }
+
+
+def poolings_of(module: Any) -> tuple[Pooling, ...]:
+    """The modes of a sentence-transformers Pooling module."""
+    modes: Any = module.pooling_mode
+    return tuple([modes] if isinstance(modes, str) else modes)
+
+
+def stored_pooling(directory: Path) -> tuple[Pooling, ...] | None:
+    """The modes that a sentence-transformers directory pools by; None where it does not say.
+
+    Raises:
+        LeafError: its files are damaged.
+    """
+    from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
+
+    if not (directory / "modules.json").is_file():
+        return None
+    try:
+        modules = json.loads((directory / "modules.json").read_text(encoding="utf-8"))
+        places = [module["path"] for module in modules if module["type"].rpartition(".")[2] == "Pooling"]
+        return poolings_of(PoolingModule.load(str(directory), subfolder=places[0])) if places else None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise LeafError(
+            f"{directory}: its pooling cannot be read ({first_line(error)}); name one in fit.student.pooling"
+        ) from None

@@ -17,17 +17,19 @@ from torch.nn import functional
 
 from pipeline.base import LeafError, first_line, keep_pages, written_directory
 from pipeline.model.backbones.backbone import Backbone
+from pipeline.model.backbones.padded import UNLIMITED
 from pipeline.model.backbones.registry import backbone_for, backbone_of_modules
 from pipeline.model.batch import Batch, pack
 from pipeline.model.model_files import (
     check_sha256,
-    check_weights,
     load_sentence_transformer,
     load_transformer,
     resolve_model,
 )
+from pipeline.model.older_form import write_older_form
 from pipeline.model.parallel import vectors_in_parts
-from pipeline.params import StudentParams
+from pipeline.model.pooling import stored_pooling
+from pipeline.params import StudentParams, pooling_modes
 
 TOKEN_BUDGET = 8192  # tokens computed at once in inference
 
@@ -97,6 +99,7 @@ class Student(nn.Module):
         model.similarity_fn_name = "cosine"
         with model_directory(path, card) as directory:
             model.save(str(directory), create_model_card=False, safe_serialization=True)
+            write_older_form(directory, modules)
 
     @classmethod
     def load(cls, path: Path) -> "Student":
@@ -167,8 +170,11 @@ def build(params: StudentParams, dim: int, normalize: bool, dropout: float = 0.0
         raise LeafError(f"student: a head into {dim} dimensions is impossible; the store's dim is wrong")
     torch.manual_seed(seed)  # a checkpoint without a pooler gets a random one, which must not differ between runs
     transformer = load_transformer(directory, params.model)
-    backbone = backbone_for(transformer.auto_model, transformer=transformer)
-    check_weights(directory, transformer.auto_model, params.model)
+    _check_tokenizer(transformer.tokenizer, params.model)
+    pooling = stored_pooling(directory) if params.pooling is None else pooling_modes(params.pooling)
+    backbone = backbone_for(transformer.auto_model, pooling or ("mean",), transformer)
+    if pooling is None and backbone.causal:
+        backbone.pooling = ("lasttoken",)  # the only token that has seen the whole text
     if params.layers is not None:
         _check_layers(params.layers, backbone.layers)
         backbone.keep_layers(params.layers)
@@ -176,6 +182,21 @@ def build(params: StudentParams, dim: int, normalize: bool, dropout: float = 0.0
     backbone.set_dropout(dropout)
     head = nn.Linear(backbone.width, dim, bias=params.head_bias)
     return Student(backbone, head, normalize)
+
+
+def _check_tokenizer(tokenizer: Any, name: str) -> None:
+    """Refuse a tokenizer that a student cannot use, and have the others pad so that any model can be saved with them.
+
+    Padded on the left, a text's vectors depend on its neighbours in models that count positions from there (GPT-2).
+    """
+    if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
+        raise LeafError(
+            f"fit.student.model `{name}`: its tokenizer ({type(tokenizer).__name__}) runs Python code for every text, "
+            "which students do not; start from a checkpoint with a tokenizer.json"
+        )
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
 
 
 def _check_layers(layers: Sequence[int], count: int) -> None:
@@ -190,6 +211,11 @@ def _limit_length(backbone: Backbone, max_length: int | None) -> None:
     most = backbone.max_tokens
     if max_length is not None and max_length > most:
         raise LeafError(f"fit.student.max_length: {max_length} is impossible; the checkpoint has {most} positions")
+    if max_length is None and backbone.max_length >= UNLIMITED:
+        raise LeafError(
+            "fit.student.max_length: missing; neither the checkpoint's tokenizer nor its configuration limits the "
+            "tokens of a text; set it (512, say)"
+        )
     backbone.max_length = max_length or backbone.max_length
 
 

@@ -7,7 +7,7 @@ and refuses keys that are unknown, of the wrong type or impossible.
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from pipeline.base import LeafError
@@ -74,10 +74,13 @@ class CorpusParams:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is put before a text before the teacher encodes it, by the text's role."""
+    """What is put before a text before the teacher encodes it, by the text's role.
 
-    query: str = ""
-    document: str = ""
+    Left out, it is the prompt that the model itself brings for the role, if any; `""` is none. An API brings none.
+    """
+
+    query: str | None = None
+    document: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,9 @@ _LOCAL_ONLY = {
     "sha256": "the weights of an API cannot be hashed",
     "revision": "an API has no revisions; name the version in teacher.model",
     "max_length": "the tokens of an API cannot be counted here; cut texts with teacher.api.max_characters",
+    "dim": "ask the server for fewer dimensions with teacher.api.dimensions",
 }
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -166,16 +171,27 @@ class TeacherParams:
     """Most tokens of a text, special tokens included; the model's own limit if it is left out."""
     normalize: bool = True
     """Whether vectors are scaled to length 1."""
+    dim: int | None = field(default=None, metadata=positive())
+    """First dimensions to keep of the vectors of a Matryoshka model; if it is left out, those that the model was saved
+    with (`truncate_dim`), else all. With `normalize`, what is kept is scaled to length 1 again."""
+    trust_remote_code: bool = False
+    """Whether code that lies beside the model may run. Needs `revision` to be a commit in full, and that commit's code
+    becomes part of the fingerprint."""
     license: str | None = None
     """Licence of the model (SPDX, `Apache-2.0`), written into the store; not part of the fingerprint."""
     api: ApiParams | None = None
     """An API that runs the model; without it, the model runs on this machine."""
 
     def __post_init__(self) -> None:
-        """Refuse keys that only a model on this machine can have, if there is an API."""
+        """Refuse keys that only a model on this machine can have, if there is an API, and code that is not pinned."""
         for name, reason in _LOCAL_ONLY.items():
             if self.api is not None and getattr(self, name) is not None:
                 raise LeafError(f"teacher.{name}: must be left out with teacher.api: {reason}")
+        if self.trust_remote_code and not _COMMIT.fullmatch(self.revision or ""):
+            raise LeafError(
+                "teacher.trust_remote_code: needs teacher.revision to be a commit (40 hexadecimal digits), so that no "
+                "other code than the one that you have read can run"
+            )
 
 
 @dataclass(frozen=True)
@@ -199,6 +215,17 @@ class EncodeParams:
     trusted, besides a row of each of its shards; 0 compares none."""
 
 
+Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+"""How the vectors of a text's tokens become one: the modes of sentence-transformers' Pooling, in its order."""
+
+
+def pooling_modes(pooling: str) -> tuple[Pooling, ...]:
+    """The modes that a text joins by `+`, in sentence-transformers' order; empty if it names others, or one twice."""
+    names = pooling.split("+")
+    modes: tuple[Pooling, ...] = tuple(mode for mode in get_args(Pooling) if mode in names)
+    return modes if len(modes) == len(names) else ()
+
+
 @dataclass(frozen=True)
 class StudentParams:
     """`fit.student`: the checkpoint that the student starts from, and how its head is initialised."""
@@ -213,6 +240,13 @@ class StudentParams:
     """Layers of the checkpoint to keep, counted from 0, in order; all if it is left out."""
     max_length: int | None = field(default=None, metadata=bounded(4))
     """Most tokens of a text, special tokens included; the model's own limit if it is left out."""
+    pooling: str | None = field(
+        default=None,
+        metadata={"check": (pooling_modes, f"{', '.join(get_args(Pooling))}, or several of these joined by `+`")},
+    )
+    """How the vectors of a text's tokens become one: `mean`, `cls` (the first), `lasttoken`, `max`,
+    `mean_sqrt_len_tokens` or `weightedmean`; of several joined by `+` the head is given all, side by side. Left out:
+    the checkpoint's own, else `lasttoken` for decoders and `mean` for all others."""
     head_bias: bool = True
     """Whether the head, the linear map to the teacher's dimension, has a bias."""
     head: Literal["ridge", "rotation"] = "ridge"

@@ -10,10 +10,10 @@ from pipeline.store.chunks import CHUNK_ROWS
 from pipeline.store.operations import merge, scratch_cache
 from pipeline.store.repair import EncodeAgain, repair, shard_names
 from pipeline.store.shard import MAX_DIM, StoreMeta, read_rows, shard_name
-from pipeline.store.shard_cache import ShardCache
+from pipeline.store.shard_cache import ShardCache, shard_directory
 from pipeline.store.source import VectorSource
 from pipeline.store.store import Store
-from pipeline.store.validation import SAME_VECTOR
+from pipeline.store.validation import SAME_VECTOR, check_replaceable
 
 __all__ = [
     "CHUNK_ROWS",
@@ -24,6 +24,7 @@ __all__ = [
     "Store",
     "StoreMeta",
     "VectorSource",
+    "check_replaceable",
     "formats",
     "merge",
     "operations",
@@ -32,6 +33,7 @@ __all__ = [
     "repair",
     "scratch_cache",
     "shard",
+    "shard_directory",
     "shard_name",
     "shard_names",
     "upload",

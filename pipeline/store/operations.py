@@ -16,6 +16,7 @@ from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
 from pipeline.store.validation import SAME_VECTOR, check_replaceable
 
+OWN_PROMPT = " (the model's own)"
 NORM_TOLERANCE = 0.02  # int8 rounds each number to 1/254 of the row's largest
 ChooseRows = Callable[[Store, int], Array]
 """Store and number of a shard -> `[rows] bool`: which rows of the shard to keep."""
@@ -36,6 +37,7 @@ def info(store: Store) -> dict[str, Any]:
         "teacher_license": meta.teacher.get("license"),
         "license": meta.license,
         "fingerprint": meta.fingerprint,
+        "prompts": _prompts(meta.teacher),
         "rows": store.rows,
         "dim": meta.dim,
         "dtype": meta.dtype,
@@ -45,6 +47,18 @@ def info(store: Store) -> dict[str, Any]:
         "refused": len(meta.refused or {}),
         "roles": dict(sorted(roles.items())),
         "sources": sources,
+    }
+
+
+def _prompts(teacher: dict[str, Any]) -> dict[str, str]:
+    """What was put before the texts of each role, and whether the model brought it or the parameters gave it."""
+    prompts, given_by = teacher.get("prompts"), teacher.get("prompts_from")
+    if not isinstance(prompts, dict):
+        return {}
+    origins: dict[Any, Any] = given_by if isinstance(given_by, dict) else {}
+    return {
+        str(role): f"{prompt!r}{OWN_PROMPT if origins.get(role) == 'model' else ''}" if prompt else "none"
+        for role, prompt in sorted(prompts.items())
     }
 
 

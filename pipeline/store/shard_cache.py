@@ -70,7 +70,7 @@ class ShardCache:
         """
         check_meta(meta)
         self.meta = meta
-        self.path = root / f"{meta.fingerprint[:16]}-{meta.dtype}"
+        self.path = shard_directory(root, meta)
         self._shards: dict[str, tuple[ShardInfo, Array]] = {}
         self._sorted_keys: list[Array] = []
         self._lock = ExitStack()
@@ -271,6 +271,11 @@ class ShardCache:
             raise LeafError(
                 f"{self.path}: {int(known.sum())} keys already have a vector, first that of id {first!r:.100}"
             )
+
+
+def shard_directory(root: Path, meta: StoreMeta) -> Path:
+    """The directory below a shard cache's root that holds the shards of this fingerprint and dtype."""
+    return root / f"{meta.fingerprint[:16]}-{meta.dtype}"
 
 
 def commit_shard(root: Path, rows: pl.DataFrame, stored: Sequence[Array], meta: StoreMeta) -> ShardInfo:

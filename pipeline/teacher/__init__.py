@@ -8,7 +8,7 @@ from pipeline.teacher.api.client import KEPT, Refusal
 from pipeline.teacher.api.identity import PROBE_TEXTS
 from pipeline.teacher.api.journal import Journal
 from pipeline.teacher.api.rate_limit import Stopped
-from pipeline.teacher.local import LocalTeacher
+from pipeline.teacher.local import LocalTeacher, TokenisedTexts
 from pipeline.teacher.teacher import Teacher, open_teacher
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "Refusal",
     "Stopped",
     "Teacher",
+    "TokenisedTexts",
     "open_teacher",
 ]

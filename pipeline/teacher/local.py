@@ -1,9 +1,10 @@
 """A sentence-transformers model on this machine as the teacher."""
 
+import logging
 import threading
-from array import array
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,40 @@ import torch
 from torch.nn import functional
 
 from pipeline.base import Array, LeafError, keep_pages
-from pipeline.model import (
-    CompiledBackbone,
-    bf16_is_fast,
-    check_sha256,
-    find_backbone,
-    load_sentence_transformer,
-    pack,
-    resolve_model,
-    vectors_in_parts,
-)
+from pipeline.model import check_digest, load_sentence_transformer, resolve_model, vectors_in_parts
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.store import StoreMeta
-from pipeline.teacher.local_identity import describe, max_length, vector_width
+from pipeline.teacher.layout import ROLES, Layout, read_layout
+from pipeline.teacher.local_identity import (
+    describe,
+    dimension,
+    effective_prompts,
+    first_fingerprint,
+    full_width,
+    input_digest,
+    max_length,
+    trusted_revision,
+)
+from pipeline.teacher.notices import notices, pooling_notice
+from pipeline.teacher.runners import Runner, runners_for
 
 TOKENIZE_ROWS = 2048  # texts tokenised at once, so that a shard's strings are never all in memory twice
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenisedTexts(Sequence[Any]):
+    """Texts that are ready to be computed, in order. The `len` of each is its number of tokens, prompt included."""
+
+    inputs: list[Any]
+    """What the runner of its role takes for each text."""
+    roles: list[str]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.inputs[row]
 
 
 class LocalTeacher:
@@ -39,10 +59,8 @@ class LocalTeacher:
         """Read nothing yet. Of `encode`, `token_budget` and `dtype` are used."""
         self.params, self.token_budget, self._dtype = params, encode.token_budget, encode.dtype
         self._lock = threading.Lock()
-        self._limit = 0
         self._model: Any = None
-        self._tail: list[Any] = []
-        self._compiled: CompiledBackbone | None = None
+        self._runners: dict[str, Runner] = {}
 
     @cached_property
     def meta(self) -> StoreMeta:
@@ -50,115 +68,128 @@ class LocalTeacher:
         return describe(self.params, self._dtype)
 
     @cached_property
+    def earlier_fingerprints(self) -> tuple[str, ...]:
+        """Fingerprints that earlier versions of this program gave to the same files and parameters."""
+        first = first_fingerprint(self.params, self.meta)
+        return () if first is None else (first,)
+
+    @cached_property
     def directory(self) -> Path:
         """Directory of the model on this machine; LeafError if it cannot be found."""
         return resolve_model(self.params.model, self.params.revision)
 
     @cached_property
+    def layout(self) -> Layout:
+        """The model's modules and settings, from its files."""
+        return read_layout(self.directory)
+
+    @cached_property
     def dim(self) -> int:
-        """Dimension of the vectors, from the model's files."""
-        return vector_width(self.directory)
+        """Dimension of the vectors, from the model's files and `teacher.dim`."""
+        return dimension(self.params, self.layout)
+
+    @cached_property
+    def _width(self) -> int:
+        """Dimension of what the modules give, before any dimensions are cut off."""
+        return full_width(self.params, self.layout)
 
     def load(self) -> None:
         """Load the model unless it is loaded already; its SHA-256 is checked first.
 
         Raises:
-            LeafError: it cannot be found or loaded, its weights are not the expected ones, or `teacher.max_length` is
-                more than it has positions for.
+            LeafError: it cannot be found or loaded, lacks weights, its weights are not the expected ones, or
+                `teacher.max_length` is more than it has positions for.
         """
         with self._lock:
             if self._model is not None:
                 return
-            check_sha256(self.directory, self.params.sha256, "teacher.sha256")
+            if self.params.sha256 is not None:
+                check_digest(input_digest(self.layout), self.params.sha256, "teacher.sha256")
             keep_pages()
-            self._limit = max_length(self.params, self.directory)
-            model = load_sentence_transformer(self.directory, self.params.model)
-            self._tail = [module for module in list(model)[2:] if type(module).__name__ != "Normalize"]
-            self._compiled = self._compiled_backbone(list(model))
+            limit, prompts = max_length(self.params, self.layout), effective_prompts(self.params, self.layout)
+            model = load_sentence_transformer(self.directory, self.params.model, trusted_revision(self.params))
+            self._runners = runners_for(model, prompts, limit, self.token_budget)
             self._model = model
+        for notice in self.notices():
+            logger.warning("teacher: %s", notice)
 
-    def _compiled_backbone(self, modules: list[Any]) -> CompiledBackbone | None:
-        """A backbone that can run the model, compiled; None leaves the work to sentence-transformers."""
-        if [type(module).__name__ for module in modules[:2]] != ["Transformer", "Pooling"]:
-            return None
-        model, mode = modules[0].auto_model, modules[1].pooling_mode
-        pooling = (mode,) if isinstance(mode, str) else tuple(mode)
-        kind = find_backbone(model, pooling)
-        return kind(model, pooling, modules[0]).compiled(self.token_budget) if kind else None
+    def notices(self) -> list[str]:
+        """What a person should know about this model's prompts, its pooling and its measure, a sentence each."""
+        return [*notices(self.params, self.layout), *(pooling_notice(self._model) if self._model else ())]
 
     def vectors(self, rows: pl.DataFrame) -> Array:
-        """Vectors [rows, dim] float32 of a frame with `role, text`, in its order."""
+        """Vectors `[rows, dim]` float32 of a frame with `role, text`, in its order."""
         return self.encode_tokens(self.tokenize_rows(rows))
 
     def remember(self, cache_root: Path) -> None:
         """Do nothing: a local model's identity can be read from its files at any time."""
 
-    def tokenize(self, texts: Sequence[str], role: str) -> list[list[int]]:
-        """Token ids of each text after its role's prompt, special tokens included, cut to the maximum length."""
-        self.load()
-        prompt = self.params.prompts.query if role == "query" else self.params.prompts.document
-        prompted = [prompt + text for text in texts] if prompt else list(texts)
-        if not prompted:
-            return []
-        ids: list[list[int]] = self._model.tokenizer(
-            prompted, truncation=True, max_length=self._limit, return_attention_mask=False, return_token_type_ids=False
-        )["input_ids"]
-        return ids
+    def tokenize(self, texts: Sequence[str], role: str) -> TokenisedTexts:
+        """Texts of one role, each behind the role's prompt and cut to the maximum length.
 
-    def tokenize_rows(self, rows: pl.DataFrame) -> list[Sequence[int]]:
+        Raises:
+            LeafError: the tokenizer makes no token of a text.
+        """
+        self.load()
+        inputs = self._runners[role].tokenize(texts)
+        for text, tokens in zip(texts, inputs, strict=True):
+            if not len(tokens):
+                raise LeafError(
+                    f"teacher `{self.params.model}`: its tokenizer makes no token of the {role} {text!r:.80}; remove "
+                    "the text from the sources, or give the model a prompt (teacher.prompts)"
+                )
+        return TokenisedTexts(inputs, [role] * len(inputs))
+
+    def tokenize_rows(self, rows: pl.DataFrame) -> TokenisedTexts:
         """`tokenize` for a frame with `role, text` that mixes the roles, in its order."""
-        ids: list[Sequence[int]] = []
+        inputs: list[Any] = []
         for block in rows.iter_slices(TOKENIZE_ROWS):
-            # One tokenizer call per role, because each role has its own prompt.
-            block_ids: list[Sequence[int]] = [[]] * block.height
-            for role in ("query", "document"):
+            # One call for each role, because each has its own prompt.
+            block_inputs: list[Any] = [()] * block.height
+            for role in ROLES:
                 role_rows = block.with_row_index("row").filter(pl.col("role") == role)
                 tokens = self.tokenize(role_rows["text"].to_list(), role)
-                for row, text_ids in zip(role_rows["row"], tokens, strict=True):
-                    block_ids[row] = array("i", text_ids)  # a list takes nine times the memory
-            ids += block_ids
-        return ids
+                for row, text in zip(role_rows["row"], tokens, strict=True):
+                    block_inputs[row] = text
+            inputs += block_inputs
+        return TokenisedTexts(inputs, rows["role"].to_list())
 
-    @torch.inference_mode()
-    def forward(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
-        """Vectors [texts, dim] float32 of one batch; LeafError if the model gives another width than its files name."""
+    def _forward(self, runner: Runner, inputs: Sequence[Any]) -> Array:
+        """Vectors `[texts, dim]` float32 of one batch; LeafError if they are of another width than the files name."""
+        with torch.inference_mode():
+            vectors = runner.forward(inputs)
+            if vectors.shape[1] != self._width:
+                raise LeafError(
+                    f"teacher `{self.params.model}`: gives vectors of {vectors.shape[1]} dimensions, but its "
+                    f"configuration files name {self._width}; correct the width in those of its modules "
+                    "(1_Pooling/config.json)"
+                )
+            vectors = vectors[:, : self.dim].float()
+            if self.params.normalize:
+                vectors = functional.normalize(vectors, dim=1)
+            return vectors.cpu().numpy()
+
+    def parts(self, texts: TokenisedTexts) -> Iterator[tuple[Array, Array]]:
+        """Row numbers and vectors `[texts, dim]` float32 of one batch after another, until all texts are done.
+
+        Queries and documents share a batch where one runner computes both.
+        """
         self.load()
-        if self._compiled is not None:
-            features = {"sentence_embedding": self._compiled(pack(token_ids))}
-            for module in self._tail:
-                features = module(features)
-            vectors = features["sentence_embedding"]
-        else:
-            vectors = self._forward_padded(token_ids)
-        if vectors.shape[1] != self.dim:
-            raise LeafError(
-                f"teacher `{self.params.model}`: gives vectors of {vectors.shape[1]} dimensions, but its configuration "
-                f"files name {self.dim}; correct the width in those of its modules (1_Pooling/config.json)"
+        rows_of: dict[int, list[int]] = {}
+        for row, role in enumerate(texts.roles):
+            rows_of.setdefault(id(self._runners[role].shared), []).append(row)
+        for rows in rows_of.values():
+            runner = self._runners[texts.roles[rows[0]]]
+            inputs, places = [texts.inputs[row] for row in rows], np.array(rows)
+            parts = vectors_in_parts(
+                partial(self._forward, runner), inputs, self.token_budget, self._model.device, runner.equal_lengths
             )
-        vectors = vectors.float()
-        if self.params.normalize:
-            vectors = functional.normalize(vectors, dim=1)
-        return vectors.cpu().numpy()
+            for numbers, vectors in parts:
+                yield places[numbers], vectors
 
-    def _forward_padded(self, token_ids: Sequence[Sequence[int]]) -> torch.Tensor:
-        device = self._model.device
-        padded = self._model.tokenizer.pad({"input_ids": [list(ids) for ids in token_ids]}, return_tensors="pt")
-        features = {name: value.to(device) for name, value in padded.items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device)):
-            for module in self._model:
-                if type(module).__name__ != "Normalize":
-                    features = module(features)
-        vectors: torch.Tensor = features["sentence_embedding"]
-        return vectors
-
-    def parts(self, token_ids: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Row numbers and vectors [texts, dim] float32 of one batch after another, until all texts are done."""
-        self.load()
-        return vectors_in_parts(self.forward, token_ids, self.token_budget, self._model.device)
-
-    def encode_tokens(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
-        """Vectors [texts, dim] float32, in order, of any number of tokenised texts."""
-        vectors = np.empty((len(token_ids), self.dim), dtype=np.float32)
-        for rows, part in self.parts(token_ids):
+    def encode_tokens(self, texts: TokenisedTexts) -> Array:
+        """Vectors `[texts, dim]` float32, in order, of any number of tokenised texts."""
+        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        for rows, part in self.parts(texts):
             vectors[rows] = part
         return vectors

@@ -2,100 +2,130 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.base import LeafError, sha256
-from pipeline.model import check_sha256, resolve_model
+from pipeline.model import check_digest, code_files, load_sentence_transformer, resolve_model, weights_sha256
 from pipeline.params import TeacherParams
 from pipeline.store import StoreMeta
-
-DEFAULT_MAX_LENGTH = 512  # tokens of a text, where a model's files name no limit
-NO_LIMIT = 10**6  # a tokenizer without a limit names a huge number (transformers: 1e30); no real limit is this large
-POSITIONS_AFTER_PADDING = tuple(
-    "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm "
-    "xlm-roberta xlm-roberta-xl xmod".split()
+from pipeline.teacher.layout import (
+    DEFAULT_MAX_LENGTH,
+    LIMIT_FILES,
+    ROLES,
+    Layout,
+    ModuleFiles,
+    base_directory,
+    own_limit,
+    position_table,
+    read_layout,
+    settings,
+    vector_width,
 )
-"""Model types that number positions from the padding id + 1: the first rows of their position table are never used."""
+
+FINGERPRINT_VERSION = 2
+"""Of what a fingerprint covers; stands in a store's `teacher` as `fingerprint_version`, which version 1 lacks."""
 TOKENIZER_FILES = ("vocab.*", "merges.txt", "bpe.codes", "*.model", "*.spm", "*token*.json")
+"""Files that a tokenizer is built from where there is no `tokenizer.json`."""
+TRANSFORMER_FILES = (
+    "config.json",
+    *LIMIT_FILES,
+    "processor_config.json",
+    "preprocessor_config.json",
+    "adapter_config.json",
+)
+TRANSFORMER_TEMPLATES = ("*.jinja", "chat_template.json")
+SETTINGS_OF_THE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
+NOT_OF_THE_VECTORS = frozenset(
+    "name_or_path tokenizer_file special_tokens_map_file transformers_version model_max_length "
+    "clean_up_tokenization_spaces chat_template processor_class _commit_hash".split()
+)
+"""Settings of a tokenizer that change no id: names of places, what decoding does, and what is counted elsewhere."""
+MODULE_FILES = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model")
+"""Files of a module in a directory of its own."""
+FILES_OF = {
+    "Router": ("router_config.json", "config.json"),
+    "StaticEmbedding": ("*.safetensors", "pytorch_model.bin", "tokenizer.json"),
+}
+"""Files of modules that may lie in the model's own directory, beside files that decide nothing."""
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LeafError(f"model file {path}: cannot be read: {error}") from None
+def describe(params: TeacherParams, dtype: str) -> StoreMeta:
+    """Identity and fingerprint of a local teacher, from its files alone: no weights are loaded.
 
-
-def _settings(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds; LeafError if it holds anything else."""
-    settings = _read_json(path)
-    if not isinstance(settings, dict):
-        raise LeafError(f"model file {path}: must hold a JSON object of settings; get the model again")
-    return settings
-
-
-def _number(path: Path, *names: str) -> int | None:
-    """The first of the named settings that is above zero; None if there is none or no such file.
+    The fingerprint covers weights, tokenizer and its settings, every module's configuration and weights, the prompts
+    in use, maximum length, normalisation and dimension. It does not cover the model's name or path, so copies under two
+    names share vectors.
 
     Raises:
-        LeafError: the value is not a whole number.
+        LeafError: there is no such model, its weights are not the expected ones, a configuration file is malformed,
+            `teacher.max_length` is more than the model has positions for, or `teacher.dim` more than it has dimensions.
     """
-    settings = _settings(path) if path.exists() else {}
-    for name in names:
-        value = settings.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or value % 1:
-            raise LeafError(f"model file {path}: `{name}` must be a whole number, not {value!r:.60}")
-        if value > 0:
-            return int(value)
-    return None
+    layout = read_layout(resolve_model(params.model, params.revision))
+    check_digest(input_digest(layout), params.sha256, "teacher.sha256")
+    fingerprinted = {
+        "fingerprint_version": FINGERPRINT_VERSION,
+        "files": dict(_digests(layout, params.trust_remote_code)),
+        "modules": {role: [module.kind for module in layout.routes[role]] for role in ROLES},
+        "prompts": effective_prompts(params, layout),
+        "max_length": max_length(params, layout),
+        "normalize": params.normalize,
+        "dim": dimension(params, layout),
+    }
+    identity = {
+        "model": layout.directory.name if Path(params.model).is_dir() else params.model,
+        "revision": params.revision,
+        **fingerprinted,
+        "prompts_from": {role: "model" if getattr(params.prompts, role) is None else "parameters" for role in ROLES},
+        "similarity": layout.similarity,
+    }
+    if params.license:
+        identity["license"] = params.license
+    dim = dimension(params, layout)
+    return StoreMeta(_digest(fingerprinted), identity, dim=dim, dtype=dtype, normalized=params.normalize)
 
 
-def _modules(directory: Path) -> list[tuple[str, Path]]:
-    """Module class names and directories of a sentence-transformers model; empty for a plain transformers one."""
-    listing = directory / "modules.json"
-    if not listing.exists():
-        return []
-    entries = _read_json(listing)
-    well_formed = isinstance(entries, list) and all(
-        isinstance(entry, dict) and isinstance(entry.get("type"), str) and isinstance(entry.get("path"), str)
-        for entry in entries
-    )
-    if not well_formed:
-        raise LeafError(
-            f"model file {listing}: must be a list of modules, each with its `type` and `path`; get the model again"
-        )
-    return [(entry["type"].rpartition(".")[2], directory / entry["path"]) for entry in entries]
+def _digest(fingerprinted: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fingerprinted, sort_keys=True).encode()).hexdigest()
 
 
-def vector_width(directory: Path) -> int:
-    """Dimension of the model's vectors: that of the last module. LeafError if its configuration does not name it."""
-    modules = _modules(directory)
-    dim = _number(directory / "config.json", "hidden_size", "dim", "d_model", "n_embd")
-    for kind, path in modules:
-        settings = path / "config.json"
-        if kind == "Pooling":
-            width = _number(settings, "embedding_dimension", "word_embedding_dimension") or dim
-            dim = width and width * _pooling_mode_count(_settings(settings))
-        elif kind == "Dense":
-            dim = _number(settings, "out_features")
-        if kind in ("Pooling", "Dense") and dim is None:
-            raise LeafError(f"model file {settings}: does not name the width of the vectors; get the model again")
-    if dim is None:
-        raise LeafError(f"model file {directory / 'config.json'}: does not name the width of the vectors (hidden_size)")
-    return dim
+def _digests(layout: Layout, with_code: bool) -> Iterator[tuple[str, str]]:
+    """SHA-256 of all that decides the vectors, by the path of the file in the model's directory."""
+    routers = [module for module in layout.listed if module not in layout.modules]
+    for module in [*layout.modules, *routers]:
+        place = module.path.relative_to(layout.directory).as_posix()
+        for name, digest in _module_digests(module):
+            yield f"{place}/{name}".removeprefix("./"), digest
+    if with_code:
+        for file in code_files(layout.directory):
+            yield file.relative_to(layout.directory).as_posix(), sha256(file)
 
 
-def _pooling_mode_count(settings: dict[str, Any]) -> int:
-    """How many pooled vectors a Pooling module concatenates: one per pooling mode that is on."""
-    # sentence-transformers 6 names a mode or a list of modes; earlier versions have a true/false switch per mode.
-    modes = settings.get("pooling_mode")
-    if modes is None:
-        modes = [name for name, on in settings.items() if name.startswith("pooling_mode_") and on]
-    return len(modes) if isinstance(modes, list) and modes else 1
+def _module_digests(module: ModuleFiles) -> Iterator[tuple[str, str]]:
+    """Names and digests of a module's files; of a tokenizer's settings, only those that can change an id."""
+    if module.kind != "Transformer":
+        patterns = FILES_OF.get(module.kind, MODULE_FILES)
+        for file in sorted({file for pattern in patterns for file in module.path.glob(pattern)}):
+            yield file.name, sha256(file)
+        return
+    base = base_directory(module.path)
+    for directory in {module.path: "", base: "" if base == module.path else "base/"}.items():
+        yield from _transformer_digests(*directory)
+
+
+def _transformer_digests(directory: Path, prefix: str) -> Iterator[tuple[str, str]]:
+    yield f"{prefix}weights", weights_sha256(directory)
+    files = [directory / name for name in TRANSFORMER_FILES]
+    files += [file for pattern in TRANSFORMER_TEMPLATES for file in sorted(directory.glob(pattern))]
+    named = {directory / name for name in SETTINGS_OF_THE_TOKENIZER}
+    for file in [*files, *(file for file in _tokenizer_files(directory) if file not in named)]:
+        if file.exists():
+            yield f"{prefix}{file.name}", sha256(file)
+    for file in sorted(named):
+        if file.exists():
+            deciding = {key: value for key, value in settings(file).items() if key not in NOT_OF_THE_VECTORS}
+            yield f"{prefix}{file.name}", _digest(deciding)
 
 
 def _tokenizer_files(directory: Path) -> list[Path]:
@@ -106,67 +136,102 @@ def _tokenizer_files(directory: Path) -> list[Path]:
     return sorted({file for pattern in TOKENIZER_FILES for file in directory.glob(pattern)})
 
 
-def describe(params: TeacherParams, dtype: str) -> StoreMeta:
-    """Identity and fingerprint of a local teacher, from its files alone: no weights are loaded.
+def input_digest(layout: Layout) -> str:
+    """What `teacher.sha256` is compared with: the digest of the weights of the module that reads the text.
 
-    The fingerprint covers weights, tokenizer, every module's configuration and weights, prompts, maximum length,
-    normalisation and dimension. It does not cover the model's name or path, so copies under two names share vectors.
+    Of a Router's several, the digest of their digests.
+    """
+    directories = list(dict.fromkeys(layout.routes[role][0].path for role in ROLES))
+    digests = [weights_sha256(directory) for directory in directories]
+    return digests[0] if len(digests) == 1 else _digest({"weights": digests})
+
+
+def effective_prompts(params: TeacherParams, layout: Layout) -> dict[str, str]:
+    """What is put before a text, by its role: the parameter's, else the model's own as `encode_query` and so on do."""
+    # The library passes by `default_prompt_name` and the name `passage` in these two, as both roles have a prompt ("").
+    return {role: _given(getattr(params.prompts, role), layout.prompts.get(role, "")) for role in ROLES}
+
+
+def _given(text: str | None, otherwise: str) -> str:
+    return otherwise if text is None else text
+
+
+def dimension(params: TeacherParams, layout: Layout) -> int:
+    """Dimension of the stored vectors: `teacher.dim`, else that which the model was saved with, else all.
 
     Raises:
-        LeafError: there is no such model, its weights are not the expected ones, a configuration file is malformed,
-            or `teacher.max_length` is more than the model has positions for.
+        LeafError: `teacher.dim` is more than the model has.
     """
-    directory = resolve_model(params.model, params.revision)
-    modules = _modules(directory)
-    digests = {"weights": check_sha256(directory, params.sha256, "teacher.sha256")}
+    full = full_width(params, layout)
+    if params.dim is not None and params.dim > full:
+        raise LeafError(
+            f"teacher.dim: {params.dim} is impossible; the vectors of `{params.model}` have {full} dimensions"
+        )
+    return min(params.dim or layout.truncate_dim or full, full)
+
+
+def full_width(params: TeacherParams, layout: Layout) -> int:
+    """Dimension of the vectors before any are cut off; LeafError where two routes differ or none can be told."""
+    widths = {role: vector_width(layout.routes[role]) for role in ROLES}
+    if widths["query"] != widths["document"]:
+        raise LeafError(
+            f"model {layout.directory}: its queries have {widths['query']} dimensions and its documents "
+            f"{widths['document']}; a teacher needs one space for both"
+        )
+    if (width := widths["document"]) is not None:
+        return width
+    # Modules whose files name no width: the loaded model is asked.
+    model = load_sentence_transformer(layout.directory, params.model, trusted_revision(params))
+    return int(model.get_embedding_dimension())
+
+
+def trusted_revision(params: TeacherParams) -> str | None:
+    """The commit whose code may run; None lets none run."""
+    return params.revision if params.trust_remote_code else None
+
+
+def max_length(params: TeacherParams, layout: Layout) -> int | None:
+    """Tokens to which texts are cut: `teacher.max_length`, or the model's own limit; None where whole texts are read.
+
+    Raises:
+        LeafError: `teacher.max_length` is more than the model has positions for, or it always reads whole texts.
+    """
+    transformers = {route[0].path: None for route in layout.routes.values() if route[0].kind == "Transformer"}
+    if params.max_length is None:
+        limits = [own_limit(path) or DEFAULT_MAX_LENGTH for path in transformers]
+        return max(limits, default=None)
+    if not transformers:
+        raise LeafError(f"teacher.max_length: `{params.model}` reads whole texts and cannot cut them; leave it out")
+    tables = [table for table in map(position_table, transformers) if table is not None]
+    if tables and params.max_length > min(tables):
+        raise LeafError(
+            f"teacher.max_length: {params.max_length} is impossible; `{params.model}` has positions for at most "
+            f"{min(tables)} tokens"
+        )
+    return params.max_length
+
+
+def first_fingerprint(params: TeacherParams, meta: StoreMeta) -> str | None:
+    """The fingerprint that version 1 gave to the teacher of `meta`; None for a teacher that version 1 could not run.
+
+    Version 1 covered neither a tokenizer's settings nor heads in `pytorch_model.bin`, and knew no prompts of the
+    model's own. So a store that carries it is this teacher's only if vectors that are encoded again agree with it.
+    """
+    layout = read_layout(resolve_model(params.model, params.revision))
+    directory, listed, files = layout.directory, layout.listed, meta.teacher["files"]
+    if layout.modules != listed or not (directory / "config.json").exists() or meta.dim != full_width(params, layout):
+        return None
+    digests = {"weights": files["weights"]}
     for path in [directory / "config.json", directory / "sentence_bert_config.json", *_tokenizer_files(directory)]:
         if path.exists():
             digests[path.name] = sha256(path)
-    for kind, path in modules:
-        if path != directory:
-            for file in sorted([*path.glob("*.json"), *path.glob("*.safetensors")]):
-                digests[f"{kind}/{file.name}"] = sha256(file)
-    dim = vector_width(directory)
+    for module in listed:
+        if module.path != directory:
+            for file in sorted([*module.path.glob("*.json"), *module.path.glob("*.safetensors")]):
+                digests[f"{module.kind}/{file.name}"] = sha256(file)
     fingerprinted = {
         "files": digests,
-        "modules": [kind for kind, _ in modules],
-        "prompts": asdict(params.prompts),
-        "max_length": max_length(params, directory),
-        "normalize": params.normalize,
-        "dim": dim,
+        "modules": [module.kind for module in listed] if (directory / "modules.json").exists() else [],
+        **{name: meta.teacher[name] for name in ("prompts", "max_length", "normalize", "dim")},
     }
-    fingerprint = hashlib.sha256(json.dumps(fingerprinted, sort_keys=True).encode()).hexdigest()
-    local = Path(params.model).is_dir()
-    identity = {"model": directory.name if local else params.model, "revision": params.revision, **fingerprinted}
-    if params.license:
-        identity["license"] = params.license
-    return StoreMeta(fingerprint=fingerprint, teacher=identity, dim=dim, dtype=dtype, normalized=params.normalize)
-
-
-def max_length(params: TeacherParams, directory: Path) -> int:
-    """Tokens to which texts are cut: `teacher.max_length`, or the model's own limit.
-
-    Raises:
-        LeafError: `teacher.max_length` is more than the model has positions for.
-    """
-    settings = _settings(directory / "config.json")
-    positions = _number(directory / "config.json", "max_position_embeddings")
-    if positions is not None and settings.get("model_type") in POSITIONS_AFTER_PADDING:
-        padding = settings.get("pad_token_id")
-        positions -= 1 + (padding if isinstance(padding, int) else 1)
-    # Rotary and relative positions continue beyond the configured number; a table of learned positions does not.
-    unbounded = settings.get("position_biased_input") is False or any(
-        "rope_" in name or "rotary" in name for name in settings
-    )
-    table = None if unbounded else positions
-    if params.max_length is not None:
-        if table is not None and params.max_length > table:
-            raise LeafError(
-                f"teacher.max_length: {params.max_length} is impossible; `{params.model}` has positions for at most "
-                f"{table} tokens"
-            )
-        return params.max_length
-    # sentence-transformers 6 keeps the limit in the tokenizer's settings, earlier versions in a file of their own.
-    own_limit = _number(directory / "sentence_bert_config.json", "max_seq_length")
-    limits = [own_limit] if own_limit else [_number(directory / "tokenizer_config.json", "model_max_length"), positions]
-    return min((limit for limit in [*limits, table] if limit and limit < NO_LIMIT), default=DEFAULT_MAX_LENGTH)
+    return _digest(fingerprinted)

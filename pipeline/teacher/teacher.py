@@ -28,6 +28,14 @@ class Teacher(Protocol):
         """
 
     @property
+    def earlier_fingerprints(self) -> tuple[str, ...]:
+        """Fingerprints that earlier versions of this program gave to the same model and parameters.
+
+        They covered less, so that vectors under one of them belong to this teacher only if a sample of them that is
+        encoded again agrees.
+        """
+
+    @property
     def directory(self) -> Path | None:
         """Where the model lies on this machine.
 

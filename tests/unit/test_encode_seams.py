@@ -178,6 +178,7 @@ class HashTeacher:
 
     directory = None
     retries_refused = False
+    earlier_fingerprints = ()
     params = TeacherParams("hash")
     meta = StoreMeta("ab" * 32, {"model": "hash"}, 16, "float32", normalized=False)
 

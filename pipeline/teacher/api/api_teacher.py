@@ -19,6 +19,7 @@ class ApiTeacher:
     """The model behind `teacher.api`. Nothing is sent before `meta`, `client` or `vectors` is used."""
 
     directory = None
+    earlier_fingerprints = ()
 
     def __init__(self, params: TeacherParams, encode: EncodeParams, store: VectorSource | None = None) -> None:
         """With `store`, identify the model by the probe vectors in that store; see `identity.describe`."""
@@ -53,7 +54,7 @@ class ApiTeacher:
 
     def prompted(self, rows: pl.DataFrame) -> list[str]:
         """What is sent for each row of `role, text`: its role's prompt and the text, cut to `max_characters`."""
-        prompts = {"query": self.params.prompts.query, "document": self.params.prompts.document}
+        prompts = identity.identity(self.params)["prompts"]
         texts = [prompts[role] + text for role, text in rows.select("role", "text").iter_rows()]
         return [text[: self.api.max_characters] for text in texts]
 

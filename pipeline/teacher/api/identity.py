@@ -41,7 +41,7 @@ def identity(teacher: TeacherParams) -> dict[str, Any]:
         "model": teacher.model,
         "dimensions": teacher.api.dimensions,
         "max_characters": teacher.api.max_characters,
-        "prompts": asdict(teacher.prompts),
+        "prompts": {role: prompt or "" for role, prompt in asdict(teacher.prompts).items()},
         "normalize": teacher.normalize,
     }
 

@@ -1,0 +1,303 @@
+"""How a local teacher computes vectors: packed where a backbone knows the model, else through the library's modules.
+
+A runner belongs to the texts of one role: it puts the role's prompt before them and takes the role's route through a
+Router. What is computed equals what sentence-transformers gives for each text alone. Where padding would change that
+(absolute positions counted from the padding, token-level layers that see it), texts of equal length share a batch.
+"""
+
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.base import LeafError
+from pipeline.model import CompiledBackbone, PackedBackbone, bf16_is_fast, pack, poolings_of
+
+PROBES = ("a", "how a text becomes a vector", "the same words again and again, as long as it takes. " * 4)
+"""Texts of different lengths, by which a runner finds out what padding and bfloat16 do to the model's vectors."""
+NOISE = 1e-4  # most that rounding in float32 changes a vector, as a share of its length
+BF16_COSINE = 0.9995  # of vectors in bfloat16 to those in float32; below it a model is computed in float32
+ROUTERS = ("Router", "Asym")
+PLAIN_FEATURES = {"input_ids", "attention_mask", "token_type_ids"}
+
+
+class Runner(ABC):
+    """Computes the vectors of the texts of one role."""
+
+    equal_lengths = False
+    """Whether only texts of equal length may share a batch."""
+
+    @property
+    def shared(self) -> object:
+        """Runners with the same object here compute alike: their texts may share a batch."""
+        return self
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> list[Any]:
+        """What `forward` takes for each text behind the prompt, cut to the maximum length; its `len` is its tokens."""
+
+    @abstractmethod
+    def forward(self, inputs: Sequence[Any]) -> Tensor:
+        """Vectors `[texts, width]` of one batch, before the last normalisation."""
+
+
+class PackedRunner(Runner):
+    """A Transformer that the packed backbone can run, its pooling, and what follows."""
+
+    def __init__(self, modules: Sequence[Any], prompt: str, limit: int, compiled: CompiledBackbone) -> None:
+        """`compiled` is the backbone of these modules; runners of both roles share it."""
+        self.tokenizer, self.prompt, self.limit = modules[0].tokenizer, prompt, limit
+        self.tail, self.compiled = modules[2:], compiled
+
+    @property
+    def shared(self) -> object:
+        """See `Runner.shared`."""
+        return self.compiled
+
+    @staticmethod
+    def supports(modules: Sequence[Any], prompt: str) -> bool:
+        """Whether the packed path computes what these modules would."""
+        if [type(module).__name__ for module in modules[:2]] != ["Transformer", "Pooling"]:
+            return False
+        transformer, pooling = modules[:2]
+        return (
+            _reads_plain_text(transformer)
+            and (pooling.include_prompt or not prompt)
+            and PackedBackbone.supports(transformer.auto_model, poolings_of(pooling))
+            and not any(transformer.tokenizer(PROBES[1]).get("token_type_ids", ()))
+        )
+
+    def tokenize(self, texts: Sequence[str]) -> list[Any]:
+        """See `Runner.tokenize`."""
+        if not texts:
+            return []
+        prompted = [self.prompt + text for text in texts] if self.prompt else list(texts)
+        encoded = self.tokenizer(
+            prompted, truncation=True, max_length=self.limit, return_attention_mask=False, return_token_type_ids=False
+        )
+        return [array("i", ids) for ids in encoded["input_ids"]]  # a list takes nine times the memory
+
+    def forward(self, inputs: Sequence[Any]) -> Tensor:
+        """See `Runner.forward`."""
+        features = {"sentence_embedding": self.compiled(pack(inputs))}
+        for module in self.tail:
+            features = module(features)
+        return features["sentence_embedding"]
+
+
+class LibraryRunner(Runner):
+    """Any other model: tokenised and computed by the library's own modules, in batches that this class pads."""
+
+    def __init__(self, model: Any, modules: Sequence[Any], role: str, prompt: str) -> None:
+        self.model, self.modules, self.role, self.prompt = model, modules, role, prompt
+        self.bf16 = False
+        self._probe()
+
+    def _probe(self) -> None:
+        """Find out whether padding changes vectors, and whether bfloat16 is fast and near enough."""
+        inputs = self.tokenize(PROBES)
+        if not all(map(len, inputs)):
+            return  # a tokenizer that makes nothing of one of them; texts are refused one by one
+        with torch.inference_mode():
+            alone = torch.cat([self.forward([text]) for text in inputs]).float()
+            apart = (self.forward(inputs).float() - alone).norm(dim=1) / alone.norm(dim=1).clamp_min(1e-9)
+            self.equal_lengths = not bool((apart <= NOISE).all())
+            self.bf16 = bf16_is_fast(self.model.device)
+            self.bf16 = self.bf16 and self._near(alone, inputs)
+
+    def _near(self, exact: Tensor, inputs: Sequence[Any]) -> bool:
+        """Whether the vectors in bfloat16 are near the exact ones; not where an operation has no such form."""
+        try:
+            rounded = torch.cat([self.forward([text]) for text in inputs]).float()
+        except RuntimeError:
+            return False
+        return bool((functional.cosine_similarity(exact, rounded) >= BF16_COSINE).all())
+
+    def tokenize(self, texts: Sequence[str]) -> list[Any]:
+        """See `Runner.tokenize`. Texts are only counted here: what the modules read is made with the whole batch."""
+        return [PlainText(text, self._tokens(text)) for text in texts]
+
+    def _features(self, texts: Sequence[str]) -> dict[str, Any]:
+        return dict(self.model.preprocess(list(texts), prompt=self.prompt or None, task=self.role))
+
+    def _tokens(self, text: str) -> int:
+        ids = self._features([text]).get("input_ids")
+        return int(ids.numel()) if isinstance(ids, Tensor) else 1
+
+    def forward(self, inputs: Sequence[Any]) -> Tensor:
+        """See `Runner.forward`."""
+        return self._computed(self._features([given.text for given in inputs]))
+
+    def _computed(self, features: dict[str, Any]) -> Tensor:
+        device = self.model.device
+        features = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in features.items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            for module in self.modules:
+                routed = {"task": self.role} if type(module).__name__ in ROUTERS else {}
+                features = module(features, **routed)
+        vectors: Tensor = features["sentence_embedding"]
+        return vectors
+
+
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """A text, and how many tokens the model makes of it."""
+
+    text: str
+    tokens: int
+
+    def __len__(self) -> int:
+        return self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedText:
+    """Token ids of a text, and their types where the tokenizer gives any."""
+
+    ids: "array[int]"
+    types: "array[int] | None"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class TransformerRunner(LibraryRunner):
+    """A transformer of any family behind a tokenizer: the modules' own forward pass over a padded batch."""
+
+    def __init__(self, model: Any, modules: Sequence[Any], role: str, prompt: str, limit: int) -> None:
+        self.tokenizer, self.limit = modules[0].tokenizer, limit
+        self.prompt = prompt
+        self.left = self.tokenizer.padding_side == "left"
+        self.padding_id = self.tokenizer.pad_token_id or 0  # hidden by the mask, so that any id will do
+        self.padding_type = getattr(self.tokenizer, "pad_token_type_id", 0)
+        super().__init__(model, modules, role, prompt)
+
+    @staticmethod
+    def supports(modules: Sequence[Any]) -> bool:
+        """Whether the first module reads plain text through a tokenizer of ids, masks and types alone."""
+        first = modules[0]
+        return (
+            type(first).__name__ == "Transformer"
+            and _reads_plain_text(first)
+            and set(first.tokenizer(PROBES[1])) <= PLAIN_FEATURES
+        )
+
+    @cached_property
+    def _prompt_tokens(self) -> int:
+        """Tokens of the prompt with what the tokenizer puts before it, which some poolings leave out."""
+        ids = self.tokenizer(self.prompt, truncation=True, max_length=self.limit)["input_ids"]
+        return len(ids) - (ids[-1] in self.tokenizer.all_special_ids)
+
+    def tokenize(self, texts: Sequence[str]) -> list[Any]:
+        """See `Runner.tokenize`."""
+        if not texts:
+            return []
+        encoded = self.tokenizer([self.prompt + text for text in texts], truncation=True, max_length=self.limit)
+        ids, types = encoded["input_ids"], encoded.get("token_type_ids")
+        return [
+            TokenisedText(array("i", text), array("i", types[row]) if types else None) for row, text in enumerate(ids)
+        ]
+
+    def forward(self, inputs: Sequence[Any]) -> Tensor:
+        """See `Runner.forward`."""
+        features: dict[str, Any] = {
+            "input_ids": self._padded([text.ids for text in inputs], self.padding_id),
+            "attention_mask": self._padded([array("i", [1]) * len(text) for text in inputs], 0),
+        }
+        if inputs[0].types is not None:
+            features["token_type_ids"] = self._padded([text.types for text in inputs], self.padding_type)
+        features["modality"] = "text"
+        if self.prompt:
+            features["prompt_length"] = self._prompt_tokens
+        return self._computed(features)
+
+    def _padded(self, rows: Sequence["array[int]"], padding: int) -> Tensor:
+        """`[texts, longest]` int64."""
+        longest = max(map(len, rows))
+        fill = [[padding] * (longest - len(row)) for row in rows]
+        return torch.tensor([
+            [*empty, *row] if self.left else [*row, *empty] for row, empty in zip(rows, fill, strict=True)
+        ])  # fmt: skip
+
+
+def _reads_plain_text(transformer: Any) -> bool:
+    """Whether a Transformer module passes a text as it is to a tokenizer, and takes its token embeddings."""
+    from transformers import PreTrainedTokenizerBase
+
+    return (
+        isinstance(transformer.processor, PreTrainedTokenizerBase)
+        and "message" not in transformer.modality_config
+        and transformer.module_output_name == "token_embeddings"
+        and not transformer.processing_kwargs
+        and transformer.query_length is transformer.document_length is transformer.query_expansion is None
+    )
+
+
+def runners_for(model: Any, prompts: Mapping[str, str], limit: int | None, token_budget: int) -> dict[str, Runner]:
+    """For each role the fastest runner that gives the library's vectors of its texts, without a last normalisation.
+
+    Args:
+        model: a SentenceTransformer in evaluation mode.
+        prompts: role -> what is put before each of its texts; "" for nothing.
+        limit: most tokens of a text; None for all.
+        token_budget: about the number of tokens of a batch.
+
+    Raises:
+        LeafError: tokenizer and model disagree.
+    """
+    compiled: dict[Any, CompiledBackbone] = {}
+    runners: dict[str, Runner] = {}
+    for role, prompt in prompts.items():
+        modules = _modules(model, role)
+        first = modules[0]
+        if type(first).__name__ == "Transformer":
+            _check_vocabulary(first)
+        if limit is not None:
+            first.max_seq_length = limit
+        if limit is not None and PackedRunner.supports(modules, prompt):
+            if first not in compiled:
+                backbone = PackedBackbone(first.auto_model, poolings_of(modules[1]))
+                compiled[first] = backbone.compiled(token_budget)
+            runners[role] = PackedRunner(modules, prompt, limit, compiled[first])
+        elif limit is not None and TransformerRunner.supports(modules):
+            runners[role] = TransformerRunner(model, modules, role, prompt, limit)
+        else:
+            runners[role] = LibraryRunner(model, modules, role, prompt)
+    return runners
+
+
+def _modules(model: Any, role: str) -> list[Any]:
+    """The modules that a text of this role passes through, without a normalisation at the end."""
+    modules = [*_route(model[0], role), *list(model)[1:]]
+    while type(modules[-1]).__name__ == "Normalize":
+        modules.pop()
+    return modules
+
+
+def _route(module: Any, role: str) -> list[Any]:
+    """The modules that stand for a Router without mappings, for texts of this role; any other module is itself."""
+    if type(module).__name__ not in ROUTERS or module.route_mappings:
+        return [module]
+    routes = module.sub_modules
+    return list(routes[role if role in routes else module.default_route])
+
+
+def _check_vocabulary(transformer: Any) -> None:
+    """Refuse a tokenizer that gives ids for which the model has no row; the model would break off at such a text."""
+    tokenizer, table = transformer.tokenizer, transformer.auto_model.get_input_embeddings()
+    rows = getattr(table, "num_embeddings", None)
+    if rows is None or not hasattr(tokenizer, "get_vocab"):
+        return
+    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
+    if beyond:
+        raise LeafError(
+            f"teacher.model: the tokenizer has {len(beyond)} tokens more than the model's table of {rows:,} rows, "
+            f"first `{beyond[0][1]}`; remove them from the tokenizer, or give the model rows for them "
+            "(resize_token_embeddings)"
+        )

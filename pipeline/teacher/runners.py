@@ -73,8 +73,7 @@ class PackedRunner(Runner):
         return (
             _reads_plain_text(transformer)
             and (pooling.include_prompt or not prompt)
-            and PackedBackbone.supports(transformer.auto_model, poolings_of(pooling))
-            and not any(transformer.tokenizer(PROBES[1]).get("token_type_ids", ()))
+            and PackedBackbone.supports(transformer.auto_model, poolings_of(pooling), transformer)
         )
 
     def tokenize(self, texts: Sequence[str]) -> list[Any]:

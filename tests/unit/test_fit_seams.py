@@ -18,6 +18,7 @@ from pipeline.base.errors import LeafError
 from pipeline.fit.trainer import fit
 from pipeline.model.backbones import registry
 from pipeline.model.backbones.backbone import Backbone, CompiledBackbone
+from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.batch import Batch
 from pipeline.model.pooling import Pooling
 from pipeline.model.student import StudentEncoder
@@ -39,7 +40,7 @@ class OwnBackbone(Backbone):
     scope = "anything, in a test"
 
     @classmethod
-    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",)) -> bool:
+    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> bool:
         return True
 
     @property
@@ -96,11 +97,12 @@ class Compiled:
 
 @pytest.fixture
 def distilbert(tiny_student: Path, tmp_path: Path) -> Path:
-    """A checkpoint of transformers files alone."""
+    """A checkpoint that the packed backbone does not run, for its activation; transformers files alone."""
     directory = tmp_path / "distilbert"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_student)
     torch.manual_seed(0)
     shape: dict[str, Any] = {"dim": 16, "n_heads": 2, "hidden_dim": 32, "n_layers": 3, "max_position_embeddings": 64}
+    shape["activation"] = "tanh"
     DistilBertModel(DistilBertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
@@ -122,9 +124,9 @@ def test_another_backbone_goes_through_the_fit_stage(
     run(encode_stage, *places, "--out", "store", "--metrics", "encode.json")
     arguments = [*places, "--embeddings", "store", "--out", "student", "--metrics", "fit.json", "--curve", "curve.csv"]
 
-    monkeypatch.setattr(registry, "BACKBONES", [])
+    monkeypatch.setattr(registry, "BACKBONES", [PackedBackbone])
     assert "backbone of type `distilbert` cannot be run" in run(fit_stage, *arguments)
-    monkeypatch.setattr(registry, "BACKBONES", [OwnBackbone])
+    monkeypatch.setattr(registry, "BACKBONES", [PackedBackbone, OwnBackbone])
     assert "texts in 12 steps" in run(fit_stage, *arguments)
 
     texts = [sentence(number) for number in range(20)]

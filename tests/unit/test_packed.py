@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
@@ -17,6 +18,7 @@ from pipeline.model import attention as attention_module
 from pipeline.model.attention import attention, fused_attention
 from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.batch import pack, split, token_batches
+from tests import families
 
 MODELS: dict[str, dict[str, Any]] = {
     "bert": {},
@@ -168,6 +170,15 @@ def test_every_model_trains_with_dropout(name: str) -> None:
 )
 def test_what_transformers_would_compute_otherwise_is_not_supported(model: Callable[[], Any]) -> None:
     assert not PackedBackbone.supports(model())
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_a_tokenizer_that_gives_another_type_than_0_is_not_supported(
+    kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(families.TYPES, "bert", kind)
+    transformer: Any = Transformer(str(families.make_family(tmp_path, "bert")))
+    assert PackedBackbone.supports(transformer.auto_model, ("mean",), transformer) == (kind == 0)
 
 
 @pytest.mark.parametrize("name", MODELS)

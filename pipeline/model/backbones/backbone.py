@@ -47,8 +47,8 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",)) -> bool:
-        """Whether this class computes what the transformers model itself would compute."""
+    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> bool:
+        """Whether this class computes what the transformers model would; the parameters are those of `__init__`."""
 
     @property
     @abstractmethod

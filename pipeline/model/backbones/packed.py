@@ -238,7 +238,7 @@ class PackedBackbone(Backbone):
             pooler.requires_grad_(False)  # part of the checkpoint, but these features never pass through it
 
     @classmethod
-    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",)) -> bool:
+    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> bool:
         """See `Backbone.supports`."""
         family, config = _FAMILIES.get(type(model).__name__), model.config
         return (
@@ -247,6 +247,7 @@ class PackedBackbone(Backbone):
             and getattr(config, family.activation_setting) in _ACTIVATIONS
             and getattr(config, "position_embedding_type", "absolute") == "absolute"
             and not getattr(config, "is_decoder", False)
+            and not (transformer is not None and any(transformer.tokenizer("a").get("token_type_ids", ())))
         )
 
     @property

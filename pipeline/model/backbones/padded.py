@@ -73,7 +73,7 @@ class PaddedBackbone(Backbone):
         self._hidden_size = self._probe()
 
     @classmethod
-    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",)) -> bool:
+    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> bool:
         """See `Backbone.supports`."""
         inputs = inspect.signature(model.forward).parameters
         try:

@@ -362,7 +362,7 @@ def _start(place: Path, name: str, steps: int, environment: dict[str, str]) -> "
 
 def _finish(process: "subprocess.Popen[bytes]") -> None:
     if code := process.wait():
-        raise RuntimeError(f"{process.args} ended with code {code}")
+        raise RuntimeError(f"{process.args!r} ended with code {code}")
 
 
 def against_the_cpu(sizes: Sizes, device: torch.device, folder: Path) -> list[Row]:

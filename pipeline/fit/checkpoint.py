@@ -30,7 +30,7 @@ def capture(
 
     `initial_weights` are the weights before the first step, where they have a share in the saved ones.
     """
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors = {f"model.{name}": value for name, value in _weights(model).items()}
     tensors |= {f"initial.{name}": value for name, value in initial_weights.items()}
     for number, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
@@ -43,7 +43,10 @@ def capture(
 def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
     """Put model, optimiser and random state back to where `capture` took them."""
     tensors = checkpoint.tensors
-    model.load_state_dict(_with_prefix(tensors, "model."))
+    saved = _with_prefix(tensors, "model.")
+    with torch.no_grad():
+        for name, value in _weights(model).items():
+            value.copy_(saved[name])
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in _with_prefix(tensors, "optimiser.").items():
         number, _, field = name.partition(".")
@@ -57,6 +60,13 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Opt
 def initial_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The weights before the first step that `capture` was given."""
     return _with_prefix(checkpoint.tensors, "initial.")
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """The model's parameters and buffers, each once: some models have one under two names."""
+    names: dict[int, str] = {}
+    weights = model.state_dict(keep_vars=True)
+    return {name: value.detach() for name, value in weights.items() if names.setdefault(id(value), name) == name}
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

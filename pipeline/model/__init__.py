@@ -18,6 +18,7 @@ from pipeline.model.model_files import (
     weights_sha256,
 )
 from pipeline.model.parallel import vectors_in_parts, worker_count
+from pipeline.model.pooling import Pooling, poolings_of
 from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build, write_errors
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Batch",
     "CompiledBackbone",
     "PackedBackbone",
+    "Pooling",
     "Student",
     "StudentEncoder",
     "attention",
@@ -40,6 +42,7 @@ __all__ = [
     "find_backbone",
     "load_sentence_transformer",
     "pack",
+    "poolings_of",
     "resolve_model",
     "split",
     "token_batches",

@@ -1,10 +1,9 @@
-"""The student: a small transformer, mean pooling and a linear head into the teacher's space.
+"""The student: a small backbone with pooling, and a linear head into the teacher's space.
 
-It is saved as a plain sentence-transformers directory (Transformer, Pooling, Dense and, where the teacher normalises,
+It is saved as a plain sentence-transformers directory (the backbone's modules, Dense and, where the teacher normalises,
 Normalize), which `SentenceTransformer(path)` loads with no code of this project.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,8 @@ from torch.nn import functional
 
 from pipeline.base import LeafError, first_line, keep_pages, written_directory
 from pipeline.model.backbones.backbone import Backbone
-from pipeline.model.backbones.registry import backbone_for
+from pipeline.model.backbones.padded import UNLIMITED
+from pipeline.model.backbones.registry import backbone_for, backbone_of_modules
 from pipeline.model.batch import Batch, pack
 from pipeline.model.model_files import (
     check_sha256,
@@ -26,26 +26,27 @@ from pipeline.model.model_files import (
     load_transformer,
     resolve_model,
 )
+from pipeline.model.older_form import write_older_form
 from pipeline.model.parallel import vectors_in_parts
-from pipeline.params import StudentParams
+from pipeline.model.pooling import stored_pooling
+from pipeline.params import StudentParams, pooling_modes
 
 TOKEN_BUDGET = 8192  # tokens computed at once in inference
 
 
 class Student(nn.Module):
-    """Backbone, mean pooling, head, and (if `normalize`) vectors of length one. All of it trains."""
+    """Backbone with pooling, head, and (if `normalize`) vectors of length one. All of it trains."""
 
-    def __init__(self, transformer: Any, head: nn.Linear, normalize: bool, backbone: Backbone | None = None) -> None:
-        """`transformer` is a sentence-transformers Transformer module; `backbone` computes its model's features."""
+    def __init__(self, backbone: Backbone, head: nn.Linear, normalize: bool) -> None:
+        """`backbone` has its tokenizer; LeafError if the head does not fit its features."""
         super().__init__()
-        self.backbone = backbone or backbone_for(transformer.auto_model)
+        self.backbone = backbone
         if head.in_features != self.backbone.width:
             raise LeafError(
                 f"student: the head takes {head.in_features} features, but the backbone gives {self.backbone.width}"
             )
         self.head = head
         self.normalize = normalize
-        self._transformer = [transformer]  # in a list, so that its parameters are not registered a second time
 
     @property
     def dim(self) -> int:
@@ -60,7 +61,7 @@ class Student(nn.Module):
     @property
     def max_length(self) -> int:
         """Most tokens of a text that are read, special tokens included."""
-        return int(self._transformer[0].max_seq_length)
+        return self.backbone.max_length
 
     def features(self, batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
         """Pooled hidden states `[texts, width]` float32, computed in `dtype`."""
@@ -77,10 +78,7 @@ class Student(nn.Module):
 
     def tokenizer(self) -> Tokenizer:
         """A copy of the tokenizer that cuts at `max_length` and does not pad."""
-        tokenizer = Tokenizer.from_str(self._transformer[0].tokenizer.backend_tokenizer.to_str())
-        tokenizer.enable_truncation(self.max_length)
-        tokenizer.no_padding()
-        return tokenizer
+        return self.backbone.tokenizer()
 
     def save(self, path: Path, card: str | None = None) -> None:
         """Write a sentence-transformers directory; what was at `path` is replaced only once the new one is whole.
@@ -91,16 +89,17 @@ class Student(nn.Module):
             LeafError: it cannot be written; the disk is full, say.
         """
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
+        from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
         with torch.random.fork_rng(devices=[]):  # a snapshot must not change what dropout draws afterwards
             dense = Dense(self.width, self.dim, bias=self.head.bias is not None, activation_function=nn.Identity())
         dense.linear.load_state_dict({name: value.cpu() for name, value in self.head.state_dict().items()})
-        modules = [copy.deepcopy(self._transformer[0]).cpu(), Pooling(self.width, pooling_mode="mean"), dense]
-        model = SentenceTransformer(modules=modules + [Normalize()] * self.normalize, device="cpu")
+        modules = [*self.backbone.sentence_modules(), dense, *[Normalize()] * self.normalize]
+        model = SentenceTransformer(modules=modules, device="cpu")
         model.similarity_fn_name = "cosine"
         with model_directory(path, card) as directory:
             model.save(str(directory), create_model_card=False, safe_serialization=True)
+            write_older_form(directory, modules)
 
     @classmethod
     def load(cls, path: Path) -> "Student":
@@ -108,26 +107,30 @@ class Student(nn.Module):
         if not (path / "modules.json").is_file():
             raise LeafError(f"{path}: holds no student (no modules.json); run the fit stage first")
         modules = list(load_sentence_transformer(path, str(path)))
-        kinds = [type(module).__name__ for module in modules]
-        if kinds[:3] != ["Transformer", "Pooling", "Dense"] or kinds[3:] not in ([], ["Normalize"]):
-            raise LeafError(f"{path}: is not a student: its modules are {', '.join(kinds)}")
-        _check_plain(path, *modules[1:3])
-        return cls(modules[0], modules[2].linear, normalize=kinds[3:] == ["Normalize"]).eval()
+        try:
+            backbone, tail = backbone_of_modules(modules)
+        except LeafError as error:
+            raise LeafError(f"{path}: is not a student: {error}") from None
+        kinds = [type(module).__name__ for module in tail]
+        if kinds not in (["Dense"], ["Dense", "Normalize"]):
+            raise LeafError(
+                f"{path}: is not a student: its modules are {', '.join(type(module).__name__ for module in modules)}"
+            )
+        _check_plain(path, tail[0])
+        return cls(backbone, tail[0].linear, normalize=len(tail) == 2).eval()
 
 
-def _check_plain(path: Path, pooling: Any, dense: Any) -> None:
+def _check_plain(path: Path, dense: Any) -> None:
     """Refuse modules that sentence-transformers computes and a Student does not: its vectors would differ."""
     differences = []
-    if pooling.pooling_mode != "mean":
-        differences.append(f"the pooling `{pooling.pooling_mode}`")
     if not isinstance(dense.activation_function, nn.Identity):
         differences.append(f"the activation {type(dense.activation_function).__name__}")
     if dense.use_residual:
         differences.append("a residual around its head")
     if differences:
         raise LeafError(
-            f"{path}: is not a student: it has {', '.join(differences)}, and a student has mean pooling and a linear "
-            "head; name a directory that the fit stage wrote"
+            f"{path}: is not a student: it has {', '.join(differences)}, and a student has a linear head; name a "
+            "directory that the fit stage wrote"
         )
 
 
@@ -167,14 +170,33 @@ def build(params: StudentParams, dim: int, normalize: bool, dropout: float = 0.0
         raise LeafError(f"student: a head into {dim} dimensions is impossible; the store's dim is wrong")
     torch.manual_seed(seed)  # a checkpoint without a pooler gets a random one, which must not differ between runs
     transformer = load_transformer(directory, params.model)
-    backbone = backbone_for(transformer.auto_model)
+    _check_tokenizer(transformer.tokenizer, params.model)
+    pooling = stored_pooling(directory) if params.pooling is None else pooling_modes(params.pooling)
+    backbone = backbone_for(transformer.auto_model, pooling or ("mean",), transformer)
+    if pooling is None and backbone.causal:
+        backbone.pooling = ("lasttoken",)  # the only token that has seen the whole text
     if params.layers is not None:
         _check_layers(params.layers, backbone.layers)
         backbone.keep_layers(params.layers)
-    _limit_length(transformer, backbone, params.max_length)
+    _limit_length(backbone, params.max_length)
     backbone.set_dropout(dropout)
     head = nn.Linear(backbone.width, dim, bias=params.head_bias)
-    return Student(transformer, head, normalize, backbone)
+    return Student(backbone, head, normalize)
+
+
+def _check_tokenizer(tokenizer: Any, name: str) -> None:
+    """Refuse a tokenizer that a student cannot use, and have the others pad so that any model can be saved with them.
+
+    Padded on the left, a text's vectors depend on its neighbours in models that count positions from there (GPT-2).
+    """
+    if not isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
+        raise LeafError(
+            f"fit.student.model `{name}`: its tokenizer ({type(tokenizer).__name__}) runs Python code for every text, "
+            "which students do not; start from a checkpoint with a tokenizer.json"
+        )
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
 
 
 def _check_layers(layers: Sequence[int], count: int) -> None:
@@ -185,11 +207,16 @@ def _check_layers(layers: Sequence[int], count: int) -> None:
         )
 
 
-def _limit_length(transformer: Any, backbone: Backbone, max_length: int | None) -> None:
+def _limit_length(backbone: Backbone, max_length: int | None) -> None:
     most = backbone.max_tokens
     if max_length is not None and max_length > most:
         raise LeafError(f"fit.student.max_length: {max_length} is impossible; the checkpoint has {most} positions")
-    transformer.max_seq_length = max_length or min(int(transformer.max_seq_length or most), most)
+    if max_length is None and backbone.max_length >= UNLIMITED:
+        raise LeafError(
+            "fit.student.max_length: missing; neither the checkpoint's tokenizer nor its configuration limits the "
+            "tokens of a text; set it (512, say)"
+        )
+    backbone.max_length = max_length or backbone.max_length
 
 
 class StudentEncoder:

@@ -11,9 +11,11 @@ from pipeline.params.sections import (
     EvaluateParams,
     ExportParams,
     FitParams,
+    Pooling,
     SourceParams,
     StudentParams,
     TeacherParams,
+    pooling_modes,
     public_name,
 )
 
@@ -24,9 +26,11 @@ __all__ = [
     "EvaluateParams",
     "ExportParams",
     "FitParams",
+    "Pooling",
     "SourceParams",
     "StudentParams",
     "TeacherParams",
     "load_section",
+    "pooling_modes",
     "public_name",
 ]

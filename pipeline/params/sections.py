@@ -7,7 +7,7 @@ and refuses keys that are unknown, of the wrong type or impossible.
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from pipeline.base import LeafError
@@ -215,6 +215,17 @@ class EncodeParams:
     trusted, besides a row of each of its shards; 0 compares none."""
 
 
+Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+"""How the vectors of a text's tokens become one: the modes of sentence-transformers' Pooling, in its order."""
+
+
+def pooling_modes(pooling: str) -> tuple[Pooling, ...]:
+    """The modes that a text joins by `+`, in sentence-transformers' order; empty if it names others, or one twice."""
+    names = pooling.split("+")
+    modes: tuple[Pooling, ...] = tuple(mode for mode in get_args(Pooling) if mode in names)
+    return modes if len(modes) == len(names) else ()
+
+
 @dataclass(frozen=True)
 class StudentParams:
     """`fit.student`: the checkpoint that the student starts from, and how its head is initialised."""
@@ -229,6 +240,13 @@ class StudentParams:
     """Layers of the checkpoint to keep, counted from 0, in order; all if it is left out."""
     max_length: int | None = field(default=None, metadata=bounded(4))
     """Most tokens of a text, special tokens included; the model's own limit if it is left out."""
+    pooling: str | None = field(
+        default=None,
+        metadata={"check": (pooling_modes, f"{', '.join(get_args(Pooling))}, or several of these joined by `+`")},
+    )
+    """How the vectors of a text's tokens become one: `mean`, `cls` (the first), `lasttoken`, `max`,
+    `mean_sqrt_len_tokens` or `weightedmean`; of several joined by `+` the head is given all, side by side. Left out:
+    the checkpoint's own, else `lasttoken` for decoders and `mean` for all others."""
     head_bias: bool = True
     """Whether the head, the linear map to the teacher's dimension, has a bias."""
     head: Literal["ridge", "rotation"] = "ridge"

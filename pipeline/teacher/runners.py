@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.base import LeafError
-from pipeline.model import CompiledBackbone, PackedBackbone, bf16_is_fast, pack
+from pipeline.model import CompiledBackbone, PackedBackbone, bf16_is_fast, pack, poolings_of
 
 PROBES = ("a", "how a text becomes a vector", "the same words again and again, as long as it takes. " * 4)
 """Texts of different lengths, by which a runner finds out what padding and bfloat16 do to the model's vectors."""
@@ -71,8 +71,7 @@ class PackedRunner(Runner):
         return (
             _reads_plain_text(transformer)
             and (pooling.include_prompt or not prompt)
-            and pooling.pooling_mode in ("mean", "cls")
-            and PackedBackbone.supports(transformer.auto_model)
+            and PackedBackbone.supports(transformer.auto_model, poolings_of(pooling))
             and not any(transformer.tokenizer(PROBES[1]).get("token_type_ids", ()))
         )
 
@@ -275,7 +274,7 @@ def runners_for(model: Any, prompts: Mapping[str, str], limit: int | None, token
             first.max_seq_length = limit
         if limit is not None and PackedRunner.supports(modules, prompt):
             if first not in compiled:
-                backbone = PackedBackbone(first.auto_model, modules[1].pooling_mode)
+                backbone = PackedBackbone(first.auto_model, poolings_of(modules[1]))
                 compiled[first] = backbone.compiled(token_budget)
             runners[role] = PackedRunner(modules, prompt, limit, compiled[first])
         elif limit is not None and TransformerRunner.supports(modules):

@@ -18,7 +18,9 @@ from pipeline.base.errors import LeafError
 from pipeline.fit.trainer import fit
 from pipeline.model.backbones import registry
 from pipeline.model.backbones.backbone import Backbone, CompiledBackbone
+from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.batch import Batch
+from pipeline.model.pooling import Pooling
 from pipeline.model.student import StudentEncoder
 from pipeline.params.parsing import load_section
 from pipeline.params.sections import FitParams
@@ -32,17 +34,17 @@ from tests.conftest import sentence
 WriteParams = Callable[..., Path]
 
 
-class PaddedBackbone(Backbone):
+class OwnBackbone(Backbone):
     """Any transformers encoder, by its own forward pass over padded texts."""
 
     scope = "anything, in a test"
 
     @classmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",)) -> bool:
         return True
 
     @property
-    def width(self) -> int:
+    def hidden_size(self) -> int:
         return int(self.model.config.hidden_size)
 
     @property
@@ -85,7 +87,7 @@ class PaddedBackbone(Backbone):
 class Compiled:
     device = torch.device("cpu")
 
-    def __init__(self, backbone: PaddedBackbone) -> None:
+    def __init__(self, backbone: OwnBackbone) -> None:
         self.backbone = backbone
 
     @torch.inference_mode()
@@ -95,7 +97,7 @@ class Compiled:
 
 @pytest.fixture
 def distilbert(tiny_student: Path, tmp_path: Path) -> Path:
-    """A checkpoint of a family that no backbone of the library runs; transformers files alone."""
+    """A checkpoint of a family that the packed backbone does not run; transformers files alone."""
     directory = tmp_path / "distilbert"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_student)
     torch.manual_seed(0)
@@ -121,8 +123,9 @@ def test_another_backbone_goes_through_the_fit_stage(
     run(encode_stage, *places, "--out", "store", "--metrics", "encode.json")
     arguments = [*places, "--embeddings", "store", "--out", "student", "--metrics", "fit.json", "--curve", "curve.csv"]
 
+    monkeypatch.setattr(registry, "BACKBONES", [PackedBackbone])
     assert "backbone of type `distilbert` cannot be run" in run(fit_stage, *arguments)
-    monkeypatch.setattr(registry, "BACKBONES", [*registry.BACKBONES, PaddedBackbone])
+    monkeypatch.setattr(registry, "BACKBONES", [PackedBackbone, OwnBackbone])
     assert "texts in 12 steps" in run(fit_stage, *arguments)
 
     texts = [sentence(number) for number in range(20)]

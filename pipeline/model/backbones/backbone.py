@@ -1,15 +1,16 @@
 """The seam Backbone: how the features of a transformers model are computed, with gradients and for inference."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pipeline.model.batch import Batch
-
-Pooling = Literal["mean", "cls"]
+from pipeline.model.pooling import Pooling
 
 
 class CompiledBackbone(Protocol):
@@ -26,22 +27,35 @@ class Backbone(nn.Module, ABC):
 
     scope: ClassVar[str]
     """The models that it can run, for messages."""
+    causal = False
+    """Whether no token's hidden state depends on the tokens behind it, as in decoders."""
 
-    def __init__(self, model: Any, pooling: Pooling = "mean") -> None:
-        """`model` is a transformers model that `supports` accepts; its parameters become those of the backbone."""
+    def __init__(self, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> None:
+        """`model` is a transformers model that `supports` accepts; its parameters become those of the backbone.
+
+        `pooling` are the ways in which a text's tokens become one vector each, side by side. `transformer` is the
+        sentence-transformers module that the model is part of, with its tokenizer; None where features are all that
+        is asked for.
+        """
         super().__init__()
         self.model = model
-        self.pooling = pooling
+        self.pooling = tuple(pooling)
+        self._transformer = [transformer]  # in a list, so that its parameters are not registered a second time
 
     @classmethod
     @abstractmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",)) -> bool:
         """Whether this class computes what the transformers model itself would compute."""
 
     @property
     @abstractmethod
+    def hidden_size(self) -> int:
+        """Dimension of a token's hidden state."""
+
+    @property
     def width(self) -> int:
         """Dimension of the features."""
+        return self.hidden_size * len(self.pooling)
 
     @property
     @abstractmethod
@@ -79,3 +93,26 @@ class Backbone(nn.Module, ABC):
 
         Puts the model into evaluation mode.
         """
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a text that are read, special tokens included."""
+        return int(min(self._transformer[0].max_seq_length or self.max_tokens, self.max_tokens))
+
+    @max_length.setter
+    def max_length(self, tokens: int) -> None:
+        self._transformer[0].max_seq_length = tokens
+
+    def tokenizer(self) -> Tokenizer:
+        """A copy of the tokenizer that cuts at `max_length` and does not pad."""
+        tokenizer = Tokenizer.from_str(self._transformer[0].tokenizer.backend_tokenizer.to_str())
+        tokenizer.enable_truncation(self.max_length, direction=self._transformer[0].tokenizer.truncation_side)
+        tokenizer.no_padding()
+        return tokenizer
+
+    def sentence_modules(self) -> list[nn.Module]:
+        """Copies, on the CPU, of the sentence-transformers modules that compute the features from a text."""
+        from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
+
+        transformer: nn.Module = copy.deepcopy(self._transformer[0]).cpu()
+        return [transformer, PoolingModule(self.hidden_size, pooling_mode=list(self.pooling))]

@@ -7,7 +7,7 @@ Attention runs over the texts of one length at a time (`attention.py`). A family
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.model.attention import LengthGroups, attention
-from pipeline.model.backbones.backbone import Backbone, Pooling
+from pipeline.model.backbones.backbone import Backbone
 from pipeline.model.batch import Batch
 from pipeline.model.device import bf16_is_fast
+from pipeline.model.pooling import Pooling, pooled
 
 
 @dataclass(frozen=True)
@@ -148,22 +149,22 @@ class PackedBackbone(Backbone):
 
     scope = "bert and mpnet models with absolute or MPNet's relative positions and the exact GELU"
 
-    def __init__(self, model: Any, pooling: Pooling = "mean") -> None:
-        super().__init__(model, pooling)
+    def __init__(self, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> None:
+        super().__init__(model, pooling, transformer)
         self.family = _FAMILIES[model.config.model_type]
         if (pooler := getattr(model, "pooler", None)) is not None:
             pooler.requires_grad_(False)  # part of the checkpoint, but these features never pass through it
 
     @classmethod
-    def supports(cls, model: Any) -> bool:
+    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",)) -> bool:
         """See `Backbone.supports`."""
         config = model.config
         absolute = getattr(config, "position_embedding_type", "absolute") == "absolute"
         return config.model_type in _FAMILIES and absolute and config.hidden_act == "gelu"
 
     @property
-    def width(self) -> int:
-        """See `Backbone.width`."""
+    def hidden_size(self) -> int:
+        """See `Backbone.hidden_size`."""
         return int(self.model.config.hidden_size)
 
     @property
@@ -207,21 +208,19 @@ class PackedBackbone(Backbone):
         blocks = [_TrainingBlock(modules, dtype, hidden_dropout) for modules in family.layers(self.model)]
         heads = config.num_attention_heads
         hidden = _run_layers(hidden, blocks, batch.length_groups, heads=heads, biases=biases, dropout=attention_dropout)
-        return _pooled(hidden, batch, self.pooling)
+        return pooled(_texts(hidden, batch.length_groups), batch.order, self.pooling)
 
     def compiled(self, token_budget: int) -> "CompiledPacked":
         """See `Backbone.compiled`."""
         return CompiledPacked(self.model.eval(), self.family, self.pooling, token_budget)
 
 
-def _pooled(hidden: Tensor, batch: Batch, pooling: Pooling) -> Tensor:
-    """Mean over each text's tokens, or its first token, in float32 and in the caller's order: `[texts, width]`."""
-    pooled, start = [], 0
-    for count, length in batch.length_groups:
-        block = hidden[start : start + count * length].view(count, length, -1)
-        pooled.append(block.mean(1, dtype=torch.float32) if pooling == "mean" else block[:, 0].float())
+def _texts(hidden: Tensor, length_groups: LengthGroups) -> Iterator[Tensor]:
+    """The hidden states of the texts of each length, `[texts, tokens, width]`."""
+    start = 0
+    for count, length in length_groups:
+        yield hidden[start : start + count * length].view(count, length, -1)
         start += count * length
-    return torch.cat(pooled)[batch.order]
 
 
 def _dropped(hidden: Tensor, share: float) -> Tensor:
@@ -312,7 +311,7 @@ class _InferenceBlock:
 class CompiledPacked:
     """A BERT or MPNet model laid out for inference: fused projections, bfloat16 where the device is fast at it."""
 
-    def __init__(self, model: Any, family: _Family, pooling: Pooling, token_budget: int) -> None:
+    def __init__(self, model: Any, family: _Family, pooling: Sequence[Pooling], token_budget: int) -> None:
         """Copy the model's weights; `token_budget` is about the number of tokens of a batch."""
         self.model, self.family, self.pooling = model, family, pooling
         self.device: torch.device = next(model.parameters()).device
@@ -361,4 +360,4 @@ class CompiledPacked:
         embedded = self.model.embeddings.LayerNorm(self.family.embeddings(self.model, batch))
         heads, biases = self.model.config.num_attention_heads, self._biases(batch.length_groups)
         hidden = _run_layers(embedded.to(self.dtype), self._blocks, batch.length_groups, heads=heads, biases=biases)
-        return _pooled(hidden, batch, self.pooling)
+        return pooled(_texts(hidden, batch.length_groups), batch.order, self.pooling)

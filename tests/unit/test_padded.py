@@ -252,7 +252,7 @@ def test_a_fit_that_is_interrupted_continues_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     student = {"model": str(checkpoint(family)), "pooling": "mean+lasttoken", "layers": [0, 1]}
-    file = write_params(fit={"student": student, "max_steps": 48, "start_share": 0.1})
+    file = write_params(fit={"student": student, "max_steps": 80, "start_share": 0.1})
     params = load_section(file, "fit", FitParams)
 
     def fitted(name: str) -> FitResult:

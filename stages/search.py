@@ -32,8 +32,8 @@ def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, prec
     """
     encoder = OnnxEncoder(model, precision)
     if index is not None:
-        searched: indexes.Index | Vectors = indexes.load(index)
-        check_dim(encoder.dim, searched.dim, index)
+        searched: indexes.Index | Vectors = (loaded := indexes.load(index))
+        check_dim(encoder.dim, loaded.dim, index)
     else:
         store = Store.open(embeddings)
         check_dim(encoder.dim, store.meta.dim, embeddings)

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from pipeline.base import Array
+from pipeline.base import Array, Similarity
 from pipeline.evaluate import metrics
-from pipeline.store import Similarity
 
 StudentVectors = Callable[[Sequence[str], str], Array]  # texts and their role -> [n, dim] float32
 TeacherVectors = Callable[[pl.DataFrame], Array]  # frame key, role, id, source, text -> [n, dim] float32

@@ -8,9 +8,8 @@ import pytrec_eval
 import torch
 from torch.nn import functional
 
-from pipeline.base import Array, cosines
+from pipeline.base import Array, Similarity, cosines
 from pipeline.model import best_device
-from pipeline.store import Similarity
 
 QUANTILES = (5, 25, 50, 75, 95)
 DEPTH = 100  # documents ranked for a query; recall@100 needs as many

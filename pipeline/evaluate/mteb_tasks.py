@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import Array, LeafError, import_optional
+from pipeline.base import Array, LeafError, Similarity, import_optional
 from pipeline.evaluate import collection as beir
-from pipeline.store import Similarity
 
 Encode = Callable[[Sequence[str], str], Array]  # texts and their role -> [n, dim]
 SPLIT, SUBSET = "test", "default"

@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import Array
+from pipeline.base import Array, Similarity
 from pipeline.evaluate import metrics
 from pipeline.evaluate.bootstrap import bootstrap_means, difference, interval
 from pipeline.evaluate.datasets import PairedVectors, sides
 from pipeline.params import EvaluateParams
 from pipeline.serve import MODES
-from pipeline.store import Similarity
 
 NEIGHBOURS = 10
 

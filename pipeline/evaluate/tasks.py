@@ -8,13 +8,12 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
-from pipeline.base import Array, LeafError, first_line, keys
+from pipeline.base import Array, LeafError, Similarity, first_line, keys, similarities
 from pipeline.corpus import clean
 from pipeline.evaluate.bootstrap import bootstrap_means, difference, interval
 from pipeline.evaluate.datasets import PairedVectors, sides
 from pipeline.params import EvaluateParams
 from pipeline.serve import MODES
-from pipeline.store import Similarity, similarities
 
 Encode = Callable[[pl.DataFrame], PairedVectors]  # frame key, role, id, source, text -> vectors of both models
 READERS: dict[str, Callable[[Path], pl.DataFrame]] = {

@@ -13,8 +13,8 @@ from pipeline.serve import MODES
 def truncation(dataset: Dataset, params: EvaluateParams) -> dict[str, Any]:
     """nDCG@10 of the three modes at the full width and at each of `params.dims` below it.
 
-    Vectors are cut and, where they are compared by cosine, renormalised. `dims` is what `profiles` returns; `largest` is
-    the largest difference to the teacher's profile, by mode.
+    Vectors are cut and, where they are compared by cosine, renormalised. `dims` is what `profiles` returns; `largest`
+    is the largest difference to the teacher's profile, by mode.
     """
     width = dataset.queries.teacher.shape[1]
     dims = [width, *sorted({dim for dim in params.dims if dim < width}, reverse=True)]

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.base import LeafError, first_line, keep_pages, written_directory
+from pipeline.base import LeafError, Similarity, first_line, keep_pages, written_directory
 from pipeline.model.backbones.backbone import Backbone
 from pipeline.model.backbones.padded import UNLIMITED
 from pipeline.model.backbones.registry import backbone_for, backbone_of_modules
@@ -30,7 +30,6 @@ from pipeline.model.older_form import write_older_form
 from pipeline.model.parallel import vectors_in_parts
 from pipeline.model.pooling import stored_pooling
 from pipeline.params import StudentParams, pooling_modes
-from pipeline.store import Similarity
 
 TOKEN_BUDGET = 8192  # tokens computed at once in inference
 

@@ -12,10 +12,10 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import polars as pl
 
-from pipeline.base import LeafError, import_optional, written_directory
+from pipeline.base import LeafError, Similarity, import_optional, written_directory
 from pipeline.corpus import scan
 from pipeline.serve.search import Nearest, Vectors, read_vectors
-from pipeline.store import Similarity, Store
+from pipeline.store import Store
 
 Kind = Literal["faiss", "usearch", "parquet"]
 FILES = {"faiss": "vectors.faiss", "usearch": "vectors.usearch"}

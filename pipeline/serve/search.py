@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, Similarity
 from pipeline.corpus import scan
-from pipeline.store import Similarity, Store
+from pipeline.store import Store
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 """Queries -> vectors `[queries, dim]`."""

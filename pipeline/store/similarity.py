@@ -4,14 +4,9 @@ sentence-transformers' `similarity_fn_name` says what a model is made for. The d
 where vectors keep their lengths.
 """
 
-from typing import Literal
+from pipeline.base import Similarity
 
-import numpy as np
-
-from pipeline.base import Array, cosines
-
-Similarity = Literal["cosine", "dot"]
-"""As sentence-transformers calls them."""
+WORDS: dict[Similarity, str] = {"cosine": "cosine", "dot": "the dot product"}
 
 
 def similarity_of(made_for: str, normalized: bool) -> Similarity:
@@ -29,11 +24,3 @@ def similarity_note(made_for: str, normalized: bool) -> str | None:
     if made_for in ("euclidean", "manhattan"):
         return f"the teacher is made for the {made_for} distance, but its vectors are compared by cosine"
     return None
-
-
-def similarities(first: Array, second: Array, similarity: Similarity) -> Array:
-    """Of each row of `first [n, dim]` and the same row of `second [n, dim]`: `[n]` float64."""
-    if similarity == "cosine":
-        return cosines(first, second)
-    products: Array = np.einsum("nd,nd->n", first.astype(np.float64), second.astype(np.float64))
-    return products

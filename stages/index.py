@@ -18,11 +18,12 @@ from stages.common import command
 @click.option("--role", type=click.Choice(["document", "query", "all"]), default="document", show_default=True)
 @click.option("--out", type=Path, help="Directory to write  [default: data/index-FORMAT]")
 def main(*, kind: str, embeddings: Path, corpus: Path, role: str, out: Path | None) -> None:
-    """Write the store as an index for faiss or usearch (HNSW, cosine), or as Parquet for a vector database."""
+    """Write the store as an index for faiss or usearch (HNSW), or as Parquet for a vector database."""
     place = out or Path(f"data/index-{kind}")
     texts = corpus if kind == "parquet" and corpus.is_dir() else None
-    count = indexes.write(Store.open(embeddings), texts, cast(Kind, kind), place, role=None if role == "all" else role)
-    click.echo(f"{place}: {count:,} vectors")
+    store = Store.open(embeddings)
+    count = indexes.write(store, texts, cast(Kind, kind), place, role=None if role == "all" else role)
+    click.echo(f"{place}: {count:,} vectors, to be compared by {store.meta.similarity}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.base import LeafError
-from pipeline.serve import MODELS, Answer, OnnxEncoder, Searcher, check_dim, read_vectors
+from pipeline.serve import MODELS, Answer, OnnxEncoder, Searcher, Vectors, check_dim, read_vectors
 from pipeline.serve import index as indexes
 from pipeline.store import Store
 from stages.common import command
@@ -32,15 +32,15 @@ def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, prec
     """
     encoder = OnnxEncoder(model, precision)
     if index is not None:
-        rows, dim, nearest = indexes.load(index)
-        check_dim(encoder.dim, dim, index)
+        searched: indexes.Index | Vectors = (loaded := indexes.load(index))
+        check_dim(encoder.dim, loaded.dim, index)
     else:
         store = Store.open(embeddings)
         check_dim(encoder.dim, store.meta.dim, embeddings)
-        documents = read_vectors(store)
-        rows, nearest = documents.rows, documents.nearest
+        searched = read_vectors(store)
     encoder.encode(["the first call prepares the graph"])
-    searcher = Searcher(encoder.encode, rows, nearest, corpus)
+    rows = searched.rows
+    searcher = Searcher(encoder.encode, rows, searched.nearest, corpus, searched.similarity)
     if query is not None:
         _show(searcher.search(query, top), len(rows), as_json)
         return

@@ -43,10 +43,10 @@ def main(
         return student.encode(texts) if role == "query" else encode_with_teacher(texts, role)
 
     encoders = {"teacher": encode_with_teacher, "standard": student.encode, "asymmetric": encode_asymmetric}
-    dim = teacher.meta.dim
+    dim, similarity = teacher.meta.dim, teacher.meta.similarity
     for mode in modes:
         tasks = [*mteb_tasks.named_tasks(names), *(mteb_tasks.local_task(path) for path in beir)]
-        for row in mteb_tasks.run(mteb_tasks.model(mode, encoders[mode], dim), tasks, out):
+        for row in mteb_tasks.run(mteb_tasks.model(mode, encoders[mode], dim, similarity), tasks, out):
             click.echo(f"{row['task']:24} {row['model']:10} {row['score']:.4f}  {row['path']}")
 
 

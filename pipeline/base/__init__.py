@@ -5,7 +5,7 @@ memory kept by malloc, optional packages. Every other room may use it.
 """
 
 from pipeline.base import files
-from pipeline.base.arrays import Array, cosines
+from pipeline.base.arrays import Array, Similarity, cosines, similarities
 from pipeline.base.errors import LeafError, first_line
 from pipeline.base.files import (
     TEMPORARY,
@@ -35,6 +35,7 @@ __all__ = [
     "TEMPORARY",
     "Array",
     "LeafError",
+    "Similarity",
     "contains",
     "cosines",
     "disk",
@@ -54,6 +55,7 @@ __all__ = [
     "remove",
     "replace_directory",
     "sha256",
+    "similarities",
     "sync",
     "temporary",
     "workspace",

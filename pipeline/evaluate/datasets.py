@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from pipeline.base import Array
+from pipeline.base import Array, Similarity
 from pipeline.evaluate import metrics
 
 StudentVectors = Callable[[Sequence[str], str], Array]  # texts and their role -> [n, dim] float32
@@ -46,6 +46,12 @@ class Dataset:
     """`[queries]`: the document that a query must not find because it is the query itself; -1 for none."""
     heldout: bool = True
     """Made of the corpus's held-out pairs, not read from a BEIR directory."""
+    similarity: Similarity = "cosine"
+    """What vectors are compared by."""
+
+    def nearest(self, queries: Array, documents: Array, k: int) -> Array:
+        """`metrics.nearest` of vectors of these queries and documents, which may be shortened or quantised."""
+        return metrics.nearest(queries, documents, k, self.itself, self.similarity)
 
 
 @dataclass(frozen=True)
@@ -87,5 +93,5 @@ def sides(queries: PairedVectors, documents: PairedVectors) -> dict[str, tuple[A
 
 
 def ndcg(queries: Array, documents: Array, dataset: Dataset) -> Array:
-    """`[queries]` float64: nDCG@10 of each query by cosine."""
-    return metrics.ranking_metrics(metrics.nearest(queries, documents, TOP, dataset.itself), dataset.judged)[:, 0]
+    """`[queries]` float64: nDCG@10 of each query."""
+    return metrics.ranking_metrics(dataset.nearest(queries, documents, TOP), dataset.judged)[:, 0]

@@ -108,19 +108,27 @@ def evaluate(
     by_role = {role: of_role for role, of_role in by_role.items() if len(of_role)}
     datasets = list(_datasets(heldout, vectors, collections, encoders))
     calibration = _calibration(texts, encoders, params) if datasets else None
-    figures = {
+    similarity = source.meta.similarity
+    figures: dict[str, Any] = {
+        "similarity": similarity,
         "alignment": {role: _alignment(of_role, params) for role, of_role in by_role.items()},
-        "neighbours": neighbours(by_role.get("query"), by_role.get("document"), params),
+        "neighbours": neighbours(by_role.get("query"), by_role.get("document"), params, similarity=similarity),
         "retrieval": {
-            data.name: retrieval(data.queries, data.documents, data.judged, params, data.itself) for data in datasets
+            data.name: retrieval(data.queries, data.documents, data.judged, params, data.itself, similarity=similarity)
+            for data in datasets
         },
         "truncation": {data.name: truncation(data, params) for data in datasets},
     }
+    if note := source.meta.similarity_note:
+        figures["similarity_note"] = note
     if calibration is not None:
         figures["quantisation"] = {data.name: quantisation(data, calibration, params) for data in datasets}
-    for kind, measure in (("sts", tasks.sts), ("classification", tasks.classification)):
-        if files := _by_name(getattr(params, kind), kind):
-            figures[kind] = {name: measure(file, encoders.computed, params) for name, file in files.items()}
+    if files := _by_name(params.sts, "sts"):
+        figures["sts"] = {name: tasks.sts(file, encoders.computed, params, similarity) for name, file in files.items()}
+    if files := _by_name(params.classification, "classification"):
+        figures["classification"] = {
+            name: tasks.classification(file, encoders.computed, params) for name, file in files.items()
+        }
     return Evaluation(
         metrics.rounded(figures),
         {role: cosines(of_role.student, of_role.teacher) for role, of_role in by_role.items()},
@@ -137,7 +145,14 @@ def _datasets(
     for pairs in heldout_pairs(heldout):
         names.add(pairs.source)
         pair_texts = texts[pairs.queries].to_list(), texts[pairs.documents].to_list()
-        yield Dataset(pairs.source, vectors[pairs.queries], vectors[pairs.documents], pairs.judged, pair_texts)
+        yield Dataset(
+            pairs.source,
+            vectors[pairs.queries],
+            vectors[pairs.documents],
+            pairs.judged,
+            pair_texts,
+            similarity=encoders.source.meta.similarity,
+        )
     for data in collections:
         if data.name in names:
             raise LeafError(f"evaluate.beir: `{data.name}` is a source of the corpus too; rename the directory")
@@ -149,6 +164,7 @@ def _datasets(
             (data.queries["text"].to_list(), data.documents["text"].to_list()),
             data.itself,
             heldout=False,
+            similarity=encoders.source.meta.similarity,
         )
 
 

@@ -1,7 +1,4 @@
-"""How close vectors are and how well they rank: functions over arrays alone.
-
-Similarity is the cosine everywhere, in float32, whatever lengths the vectors have.
-"""
+"""How close vectors are and how well they rank: functions over arrays alone, in float32."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +8,7 @@ import pytrec_eval
 import torch
 from torch.nn import functional
 
-from pipeline.base import Array, cosines
+from pipeline.base import Array, Similarity, cosines
 from pipeline.model import best_device
 
 QUANTILES = (5, 25, 50, 75, 95)
@@ -39,26 +36,31 @@ def alignment(student: Array, teacher: Array) -> dict[str, Any]:
     return {"n": len(student), "cosine": spread(cosines(student, teacher)), "l2": spread(distances(student, teacher))}
 
 
-def nearest(queries: Array, documents: Array, k: int, leave_out: Array | None = None) -> Array:
-    """`[queries, k]` int64: rows of the `k` documents with the highest cosine, best first; exact search.
+def nearest(
+    queries: Array, documents: Array, k: int, leave_out: Array | None = None, similarity: Similarity = "cosine"
+) -> Array:
+    """`[queries, k]` int64: rows of the `k` documents with the highest similarity, best first; exact search.
 
     `leave_out[i]` is a document that query `i` must not find (itself), -1 for none. A query then finds one document
     fewer if `k` is the number of documents, and its row ends in -1. Ties go to the document that comes first.
     """
     k = min(k, len(documents))
     device = best_device()
-    normal = functional.normalize(torch.from_numpy(np.ascontiguousarray(documents, np.float32)), dim=1)
+    searched = torch.from_numpy(np.ascontiguousarray(documents, np.float32))
+    if similarity == "cosine":
+        searched = functional.normalize(searched, dim=1)
     rankings = np.empty((len(queries), k), np.int64)
     for start in range(0, len(queries), QUERY_ROWS):
         stop = start + QUERY_ROWS
         block = torch.from_numpy(np.ascontiguousarray(queries[start:stop], np.float32)).to(device)
         own = None if leave_out is None else torch.from_numpy(leave_out[start:stop].astype(np.int64)).to(device)
-        rankings[start:stop] = _search(functional.normalize(block, dim=1), normal, k, own).cpu().numpy()
+        # The length of a query does not change its ranking; of length one, all queries' scores are of one size.
+        rankings[start:stop] = _search(functional.normalize(block, dim=1), searched, k, own).cpu().numpy()
     return rankings
 
 
 def _search(queries: torch.Tensor, documents: torch.Tensor, k: int, own: torch.Tensor | None) -> torch.Tensor:
-    """`nearest` for one block of queries; vectors of length one, documents block by block."""
+    """`nearest` for one block of queries, by dot product; documents block by block."""
     scores = torch.empty((len(queries), 0), device=queries.device)
     rows = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
     for start in range(0, len(documents), DOCUMENT_ROWS):

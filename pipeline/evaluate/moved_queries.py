@@ -37,9 +37,7 @@ def moved_queries(datasets: Sequence[Dataset], params: EvaluateParams) -> list[d
     rankings: list[dict[str, Array]] = []
     for d, dataset in enumerate(chosen):
         modes = sides(dataset.queries, dataset.documents)
-        teacher, student = (
-            metrics.nearest(*modes[mode], metrics.DEPTH, dataset.itself) for mode in ("teacher", "standard")
-        )
+        teacher, student = (dataset.nearest(*modes[mode], metrics.DEPTH) for mode in ("teacher", "standard"))
         rankings.append({"teacher": teacher, "student": student})
         shares = overlap(teacher[:, :TOP], student[:, :TOP]).tolist()
         candidates += [(share, d, row) for row, share in enumerate(shares)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import Array, LeafError, import_optional
+from pipeline.base import Array, LeafError, Similarity, import_optional
 from pipeline.evaluate import collection as beir
 
 Encode = Callable[[Sequence[str], str], Array]  # texts and their role -> [n, dim]
@@ -21,7 +21,7 @@ def library() -> Any:
     return import_optional("mteb", "mteb", "measuring by the tasks of mteb")
 
 
-def model(name: str, encode: Encode, dim: int) -> Any:
+def model(name: str, encode: Encode, dim: int, similarity: Similarity = "cosine") -> Any:
     """An mteb model around the function `encode`; mteb's prompt types `query` and `document` are the roles."""
     library()
     from mteb.models.abs_encoder import AbsEncoder
@@ -33,7 +33,7 @@ def model(name: str, encode: Encode, dim: int) -> Any:
                 "name": f"leaf/{name}",
                 "revision": "local",
                 "embed_dim": dim,
-                "similarity_fn_name": ScoringFunction.COSINE,
+                "similarity_fn_name": ScoringFunction(similarity),
             }
             self.mteb_model_meta = ModelMeta.create_empty(overwrites=meta)
 

@@ -105,7 +105,7 @@ def _variants() -> dict[str, tuple[str, str]]:
 
 def _rescored(exact_queries: Array, queries: Array, documents: Array, dataset: Dataset) -> Array:
     """`[queries]`: nDCG@10 of the nearest by Hamming distance, ranked again by float32 query and binary document."""
-    candidates = metrics.nearest(queries, documents, TOP * RESCORED, dataset.itself)
+    candidates = dataset.nearest(queries, documents, TOP * RESCORED)
     scores = np.einsum("qd,qkd->qk", exact_queries, documents[candidates])
     scores[candidates < 0] = -np.inf
     order = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import Array
+from pipeline.base import Array, Similarity
 from pipeline.evaluate import metrics
 from pipeline.evaluate.bootstrap import bootstrap_means, difference, interval
 from pipeline.evaluate.datasets import PairedVectors, sides
@@ -21,6 +21,8 @@ def retrieval(
     judged: Sequence[dict[int, int]],
     params: EvaluateParams,
     itself: Array | None = None,
+    *,
+    similarity: Similarity = "cosine",
 ) -> dict[str, Any]:
     """nDCG@10, recall@100 and MRR@10 of the three modes, with 95 % bootstrap intervals over the queries.
 
@@ -30,9 +32,11 @@ def retrieval(
     Args:
         judged: for each query, the grade of documents, by row of `documents`; above 0 is relevant.
         itself: for each query, the document that must not be found because it is the query; -1 for none.
+        similarity: what vectors are compared by.
     """
     rankings = {
-        mode: metrics.nearest(*vectors, metrics.DEPTH, itself) for mode, vectors in sides(queries, documents).items()
+        mode: metrics.nearest(*vectors, metrics.DEPTH, itself, similarity)
+        for mode, vectors in sides(queries, documents).items()
     }
     # [queries, modes, metrics]
     values = np.stack([metrics.ranking_metrics(rankings[mode], judged) for mode in MODES], axis=1)
@@ -54,7 +58,11 @@ def retrieval(
 
 
 def neighbours(
-    queries: PairedVectors | None, documents: PairedVectors | None, params: EvaluateParams
+    queries: PairedVectors | None,
+    documents: PairedVectors | None,
+    params: EvaluateParams,
+    *,
+    similarity: Similarity = "cosine",
 ) -> dict[str, Any]:
     """Share of the teacher's 10 nearest documents that the student finds, among a seeded sample of documents.
 
@@ -66,7 +74,8 @@ def neighbours(
     itself = np.arange(len(documents)) if queries is None else None
     queries = documents if queries is None else _sample(queries, params)
     nearest = {
-        mode: metrics.nearest(*vectors, NEIGHBOURS, itself) for mode, vectors in sides(queries, documents).items()
+        mode: metrics.nearest(*vectors, NEIGHBOURS, itself, similarity)
+        for mode, vectors in sides(queries, documents).items()
     }
     shares = {mode: metrics.share_retrieved(nearest[mode], nearest["teacher"]) for mode in MODES[1:]}
     samples = bootstrap_means(np.stack(list(shares.values()), axis=1), params.bootstrap, params.seed)

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
-from pipeline.base import Array, LeafError, cosines, first_line, keys
+from pipeline.base import Array, LeafError, Similarity, first_line, keys, similarities
 from pipeline.corpus import clean
 from pipeline.evaluate.bootstrap import bootstrap_means, difference, interval
 from pipeline.evaluate.datasets import PairedVectors, sides
@@ -68,8 +68,8 @@ def encode_column(texts: pl.Series, source: str, encode: Encode) -> PairedVector
     )
 
 
-def sts(path: Path, encode: Encode, params: EvaluateParams) -> dict[str, Any]:
-    """Spearman's correlation of cosine and score, in the three modes, with intervals from resampled pairs.
+def sts(path: Path, encode: Encode, params: EvaluateParams, similarity: Similarity = "cosine") -> dict[str, Any]:
+    """Spearman's correlation of similarity and score, in the three modes, with intervals from resampled pairs.
 
     Asymmetric mode encodes the first sentence with the student, the second with the teacher.
 
@@ -81,7 +81,8 @@ def sts(path: Path, encode: Encode, params: EvaluateParams) -> dict[str, Any]:
         raise LeafError(f"evaluate.sts: {path}: needs at least 3 pairs and different scores")
     first, second = (encode_column(frame[f"sentence{i}"], path.stem, encode) for i in (1, 2))
     vectors = sides(first, second)
-    columns = np.stack([*(cosines(*vectors[mode]) for mode in MODES), frame["score"].to_numpy()], axis=1)
+    by_mode = [similarities(*vectors[mode], similarity) for mode in MODES]
+    columns = np.stack([*by_mode, frame["score"].to_numpy()], axis=1)
     random, n = np.random.default_rng(params.seed), len(columns)
     samples = [spearman(columns[random.integers(n, size=n)]) for _ in range(params.bootstrap)]
     return _by_mode("spearman", spearman(columns), np.array(samples).reshape(-1, len(MODES)), n)

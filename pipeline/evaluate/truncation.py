@@ -11,14 +11,14 @@ from pipeline.serve import MODES
 
 
 def truncation(dataset: Dataset, params: EvaluateParams) -> dict[str, Any]:
-    """nDCG@10 of the three modes at the full width and at each of `params.dims` below it, vectors renormalised.
+    """nDCG@10 of the three modes at the full width and at each of `params.dims` below it.
 
-    `dims` is what `profiles` returns; `largest` is the largest difference to the teacher's profile, by mode.
+    Vectors are cut and, where they are compared by cosine, renormalised. `dims` is what `profiles` returns; `largest`
+    is the largest difference to the teacher's profile, by mode.
     """
     width = dataset.queries.teacher.shape[1]
     dims = [width, *sorted({dim for dim in params.dims if dim < width}, reverse=True)]
     modes = sides(dataset.queries, dataset.documents).values()
-    # The search is by cosine, which renormalises.
     values = [[ndcg(queries[:, :dim], documents[:, :dim], dataset) for queries, documents in modes] for dim in dims]
     by_dim = profiles(np.array(values).transpose(2, 0, 1), [str(dim) for dim in dims], params)
     return {"dims": by_dim, "largest": {mode: largest_difference(by_dim, mode) for mode in MODES[1:]}}

@@ -10,10 +10,11 @@ from typing import Any
 
 import yaml
 
+from pipeline.base import Similarity
 from pipeline.params import ExportParams
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
-METRIC_NAMES = {"ndcg@10": "Cosine nDCG@10", "recall@100": "Cosine recall@100", "mrr@10": "Cosine MRR@10"}
+METRICS = {"ndcg@10": "nDCG@10", "recall@100": "recall@100", "mrr@10": "MRR@10"}
 TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "distillation"]
 
 
@@ -26,6 +27,8 @@ class Origin:
     base_models: tuple[str, ...]
     license: str | None
     retrieval: dict[str, Any]
+    similarity: Similarity = "cosine"
+    """What vectors are compared by, in these figures too."""
 
     @property
     def teacher_name(self) -> str:
@@ -56,7 +59,8 @@ def origin_of(
     licenses = {license_of(directory) if directory else None for directory in directories}
     inherited = licenses.pop() if len(licenses) == 1 else "other" if None not in licenses else None
     known = tuple(dict.fromkeys(name for name in ids if name))
-    return Origin(ids[0], known, params.license or inherited, evaluation.get("retrieval", {}))
+    measured = evaluation.get("retrieval", {}), evaluation.get("similarity", "cosine")
+    return Origin(ids[0], known, params.license or inherited, *measured)
 
 
 def hub_id(model: str) -> str | None:
@@ -92,8 +96,12 @@ def front_matter(name: str, origin: Origin, modes: Sequence[str], library: str =
             "task": {"type": "information-retrieval", "name": f"Information Retrieval ({mode})"},
             "dataset": {"name": source, "type": "unknown"},
             "metrics": [
-                {"type": f"cosine_{metric}", "value": figures[mode][metric], "name": shown}
-                for metric, shown in METRIC_NAMES.items()
+                {
+                    "type": f"{origin.similarity}_{metric}",
+                    "value": figures[mode][metric],
+                    "name": f"{origin.similarity.capitalize()} {shown}",
+                }
+                for metric, shown in METRICS.items()
             ],
         }
         for source, figures in sorted(origin.retrieval.items())

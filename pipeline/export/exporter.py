@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.base import Array
 from pipeline.export.cards import Origin
 from pipeline.model import Student, load_sentence_transformer
+from pipeline.store import StoreMeta
 from pipeline.teacher import Teacher
 
 Encode = Callable[[Sequence[str]], Array]  # texts -> [n, dim] float32
@@ -26,7 +27,15 @@ class ExportJob:
     student_directory: Path
     student: Student
     teacher: Teacher
+    meta: StoreMeta
+    """Of the stored vectors, which an exported teacher must give."""
     origin: Origin
+
+    @property
+    def document_prompt(self) -> str:
+        """What the teacher's documents began with when they were encoded; "" for nothing."""
+        prompts = self.meta.teacher.get("prompts") or {}
+        return prompts.get("document") or ""
 
     @cached_property
     def student_model(self) -> Any:
@@ -39,18 +48,10 @@ class ExportJob:
 
     @cached_property
     def teacher_model(self) -> Any:
-        """The teacher as a `SentenceTransformer` that reads at most `teacher.max_length` tokens.
-
-        Raises:
-            LeafError: it cannot be loaded.
-        """
-        params, directory = self.teacher.params, self.teacher.directory
-        if directory is None:
+        """The teacher as a `SentenceTransformer`; LeafError if it cannot be loaded."""
+        if self.teacher.directory is None:
             raise ValueError("a teacher behind an API cannot be loaded")
-        model = load_sentence_transformer(directory, params.model)
-        if params.max_length is not None:
-            model.max_seq_length = params.max_length
-        return model
+        return load_sentence_transformer(self.teacher.directory, self.teacher.params.model)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import polars as pl
 from pipeline.base import LeafError, written_directory
 from pipeline.corpus import scan
 from pipeline.evaluate import metrics
-from pipeline.export.cards import origin_of
+from pipeline.export.cards import Origin, origin_of
 from pipeline.export.exporter import Encode, ExportedEncoder, Exporter, ExportJob
 from pipeline.export.onnx_graph import OnnxExporter
 from pipeline.export.parity import Parity, measure_speed
@@ -56,7 +56,8 @@ def export(
         LeafError: bad corpus, source, student or teacher; a package is missing; a model does not give the vectors of
             what it was made from.
     """
-    job = _job(student, teacher, checkpoint, params, _read(evaluation) if evaluation else {})
+    origin = _origin(teacher, checkpoint, params, _read(evaluation) if evaluation else {})
+    job = ExportJob(student, Student.load(student), teacher, source.meta, origin)
     texts = _compared_texts(source.answered(scan(corpus)), corpus, params)
     parity = Parity(job.encode_in_pytorch, source, texts, params)
     figures: dict[str, Any] = {}
@@ -74,16 +75,13 @@ def export(
     return rounded
 
 
-def _job(
-    student: Path, teacher: Teacher, checkpoint: StudentParams, params: ExportParams, evaluation: dict[str, Any]
-) -> ExportJob:
+def _origin(teacher: Teacher, checkpoint: StudentParams, params: ExportParams, evaluation: dict[str, Any]) -> Origin:
     try:
         of_checkpoint = resolve_model(checkpoint.model, checkpoint.revision)
     except LeafError:
         of_checkpoint = None  # only its card would be read, for the licence
     directories = teacher.directory, of_checkpoint
-    origin = origin_of(params, teacher.params.model, checkpoint.model, directories, evaluation)
-    return ExportJob(student, Student.load(student), teacher, origin)
+    return origin_of(params, teacher.params.model, checkpoint.model, directories, evaluation)
 
 
 def _write(

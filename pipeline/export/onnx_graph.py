@@ -61,6 +61,8 @@ class OnnxExporter:
             "name": self.name,
             "teacher": job.origin.teacher_name,
             "dim": job.student.dim,
+            "pooling": " and ".join(job.student.backbone.pooling),
+            "comparison": job.meta.comparison,
             "max_length": job.student.max_length,
             "table": "\n".join(rows),
             "results": results_table(job.origin, modes),

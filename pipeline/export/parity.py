@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -17,9 +18,39 @@ from pipeline.params import ExportParams
 from pipeline.store import VectorSource
 
 DOCUMENTS = 64  # compared with the stored vectors at most: a teacher is slow
+SAME_LENGTH = 0.02  # most that the length of a vector may differ, as a share, where lengths count
 ROUNDS = 3  # of each encoder, in turn, so that a slow moment of the machine affects all
 WARM_UP_TEXTS = 8
 SINGLE_QUERIES = 20
+TINY = np.finfo(np.float32).tiny
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How close vectors are to those that they should be: `[n]` each."""
+
+    cosines: Array
+    lengths: Array | None
+    """As shares of the right lengths; None where all have length one."""
+
+    def difference(self, lowest_cosine: float) -> tuple[int, str] | None:
+        """The row that differs most, and how, in words; None if all are close enough."""
+        row = int(self.cosines.argmin())
+        if not self.cosines[row] >= lowest_cosine:
+            return row, f"a cosine of {self.cosines[row]:.5f}"
+        if self.lengths is not None:
+            row = int(np.abs(self.lengths - 1).argmax())
+            if not abs(self.lengths[row] - 1) <= SAME_LENGTH:
+                return row, f"a vector {self.lengths[row]:.4f} times as long, compared"
+        return None
+
+    def figures(self) -> dict[str, Any]:
+        """As they are written."""
+        figures: dict[str, Any] = {"n": len(self.cosines)}
+        figures["cosine"] = {"lowest": float(self.cosines.min()), "mean": float(self.cosines.mean())}
+        if self.lengths is not None:
+            figures["length"] = {"lowest": float(self.lengths.min()), "highest": float(self.lengths.max())}
+        return figures
 
 
 class Parity:
@@ -34,41 +65,46 @@ class Parity:
     def compare(self, encoder: ExportedEncoder, variant: str, place: Path) -> dict[str, Any]:
         """`n`, `cosine` (lowest, mean) and, for a query encoder, `loss` of nDCG@10; `bytes` of the encoder's file.
 
-        Empty for a document encoder without documents.
+        Where vectors keep their lengths, also `length` (lowest, highest), as a share of that of the right vector. Empty
+        for a document encoder without documents.
 
         Raises:
-            LeafError: a cosine is below `encoder.lowest_cosine`; names `place`, the directory of the model.
+            LeafError: a cosine is below `encoder.lowest_cosine`, or a length differs; names `place`, the directory of
+                the model.
         """
         if encoder.role == "query":
             figures = self._compare_queries(encoder, variant, place)
         else:
-            figures = self._compare_documents(encoder)
+            figures = self._compare_documents(encoder, place)
         if encoder.file is not None:
             figures["bytes"] = encoder.file.stat().st_size
         return figures
 
     def _compare_queries(self, encoder: ExportedEncoder, variant: str, place: Path) -> dict[str, Any]:
         vectors = encoder.encode(self._sample)
-        similarities = cosines(vectors, self._reference)
-        lowest = float(similarities.min())
-        if encoder.lowest_cosine is not None and lowest < encoder.lowest_cosine:
-            raise LeafError(f"{place}: the {variant} model has a cosine of {lowest:.5f} to PyTorch; do not use it")
-        return {"n": len(similarities), "cosine": _summary(similarities), **self._loss(vectors, variant)}
+        closeness = self._closeness(vectors, self._reference)
+        if encoder.lowest_cosine is not None and (what := closeness.difference(encoder.lowest_cosine)):
+            raise LeafError(f"{place}: the {variant} model has {what[1]} to PyTorch; do not use it")
+        return {**closeness.figures(), **self._loss(vectors, variant)}
 
-    def _compare_documents(self, encoder: ExportedEncoder) -> dict[str, Any]:
+    def _compare_documents(self, encoder: ExportedEncoder, place: Path) -> dict[str, Any]:
         documents = self._texts.filter(pl.col("role") == "document").head(min(self._params.rows, DOCUMENTS))
         if documents.is_empty():
             return {}
         vectors = encoder.encode(documents["text"].to_list())
-        similarities = cosines(vectors, self._source.lookup(documents["key"].to_list()))
-        if encoder.lowest_cosine is not None and similarities.min() < encoder.lowest_cosine:
-            row = int(similarities.argmin())
+        closeness = self._closeness(vectors, self._source.lookup(documents["key"].to_list()))
+        if encoder.lowest_cosine is not None and (what := closeness.difference(encoder.lowest_cosine)):
             raise LeafError(
-                f"{self._source.name}: the teacher's vector of `{documents['id'][row]}` has a cosine of "
-                f"{similarities[row]:.4f} to the stored one; the section `teacher` describes another teacher than the "
-                "one that encoded"
+                f"{place}: its vector of the document `{documents['id'][what[0]]}` has {what[1]} to the stored one of "
+                f"{self._source.name}: the section `teacher` describes another teacher than the one that encoded"
             )
-        return {"n": len(similarities), "cosine": _summary(similarities)}
+        return closeness.figures()
+
+    def _closeness(self, vectors: Array, expected: Array) -> "Closeness":
+        ratios = None
+        if not self._source.meta.normalized:
+            ratios = np.linalg.norm(vectors, axis=1) / np.maximum(np.linalg.norm(expected, axis=1), TINY)
+        return Closeness(cosines(vectors, expected), ratios)
 
     @cached_property
     def _reference(self) -> Array:
@@ -97,7 +133,10 @@ class Parity:
     def _ndcg(self, vectors: Array) -> Array:
         """`[queries]`: nDCG@10 of the sampled queries, searching all held-out documents of their source."""
         scores = [
-            metrics.ranking_metrics(metrics.nearest(vectors[queries], documents, metrics.DEPTH), judged)[:, 0]
+            metrics.ranking_metrics(
+                metrics.nearest(vectors[queries], documents, metrics.DEPTH, similarity=self._source.meta.similarity),
+                judged,
+            )[:, 0]
             for queries, documents, judged in self._searches
         ]
         return np.concatenate(scores) if scores else np.empty(0)
@@ -115,10 +154,6 @@ class Parity:
             "loss": float(1 - means[1] / means[0]),
             "interval": interval(1 - samples[:, 1] / samples[:, 0]),
         }
-
-
-def _summary(similarities: Array) -> dict[str, float]:
-    return {"lowest": float(similarities.min()), "mean": float(similarities.mean())}
 
 
 def _sampled(texts: pl.DataFrame, rows: int) -> Array:

@@ -4,6 +4,7 @@ In two forms: with the teacher inside, and with the teacher's name only. Both lo
 """
 
 import json
+import runpy
 import shutil
 from collections.abc import Mapping
 from importlib.resources import files
@@ -12,14 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import Array, LeafError
+from pipeline.base import Array, LeafError, first_line
 from pipeline.export.cards import fill_template, front_matter, results_table
 from pipeline.export.exporter import ExportedEncoder, ExportJob, LeftOut
+from pipeline.model import load_sentence_transformer
 
 LOWEST_COSINE = 0.999  # to the stored vectors, which bfloat16 and float16 have rounded
 CHECK_TEXT = "How a text becomes a vector."
 CHECK_DIGITS = 7
-INSTEAD = """Asymmetric mode needs none: the documents keep the vectors that the API gave
+PADDED = ["a", "how a text becomes a vector, again and again, as long as it takes"]
+NOISE = 1e-3  # most that rounding changes a vector, as a share of its length
+INSTEAD = """Asymmetric mode needs none: the documents keep the vectors that the teacher gave
 (`data/embeddings`), and the student (`models/student`, `models/onnx`) embeds the queries. `leaf search` does that."""
 
 
@@ -30,21 +34,16 @@ class RouterExporter:
     directory = "asymmetric"
 
     def left_out(self, job: ExportJob) -> LeftOut | None:
-        """An API has no weights that a model could contain."""
-        return _without_weights(job)
+        """A teacher that is no plain sentence-transformers model cannot be part of one."""
+        return _without_teacher(job)
 
     def write(self, job: ExportJob, directory: Path) -> None:
         """A sentence-transformers directory; LeafError as `build_router`."""
         build_router(job).save(str(directory), create_model_card=False, safe_serialization=True)
 
     def encoders(self, job: ExportJob, directory: Path) -> Mapping[str, ExportedEncoder]:
-        """The document route, which must give the stored vectors."""
-        router = build_router(job)
-
-        def encode(texts: Any) -> Array:
-            return np.asarray(router.encode_document(list(texts), show_progress_bar=False))
-
-        return {"documents": ExportedEncoder(encode, "document", LOWEST_COSINE)}
+        """The document route of the written model, which must give the stored vectors."""
+        return _documents("documents", load_sentence_transformer(directory, str(directory)))
 
     def card(self, job: ExportJob, figures: Mapping[str, Any]) -> str:
         """How to load it, and the retrieval results."""
@@ -53,7 +52,7 @@ class RouterExporter:
 
 
 class NamedRouterExporter:
-    """The student, the teacher's hub id, and a loader of 20 lines that puts both together.
+    """The student, the teacher's hub id, and a short loader that puts both together.
 
     No directory format of sentence-transformers 6 can name a module's weights in another repository. The loader
     compares a teacher's vector of CHECK_TEXT with that of the right one.
@@ -63,19 +62,19 @@ class NamedRouterExporter:
     directory = "asymmetric-named"
 
     def left_out(self, job: ExportJob) -> LeftOut | None:
-        """An API has no weights that the loader could load."""
-        return _without_weights(job)
+        """A teacher that the loader could not load."""
+        return _without_teacher(job)
 
     def write(self, job: ExportJob, directory: Path) -> None:
         """`student/`, `teacher.json` and `asymmetric.py`. Without a hub id whoever loads it names the teacher."""
-        router, teacher = build_router(job), job.teacher.params
+        router = build_router(job)
         check_vector = [round(x, CHECK_DIGITS) for x in router.encode_document(CHECK_TEXT).tolist()]
         named = {
             "model": job.origin.teacher,
-            "revision": teacher.revision,
+            "revision": job.teacher.params.revision,
             "prompts": router.prompts,
-            "max_length": int(router[0].sub_modules["document"][0].max_seq_length),
-            "normalize": teacher.normalize,
+            "similarity": router.similarity_fn_name,
+            **_route_settings(job),
             "probe": {"text": CHECK_TEXT, "vector": check_vector},
         }
         text = json.dumps(named, indent=1, ensure_ascii=False) + "\n"
@@ -85,8 +84,13 @@ class NamedRouterExporter:
         (directory / "asymmetric.py").write_text(loader, encoding="utf-8")
 
     def encoders(self, job: ExportJob, directory: Path) -> Mapping[str, ExportedEncoder]:
-        """None: the loaded model is that of RouterExporter."""
-        return {}
+        """The document route of what the written loader loads, which must give the stored vectors."""
+        loader = runpy.run_path(str(directory / "asymmetric.py"))  # an import would leave compiled code beside it
+        try:
+            model = loader["load"](teacher=str(job.teacher.directory))
+        except Exception as error:  # the libraries' own, and the loader's where the teacher is another one
+            raise LeafError(f"{directory.name}: cannot be loaded again ({first_line(error)}); do not use it") from None
+        return _documents("named_documents", model)
 
     def card(self, job: ExportJob, figures: Mapping[str, Any]) -> str:
         """How to load it, and the retrieval results."""
@@ -104,35 +108,74 @@ def build_router(job: ExportJob) -> Any:
         LeafError: the teacher cannot be loaded, or the two give vectors of different dimensions.
     """
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Normalize, Router
+    from sentence_transformers.base.modules import Router
 
-    queries, documents, teacher = job.student_model, job.teacher_model, job.teacher.params
-    student_dim, teacher_dim = (model.get_embedding_dimension() for model in (queries, documents))
+    from pipeline.export.templates.asymmetric import document_route
+
+    student_dim, teacher_dim = job.student.dim, job.teacher.meta.dim
     if student_dim != teacher_dim:
         raise LeafError(
-            f"{job.student_directory}: gives {student_dim} dimensions, but the teacher `{teacher.model}` "
+            f"{job.student_directory}: gives {student_dim} dimensions, but the teacher `{job.teacher.params.model}` "
             f"{teacher_dim}: it was fitted to another teacher; run fit again, or name that one in the section `teacher`"
         )
-    modules = [module for module in documents if type(module).__name__ != "Normalize"]
-    router = Router.for_query_document(list(queries), modules + [Normalize()] * teacher.normalize)
-    prompts = {"query": "", "document": teacher.prompts.document or ""}
-    model = SentenceTransformer(modules=[router], prompts=prompts, similarity_fn_name="cosine")
-    return model.eval()
+    documents = document_route(job.teacher_model, _route_settings(job))
+    router = Router.for_query_document(list(job.student_model), documents)
+    prompts = {"query": "", "document": job.document_prompt}
+    device = str(job.student_model.device)
+    similarity = job.meta.similarity
+    return SentenceTransformer(modules=[router], prompts=prompts, similarity_fn_name=similarity, device=device).eval()
 
 
-def _without_weights(job: ExportJob) -> LeftOut | None:
-    if job.teacher.directory is not None:
+def _route_settings(job: ExportJob) -> dict[str, Any]:
+    """What `document_route` needs to know about the stored vectors."""
+    from pipeline.export.templates.asymmetric import document_route
+
+    settings = {
+        "max_length": job.meta.teacher.get("max_length"),
+        "padding_side": None,
+        "dim": job.meta.dim,
+        "normalize": job.meta.normalized,
+    }
+    tokenizer = getattr(document_route(job.teacher_model, settings)[0], "tokenizer", None)
+    side = getattr(tokenizer, "padding_side", None)
+    # Models that count positions from the left (GPT-2) give a text that is padded there another vector.
+    right = side == "left" and _depends_on_neighbours(job.teacher_model)
+    return {**settings, "padding_side": "right" if right else side}
+
+
+def _depends_on_neighbours(model: Any) -> bool:
+    """Whether the vector of a text is another one in a batch with a longer text."""
+    alone, together = (model.encode_document(texts, convert_to_tensor=True) for texts in (PADDED[:1], PADDED))
+    return bool((alone[0] - together[0]).norm() > NOISE * alone[0].norm())
+
+
+def _documents(name: str, router: Any) -> dict[str, ExportedEncoder]:
+    def encode(texts: Any) -> Array:
+        return np.asarray(router.encode_document(list(texts), show_progress_bar=False))
+
+    return {name: ExportedEncoder(encode, "document", LOWEST_COSINE)}
+
+
+def _without_teacher(job: ExportJob) -> LeftOut | None:
+    teacher = job.teacher.params
+    if job.teacher.directory is None:
+        reason = f"the teacher `{teacher.model}` is an API: no model can contain it"
+    elif teacher.trust_remote_code:
+        reason = (
+            f"the teacher `{teacher.model}` runs code of its own, which whoever loads the model would have to trust"
+        )
+    else:
         return None
-    reason = f"the teacher `{job.teacher.params.model}` is an API: no model can contain it"
     return LeftOut(reason, f"# No asymmetric model\n\nLeft out: {reason}. {INSTEAD}\n")
 
 
 def _card(job: ExportJob, name: str, usage: str) -> str:
-    modes, prompt = ("asymmetric",), job.teacher.params.prompts.document
+    modes, prompt = ("asymmetric",), job.document_prompt
     values = {
         "name": name,
         "teacher": job.origin.teacher_name,
         "dim": job.student.dim,
+        "comparison": job.meta.comparison,
         "prompt": f"the prompt `{prompt}`" if prompt else "no prompt",
         "usage": usage,
         "results": results_table(job.origin, modes),

@@ -42,6 +42,7 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
         needs=student.backbone.needs,
         dim=student.dim,
         normalized="of length one" if student.normalize else "not normalised",
+        comparison=meta.comparison,
         documents=_documents(meta.teacher, prompts.get("document") or ""),
         prompts=f" ({json.dumps(shown, ensure_ascii=False)})" if shown else "",
         corpus=corpus_table(corpus),

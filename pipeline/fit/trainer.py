@@ -137,7 +137,15 @@ class Trainer:
         self.corpus, self.source, self.params = corpus, source, params
         self.device = best_device()
         self.dtype = _compute_dtype(params, self.device)
-        self.student = build(params.student, source.meta.dim, source.meta.normalized, params.dropout, params.seed)
+        meta = source.meta
+        if params.loss == "cosine" and meta.similarity == "dot":
+            raise LeafError(
+                f"fit.loss: `cosine` leaves the lengths of the student's vectors open, but those of {source.name} are "
+                "compared by the dot product: use `l2` or `mse`"
+            )
+        self.student = build(
+            params.student, meta.dim, meta.normalized, params.dropout, params.seed, similarity=meta.similarity
+        )
         tokens = tokenize(corpus, digest, self.student.tokenizer(), work / "tokens")
         self.loader = Loader(source, tokens, params.batch_size, params.buffer_rows, params.seed)
         self.total = total_steps(params, self.loader.batches_per_epoch)

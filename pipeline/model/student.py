@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.base import LeafError, first_line, keep_pages, written_directory
+from pipeline.base import LeafError, Similarity, first_line, keep_pages, written_directory
 from pipeline.model.backbones.backbone import Backbone
 from pipeline.model.backbones.padded import UNLIMITED
 from pipeline.model.backbones.registry import backbone_for, backbone_of_modules
@@ -37,8 +37,12 @@ TOKEN_BUDGET = 8192  # tokens computed at once in inference
 class Student(nn.Module):
     """Backbone with pooling, head, and (if `normalize`) vectors of length one. All of it trains."""
 
-    def __init__(self, backbone: Backbone, head: nn.Linear, normalize: bool) -> None:
-        """`backbone` has its tokenizer; LeafError if the head does not fit its features."""
+    def __init__(self, backbone: Backbone, head: nn.Linear, normalize: bool, similarity: Similarity = "cosine") -> None:
+        """`backbone` has its tokenizer; `similarity` is what its users are told to compare vectors by.
+
+        Raises:
+            LeafError: the head does not fit the backbone's features.
+        """
         super().__init__()
         self.backbone = backbone
         if head.in_features != self.backbone.width:
@@ -47,6 +51,7 @@ class Student(nn.Module):
             )
         self.head = head
         self.normalize = normalize
+        self.similarity = similarity
 
     @property
     def dim(self) -> int:
@@ -96,7 +101,7 @@ class Student(nn.Module):
         dense.linear.load_state_dict({name: value.cpu() for name, value in self.head.state_dict().items()})
         modules = [*self.backbone.sentence_modules(), dense, *[Normalize()] * self.normalize]
         model = SentenceTransformer(modules=modules, device="cpu")
-        model.similarity_fn_name = "cosine"
+        model.similarity_fn_name = self.similarity
         with model_directory(path, card) as directory:
             model.save(str(directory), create_model_card=False, safe_serialization=True)
             write_older_form(directory, modules)
@@ -106,7 +111,8 @@ class Student(nn.Module):
         """Read a directory written by `save`; LeafError if it is none, or computes something else than a student."""
         if not (path / "modules.json").is_file():
             raise LeafError(f"{path}: holds no student (no modules.json); run the fit stage first")
-        modules = list(load_sentence_transformer(path, str(path)))
+        model = load_sentence_transformer(path, str(path))
+        modules, similarity = list(model), model.similarity_fn_name
         try:
             backbone, tail = backbone_of_modules(modules)
         except LeafError as error:
@@ -117,7 +123,7 @@ class Student(nn.Module):
                 f"{path}: is not a student: its modules are {', '.join(type(module).__name__ for module in modules)}"
             )
         _check_plain(path, tail[0])
-        return cls(backbone, tail[0].linear, normalize=len(tail) == 2).eval()
+        return cls(backbone, tail[0].linear, len(tail) == 2, "dot" if similarity == "dot" else "cosine").eval()
 
 
 def _check_plain(path: Path, dense: Any) -> None:
@@ -158,7 +164,15 @@ def write_errors(path: Path) -> Iterator[None]:
         raise LeafError(f"{path}: cannot be written ({first_line(error)}); see to the disk and run again") from None
 
 
-def build(params: StudentParams, dim: int, normalize: bool, dropout: float = 0.0, seed: int = 0) -> Student:
+def build(
+    params: StudentParams,
+    dim: int,
+    normalize: bool,
+    dropout: float = 0.0,
+    seed: int = 0,
+    *,
+    similarity: Similarity = "cosine",
+) -> Student:
     """A student from a checkpoint: its chosen layers, and a head (width -> dim) with random weights.
 
     Raises:
@@ -181,7 +195,7 @@ def build(params: StudentParams, dim: int, normalize: bool, dropout: float = 0.0
     _limit_length(backbone, params.max_length)
     backbone.set_dropout(dropout)
     head = nn.Linear(backbone.width, dim, bias=params.head_bias)
-    return Student(backbone, head, normalize)
+    return Student(backbone, head, normalize, similarity)
 
 
 def _check_tokenizer(tokenizer: Any, name: str) -> None:

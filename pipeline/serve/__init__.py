@@ -7,7 +7,7 @@ from pipeline.serve import index
 from pipeline.serve.index import Kind
 from pipeline.serve.modes import MODES
 from pipeline.serve.onnx_encoder import MODELS, TOKENIZER, OnnxEncoder
-from pipeline.serve.search import Answer, Searcher, check_dim, read_vectors
+from pipeline.serve.search import Answer, Searcher, Vectors, check_dim, read_vectors
 
 __all__ = [
     "MODELS",
@@ -17,6 +17,7 @@ __all__ = [
     "Kind",
     "OnnxEncoder",
     "Searcher",
+    "Vectors",
     "check_dim",
     "index",
     "read_vectors",

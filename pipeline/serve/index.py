@@ -1,17 +1,18 @@
 """Writes the vectors of a store as an index for faiss or usearch, or as Parquet for a vector database; loads an index.
 
-An index is a directory: `index.json` (kind, rows, dim, fingerprint of the teacher's vectors), `rows.parquet` (key, id,
-source, role; row i belongs to entry i) and the library's own file.
+An index is a directory: `index.json` (kind, rows, dim, what vectors are compared by, fingerprint of the teacher's
+vectors), `rows.parquet` (key, id, source, role; row i belongs to entry i) and the library's own file.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import polars as pl
 
-from pipeline.base import LeafError, import_optional, written_directory
+from pipeline.base import LeafError, Similarity, import_optional, written_directory
 from pipeline.corpus import scan
 from pipeline.serve.search import Nearest, Vectors, read_vectors
 from pipeline.store import Store
@@ -44,6 +45,7 @@ def write(store: Store, corpus: Path | None, kind: Kind, out: Path, *, role: str
                 "kind": kind,
                 "rows": len(vectors.rows),
                 "dim": store.meta.dim,
+                "similarity": vectors.similarity,
                 "fingerprint": store.meta.fingerprint,
             }
             (temporary / "index.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
@@ -85,18 +87,32 @@ def _build(vectors: Vectors, kind: str, file: Path) -> None:
         index.save(str(file))
 
 
-def load(directory: Path) -> tuple[pl.DataFrame, int, Nearest]:
-    """Rows, dimension and search function of an index; LeafError if the directory holds none or a damaged one."""
+@dataclass(frozen=True)
+class Index:
+    """A written index, ready to be searched."""
+
+    rows: pl.DataFrame
+    """`key, id, source, role` of its entries."""
+    dim: int
+    nearest: Nearest
+    similarity: Similarity
+
+
+def load(directory: Path) -> Index:
+    """Read an index; LeafError if the directory holds none or a damaged one."""
     try:
         about = json.loads((directory / "index.json").read_text(encoding="utf-8"))
         kind, dim, count = about["kind"], int(about["dim"]), int(about["rows"])
+        similarity = cast(Similarity, about.get("similarity", "cosine"))  # indexes written before it was named lack it
         rows = pl.read_parquet(directory / "rows.parquet")
         file = directory / FILES[kind]
         if not file.is_file() or len(rows) != count:
             raise ValueError(f"{file.name} is missing or rows.parquet is not whole")
+        if similarity not in get_args(Similarity):
+            raise ValueError(f"its vectors are compared by {similarity!r:.40}")
     except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
         raise LeafError(f"{directory}: is no whole index ({error}); write it again with `leaf index`") from None
-    return rows, dim, _load_faiss(file) if kind == "faiss" else _load_usearch(file)
+    return Index(rows, dim, _load_faiss(file) if kind == "faiss" else _load_usearch(file), similarity)
 
 
 def _load_faiss(file: Path) -> Nearest:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, Similarity
 from pipeline.corpus import scan
 from pipeline.store import Store
 
@@ -40,13 +40,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Rows `key, id, source, role` and their unit vectors `[n, dim]`, in the precision of the store."""
+    """Rows `key, id, source, role` and their vectors `[n, dim]`, in the precision of the store.
+
+    The vectors are scaled to length one where they are compared by cosine, so that it is their dot product.
+    """
 
     rows: pl.DataFrame
     vectors: np.ndarray
+    similarity: Similarity = "cosine"
 
     def nearest(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and cosines of the `k` nearest to the unit vector `query [dim]`, best first; exact."""
+        """Rows of the `k` highest dot products with `query [dim]`, and these, best first; exact."""
         scores = np.empty(len(self.vectors), np.float32)
         for start in range(0, len(scores), BLOCK_ROWS):
             scores[start : start + BLOCK_ROWS] = self.vectors[start : start + BLOCK_ROWS].astype(np.float32) @ query
@@ -58,16 +62,21 @@ class Vectors:
 
 def read_vectors(store: Store, role: str | None = "document") -> Vectors:
     """Read all vectors of a role (None: of both) into memory; LeafError where the store holds none."""
-    frames, blocks = [], []
+    frames, blocks, similarity = [], [], store.meta.similarity
     for shard in range(len(store.shards)):
         frame = store.shard_rows_frame(shard)
         kept = np.arange(len(frame)) if role is None else np.flatnonzero((frame["role"] == role).to_numpy())
         if len(kept):
             frames.append(frame[kept].select("key", "id", "source", "role"))
-            blocks.append(unit_vectors(store.read(shard))[kept])
+            blocks.append(comparable(store.read(shard), similarity)[kept])
     if not frames:
         raise LeafError(f"{store.name}: holds no vectors of {role or 'any'} texts to search")
-    return Vectors(pl.concat(frames), np.concatenate(blocks))
+    return Vectors(pl.concat(frames), np.concatenate(blocks), similarity)
+
+
+def comparable(vectors: np.ndarray, similarity: Similarity) -> np.ndarray:
+    """The vectors `[n, dim]` as their dot products are the similarities: of length one for the cosine."""
+    return unit_vectors(vectors) if similarity == "cosine" else vectors
 
 
 def unit_vectors(vectors: np.ndarray) -> np.ndarray:
@@ -80,8 +89,11 @@ def unit_vectors(vectors: np.ndarray) -> np.ndarray:
 class Searcher:
     """Answers queries with documents: rows `key, id, source`, whose texts are in `corpus`."""
 
-    def __init__(self, encode: Encode, rows: pl.DataFrame, nearest: Nearest, corpus: Path) -> None:
-        self._encode, self._rows, self._nearest = encode, rows, nearest
+    def __init__(
+        self, encode: Encode, rows: pl.DataFrame, nearest: Nearest, corpus: Path, similarity: Similarity = "cosine"
+    ) -> None:
+        """`nearest` finds rows by the dot product with a query's vector, which has length one for the cosine."""
+        self._encode, self._rows, self._nearest, self._similarity = encode, rows, nearest, similarity
         self._texts = scan(corpus).select("key", "text")
 
     def search(self, query: str, top: int = 5) -> Answer:
@@ -93,7 +105,7 @@ class Searcher:
         if not query.strip():
             raise LeafError("the query is empty")
         started = time.perf_counter()
-        vector = unit_vectors(self._encode([query]))[0]
+        vector = comparable(self._encode([query]), self._similarity)[0]
         encoded = time.perf_counter()
         rows, scores = self._nearest(vector, top)
         searched = time.perf_counter()

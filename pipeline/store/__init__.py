@@ -11,6 +11,7 @@ from pipeline.store.operations import merge, scratch_cache
 from pipeline.store.repair import EncodeAgain, repair, shard_names
 from pipeline.store.shard import MAX_DIM, StoreMeta, read_rows, shard_name
 from pipeline.store.shard_cache import ShardCache, shard_directory
+from pipeline.store.similarity import similarity_note
 from pipeline.store.source import VectorSource
 from pipeline.store.store import Store
 from pipeline.store.validation import SAME_VECTOR, check_replaceable
@@ -36,5 +37,6 @@ __all__ = [
     "shard_directory",
     "shard_name",
     "shard_names",
+    "similarity_note",
     "upload",
 ]

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from pipeline.base import Array, LeafError, key_array, regular_size, sha256, sync
+from pipeline.base import Array, LeafError, Similarity, key_array, regular_size, sha256, sync
 from pipeline.store.chunks import CHUNK_ROWS, Chunks, chunk_bytes, index_bytes
+from pipeline.store.similarity import WORDS, similarity_note, similarity_of
 
 MAX_DIM = 65_536
 MAX_ROW_BYTES = 8192  # of a row's key, role, id, source and tokens, unpacked; more is a decompression bomb
@@ -41,6 +42,26 @@ class StoreMeta:
     """Of the vectors; the teacher's is `teacher["license"]`. Neither is part of the fingerprint."""
     refused: dict[str, str] | None = None
     """Texts that a teacher behind an API would not embed: key in hexadecimal digits -> reason. They have no vector."""
+
+    @property
+    def similarity(self) -> Similarity:
+        """What the vectors are compared by, wherever texts are ranked."""
+        return similarity_of(self._made_for, self.normalized)
+
+    @property
+    def similarity_note(self) -> str | None:
+        """A sentence where that is not what the teacher is made for."""
+        return similarity_note(self._made_for, self.normalized)
+
+    @property
+    def comparison(self) -> str:
+        """Both in words, to stand behind `vectors` in a document for people."""
+        note = f" ({self.similarity_note})" if self.similarity_note else ""
+        return f"compared by {WORDS[self.similarity]}{note}"
+
+    @property
+    def _made_for(self) -> str:
+        return str(self.teacher.get("similarity", "cosine"))  # stores made before the key existed lack it
 
 
 @dataclass(frozen=True)

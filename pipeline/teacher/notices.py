@@ -3,13 +3,15 @@
 from typing import Any
 
 from pipeline.params import TeacherParams
+from pipeline.store import similarity_note
 from pipeline.teacher.layout import DEFAULT_MAX_LENGTH, ROLES, Layout, own_limit
 from pipeline.teacher.runners import PROBES
 
 
 def notices(params: TeacherParams, layout: Layout) -> list[str]:
     """About the prompts and the measure of a model, from its files."""
-    return [*_prompts(params, layout), *_similarity(params, layout), *_length(params, layout)]
+    similarity = similarity_note(layout.similarity, params.normalize)
+    return [*_prompts(params, layout), *([similarity] if similarity else []), *_length(params, layout)]
 
 
 def _length(params: TeacherParams, layout: Layout) -> list[str]:
@@ -38,17 +40,6 @@ def _prompts(params: TeacherParams, layout: Layout) -> list[str]:
             "`query` and `document`; give the texts under teacher.prompts if you want them"
         )
     return sentences
-
-
-def _similarity(params: TeacherParams, layout: Layout) -> list[str]:
-    if layout.similarity == "dot" and params.normalize:
-        return [
-            "the model is made for the dot product (similarity_fn_name), but teacher.normalize makes all vectors "
-            "equally long; set it to false to keep their lengths"
-        ]
-    if layout.similarity in ("euclidean", "manhattan"):
-        return [f"the model is made for the {layout.similarity} distance, but is measured and served by cosine"]
-    return []
 
 
 def pooling_notice(model: Any) -> list[str]:

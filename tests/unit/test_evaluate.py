@@ -316,7 +316,8 @@ def test_the_stage_writes_metrics_and_plots_and_a_short_table(
     done = run(stages.evaluate.main, *paths)
     assert done.exit_code == 0, done.output
     figures: dict[str, Any] = json.loads(Path("metrics/evaluate.json").read_text())
-    assert set(figures) == {"alignment", "neighbours", "retrieval", "truncation", "quantisation"}
+    assert figures["similarity"] == "cosine"
+    assert set(figures) == {"similarity", "alignment", "neighbours", "retrieval", "truncation", "quantisation"}
     assert set(figures["retrieval"]) == {"tiny", "wings"}
     costs = json.loads(Path("metrics/cost.json").read_text())
     assert costs["models"]["teacher"]["parameters"] > costs["models"]["student"]["parameters"] > 0

@@ -1,6 +1,6 @@
 """Load the asymmetric model of this directory: the student answers queries, the teacher named here documents.
 
-Needs sentence-transformers alone:
+Needs sentence-transformers alone, version 6 or later:
 
     from asymmetric import load
     model = load()
@@ -8,14 +8,16 @@ Needs sentence-transformers alone:
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Normalize, Router
+from sentence_transformers.base.modules import Dense, Normalize, Router
 
 HERE = Path(__file__).parent
+FARTHEST = 0.045  # from the right vector of the probe, as a share of its length; about a cosine of 0.999
 
 
 def load(teacher: str | None = None, **options: Any) -> SentenceTransformer:
@@ -24,14 +26,40 @@ def load(teacher: str | None = None, **options: Any) -> SentenceTransformer:
     if not (model := teacher or named["model"]):
         raise ValueError("teacher.json names no teacher on the hub: load(teacher=DIRECTORY)")
     revision = None if teacher else named["revision"]
-    documents: Any = SentenceTransformer(model, revision=revision, trust_remote_code=False, **options)
-    documents.max_seq_length = named["max_length"]
-    modules: list[Any] = [module for module in documents if not isinstance(module, Normalize)]
+    documents = SentenceTransformer(model, revision=revision, trust_remote_code=False, **options)
     queries: Any = SentenceTransformer(str(HERE / "student"), **options)
-    router: Any = Router.for_query_document(list(queries), modules + [Normalize()] * named["normalize"])
-    both = SentenceTransformer(modules=[router], prompts=named["prompts"], similarity_fn_name="cosine")
+    router: Any = Router.for_query_document(list(queries), document_route(documents, named))
+    both = SentenceTransformer(
+        modules=[router], prompts=named["prompts"], similarity_fn_name=named["similarity"], device=str(queries.device)
+    )
     found = both.encode_document(named["probe"]["text"], convert_to_tensor=True).float().cpu()
-    cosine = torch.cosine_similarity(found, torch.tensor(named["probe"]["vector"]), dim=0)
-    if cosine < 0.999:
-        raise ValueError(f"{model} is not the teacher of this student: cosine {cosine:.4f} to its vector of a probe")
+    right = torch.tensor(named["probe"]["vector"])
+    if not (same := found.shape == right.shape) or (found - right).norm() > FARTHEST * right.norm():
+        what = "gives another vector for a probe" if same else f"gives {len(found)} dimensions, not {len(right)}"
+        raise ValueError(f"{model} is not the teacher of this student: it {what}")
     return both
+
+
+def document_route(teacher: Any, named: Mapping[str, Any]) -> list[Any]:
+    """The teacher's modules as they made the vectors of the index.
+
+    `named` says the most tokens of a text (`max_length`, or null), the side that shorter texts are padded on
+    (`padding_side`, or null), how many of the first dimensions are kept (`dim`), and whether vectors are scaled to
+    length one at the end (`normalize`).
+    """
+    modules = list(teacher)
+    while isinstance(modules[0], Router) and not modules[0].route_mappings:
+        routes: Any = modules[0].sub_modules
+        modules[:1] = routes["document" if "document" in routes else modules[0].default_route]
+    while isinstance(modules[-1], Normalize):
+        modules.pop()
+    if named["max_length"] is not None:
+        modules[0].max_seq_length = named["max_length"]
+    if named["padding_side"] is not None:
+        modules[0].tokenizer.padding_side = named["padding_side"]
+    width = next(m.get_embedding_dimension() for m in reversed(modules) if hasattr(m, "get_embedding_dimension"))
+    if named["dim"] < width:
+        cut = Dense(width, named["dim"], bias=False, activation_function=torch.nn.Identity())
+        torch.nn.init.eye_(cut.linear.weight)
+        modules.append(cut)
+    return modules + [Normalize()] * named["normalize"]

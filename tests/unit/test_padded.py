@@ -262,15 +262,15 @@ def test_a_fit_that_is_interrupted_continues_bit_for_bit(
     whole = fitted("whole")
     losses = [loss for _, split, loss in whole.curve if split == "train"]
     assert np.mean(losses[-16:]) < np.mean(losses[:16])
-    step = Trainer._step
+    advance = Trainer._advance
 
-    def interrupted(trainer: Trainer, batch: Any) -> Tensor:
+    def interrupted(trainer: Trainer, batch: Any) -> None:
         if trainer.progress.step == 17:
             raise KeyboardInterrupt
-        return step(trainer, batch)
+        advance(trainer, batch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_step", interrupted)
+        patch.setattr(Trainer, "_advance", interrupted)
         fitted("torn")
     torn = fitted("torn")
     assert torn.curve == whole.curve

@@ -30,6 +30,9 @@ class Backbone(nn.Module, ABC):
 
     scope: ClassVar[str]
     """The models that it can run, for messages."""
+    takes_padding: ClassVar[bool] = False
+    """Whether `features` also takes texts padded to one length (`Batch.lengths`), and does the same work for all such
+    batches of one shape, without waiting for the device: steps that can be recorded are made of that."""
     causal = False
     """Whether no token's hidden state depends on the tokens behind it, as in decoders."""
 
@@ -47,8 +50,8 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",)) -> bool:
-        """Whether this class computes what the transformers model itself would compute."""
+    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> bool:
+        """Whether this class computes what the transformers model would; the parameters are those of `__init__`."""
 
     @property
     @abstractmethod

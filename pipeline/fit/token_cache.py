@@ -49,6 +49,19 @@ def corpus_digest(corpus: Path) -> str:
     return hashlib.sha256("".join(map(sha256, part_files(corpus))).encode()).hexdigest()
 
 
+def used_tokens(tokens: Tokens) -> np.ndarray:
+    """The ids of all tokens of the training texts, ascending."""
+    used = np.zeros(0, dtype=bool)
+    with tqdm(total=len(tokens), desc="vocabulary", unit="text", unit_scale=True) as bar:
+        for start in range(0, len(tokens), BATCH_ROWS):
+            rows = np.arange(start, min(start + BATCH_ROWS, len(tokens)))
+            ids = tokens.ids[tokens.offsets[rows[0]] : tokens.offsets[rows[-1] + 1]]
+            counts = np.bincount(ids[np.repeat(tokens.train[rows], tokens.lengths(rows))], minlength=len(used))
+            used = np.pad(used, (0, len(counts) - len(used))) | (counts > 0)
+            bar.update(len(rows))
+    return np.flatnonzero(used)
+
+
 def tokenize(corpus: Path, digest: str, tokenizer: Tokenizer, caches: Path) -> Tokens:
     """The cache of this corpus (whose `corpus_digest` is `digest`) and tokenizer, made if it is not there yet.
 

@@ -4,7 +4,7 @@ It is saved as a plain sentence-transformers directory (the backbone's modules, 
 Normalize), which `SentenceTransformer(path)` loads with no code of this project.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pipeline.base import LeafError, Similarity, first_line, keep_pages, written
 from pipeline.model.backbones.backbone import Backbone
 from pipeline.model.backbones.padded import UNLIMITED
 from pipeline.model.backbones.registry import backbone_for, backbone_of_modules
+from pipeline.model.backbones.static import StaticBackbone
 from pipeline.model.batch import Batch, pack
 from pipeline.model.model_files import (
     check_sha256,
@@ -29,9 +30,13 @@ from pipeline.model.model_files import (
 from pipeline.model.older_form import write_older_form
 from pipeline.model.parallel import vectors_in_parts
 from pipeline.model.pooling import stored_pooling
+from pipeline.model.vocabulary import cut_vocabulary
 from pipeline.params import StudentParams, pooling_modes
 
 TOKEN_BUDGET = 8192  # tokens computed at once in inference
+PROBE_TOKENS = 16  # by which a backbone is compared before and after its vocabulary is cut
+UsedTokens = Callable[[Tokenizer], Iterable[int]]
+"""Gives the ids of the tokens that a corpus uses, by a tokenizer."""
 
 
 class Student(nn.Module):
@@ -172,18 +177,22 @@ def build(
     seed: int = 0,
     *,
     similarity: Similarity = "cosine",
+    used_tokens: UsedTokens | None = None,
 ) -> Student:
     """A student from a checkpoint: its chosen layers, and a head (width -> dim) with random weights.
+
+    `used_tokens` is needed where the vocabulary is the corpus's.
 
     Raises:
         LeafError: the checkpoint is missing, damaged, not the expected one, or the shapes asked for are impossible.
     """
     directory = resolve_model(params.model, params.revision)
-    check_sha256(directory, params.sha256, "fit.student.sha256")
+    if params.weights == "checkpoint":
+        check_sha256(directory, params.sha256, "fit.student.sha256")
     if dim < 1:
         raise LeafError(f"student: a head into {dim} dimensions is impossible; the store's dim is wrong")
     torch.manual_seed(seed)  # a checkpoint without a pooler gets a random one, which must not differ between runs
-    transformer = load_transformer(directory, params.model)
+    transformer = load_transformer(directory, params.model, random=params.weights == "random")
     _check_tokenizer(transformer.tokenizer, params.model)
     pooling = stored_pooling(directory) if params.pooling is None else pooling_modes(params.pooling)
     backbone = backbone_for(transformer.auto_model, pooling or ("mean",), transformer)
@@ -193,9 +202,37 @@ def build(
         _check_layers(params.layers, backbone.layers)
         backbone.keep_layers(params.layers)
     _limit_length(backbone, params.max_length)
+    if params.vocabulary == "corpus" and used_tokens is not None:
+        backbone = _with_vocabulary(backbone, transformer, used_tokens(backbone.tokenizer()), params.model)
+    if params.architecture == "static":
+        backbone = StaticBackbone.of_transformer(backbone, transformer.tokenizer)
     backbone.set_dropout(dropout)
     head = nn.Linear(backbone.width, dim, bias=params.head_bias)
     return Student(backbone, head, normalize, similarity)
+
+
+@torch.no_grad()
+def _with_vocabulary(backbone: Backbone, transformer: Any, used: Iterable[int], name: str) -> Backbone:
+    """The backbone with only these tokens and those that its tokenizer needs.
+
+    Raises:
+        LeafError: it cannot be cut, or would give other features.
+    """
+    used = sorted(set(used))
+    probe = used[:: max(1, len(used) // PROBE_TOKENS)][: backbone.max_length]
+    before = backbone.eval().features(pack([probe]))
+    try:
+        new_ids = cut_vocabulary(transformer, used)
+        cut = backbone_for(transformer.auto_model, backbone.pooling, transformer)
+        same = torch.equal(before, cut.eval().features(pack([[new_ids[number] for number in probe]])))
+    except (LeafError, IndexError, KeyError, RuntimeError) as error:
+        raise LeafError(f"fit.student.vocabulary: that of `{name}` cannot be cut: {first_line(error)}") from None
+    if not same:
+        raise LeafError(
+            f"fit.student.vocabulary: that of `{name}` cannot be cut, as the model computes other vectors without the "
+            "tokens that are left out; use `checkpoint`"
+        )
+    return cut
 
 
 def _check_tokenizer(tokenizer: Any, name: str) -> None:
@@ -258,4 +295,4 @@ class StudentEncoder:
 
     @torch.inference_mode()
     def _forward(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
-        return self.student.finish(self._compiled(pack(token_ids))).float()
+        return self.student.finish(self._compiled(pack(token_ids, self.student.backbone.shortest))).float()

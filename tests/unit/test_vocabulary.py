@@ -17,6 +17,7 @@ from pipeline.model.vocabulary import cut_vocabulary
 from tests.conftest import sentence
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 TEXTS = [sentence(number) for number in range(300)] + ["naïve café für 東京 の ошибка", "sorted(list), 12.5%"] * 3
 USED = TEXTS[::9]
 BYTES = [f"<0x{number:02X}>" for number in range(256)]
@@ -91,10 +92,10 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     directory = tmp_path_factory.mktemp("checkpoint")
     tokenizer = KINDS[request.param]()
     torch.manual_seed(0)
-    shape: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    shape: dict[str, Any] = {**SHAPE, "max_position_embeddings": 128}
     ids: dict[str, Any] = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
     rows = tokenizer.get_vocab_size() + 3  # tables are often rounded up
-    RobertaModel(RobertaConfig(vocab_size=rows, max_position_embeddings=128, **shape, **ids)).save_pretrained(directory)
+    RobertaModel(RobertaConfig(vocab_size=rows, **shape, **ids)).save_pretrained(directory)
     fast: Any = PreTrainedTokenizerFast
     named = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token", "mask_token"), SPECIAL, strict=True))
     fast(tokenizer_object=tokenizer, model_max_length=126, **named).save_pretrained(directory)
@@ -175,8 +176,8 @@ def test_ids_that_stand_behind_the_others_are_moved(tmp_path: Path) -> None:
     tokenizer.add_special_tokens(["<end>"])
     end = tokenizer.get_vocab()["<end>"]
     tokenizer.post_processor = processors.TemplateProcessing("$A <end>", None, [("<end>", end)])
-    shape: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
-    config = Qwen2Config(vocab_size=end + 1, intermediate_size=16, eos_token_id=end, pad_token_id=None, **shape)
+    shape: dict[str, Any] = {**SHAPE, "num_key_value_heads": 2}
+    config = Qwen2Config(vocab_size=end + 1, eos_token_id=end, pad_token_id=None, **shape)
     Qwen2Model(config).save_pretrained(tmp_path)
     fast: Any = PreTrainedTokenizerFast
     fast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>").save_pretrained(tmp_path)

@@ -49,17 +49,17 @@ def corpus_digest(corpus: Path) -> str:
     return hashlib.sha256("".join(map(sha256, part_files(corpus))).encode()).hexdigest()
 
 
-def used_tokens(tokens: Tokens) -> np.ndarray:
-    """The ids of all tokens of the training texts, ascending."""
-    used = np.zeros(0, dtype=bool)
+def token_counts(tokens: Tokens) -> np.ndarray:
+    """How often each token stands in the training texts, `[ids]` int64 up to the highest id that does."""
+    total = np.zeros(0, dtype=np.int64)
     with tqdm(total=len(tokens), desc="vocabulary", unit="text", unit_scale=True) as bar:
         for start in range(0, len(tokens), BATCH_ROWS):
             rows = np.arange(start, min(start + BATCH_ROWS, len(tokens)))
             ids = tokens.ids[tokens.offsets[rows[0]] : tokens.offsets[rows[-1] + 1]]
-            counts = np.bincount(ids[np.repeat(tokens.train[rows], tokens.lengths(rows))], minlength=len(used))
-            used = np.pad(used, (0, len(counts) - len(used))) | (counts > 0)
+            counts = np.bincount(ids[np.repeat(tokens.train[rows], tokens.lengths(rows))], minlength=len(total))
+            total = np.pad(total, (0, len(counts) - len(total))) + counts
             bar.update(len(rows))
-    return np.flatnonzero(used)
+    return total
 
 
 def tokenize(corpus: Path, digest: str, tokenizer: Tokenizer, caches: Path) -> Tokens:

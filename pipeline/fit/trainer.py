@@ -23,7 +23,7 @@ from pipeline.fit.card import write_card
 from pipeline.fit.loader import Loader, Position, TrainingBatch
 from pipeline.fit.optimiser import learning_rate, total_steps
 from pipeline.fit.step import step_for
-from pipeline.fit.token_cache import Tokens, corpus_digest, tokenize, used_tokens
+from pipeline.fit.token_cache import Tokens, corpus_digest, token_counts, tokenize
 from pipeline.model import (
     Student,
     best_device,
@@ -155,7 +155,7 @@ class Trainer:
             params.dropout,
             params.seed,
             similarity=meta.similarity,
-            used_tokens=lambda tokenizer: used_tokens(tokens_by(tokenizer)),
+            count_tokens=lambda tokenizer: token_counts(tokens_by(tokenizer)),
         )
         tokens = tokens_by(self.student.tokenizer())
         self.loader = Loader(source, tokens, params.batch_size, params.buffer_rows, params.seed)

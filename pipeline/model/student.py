@@ -4,7 +4,7 @@ It is saved as a plain sentence-transformers directory (the backbone's modules, 
 Normalize), which `SentenceTransformer(path)` loads with no code of this project.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,13 @@ from pipeline.params import StudentParams, pooling_modes
 
 TOKEN_BUDGET = 8192  # tokens computed at once in inference
 PROBE_TOKENS = 16  # by which a backbone is compared before and after its vocabulary is cut
-UsedTokens = Callable[[Tokenizer], Iterable[int]]
-"""Gives the ids of the tokens that a corpus uses, by a tokenizer."""
+TokenCounts = Callable[[Tokenizer], np.ndarray]
+"""How often each token of a tokenizer stands in a corpus, `[ids]`; ids behind the last that does may be left out."""
+
+
+def no_tokens(tokenizer: Tokenizer) -> np.ndarray:
+    """The counts of an empty corpus."""
+    return np.zeros(0, dtype=np.int64)
 
 
 class Student(nn.Module):
@@ -177,11 +182,11 @@ def build(
     seed: int = 0,
     *,
     similarity: Similarity = "cosine",
-    used_tokens: UsedTokens | None = None,
+    count_tokens: TokenCounts = no_tokens,
 ) -> Student:
     """A student from a checkpoint: its chosen layers, and a head (width -> dim) with random weights.
 
-    `used_tokens` is needed where the vocabulary is the corpus's.
+    `count_tokens` is asked where the vocabulary is the corpus's, and for a static student.
 
     Raises:
         LeafError: the checkpoint is missing, damaged, not the expected one, or the shapes asked for are impossible.
@@ -202,23 +207,24 @@ def build(
         _check_layers(params.layers, backbone.layers)
         backbone.keep_layers(params.layers)
     _limit_length(backbone, params.max_length)
-    if params.vocabulary == "corpus" and used_tokens is not None:
-        backbone = _with_vocabulary(backbone, transformer, used_tokens(backbone.tokenizer()), params.model)
+    if params.vocabulary == "corpus":
+        backbone = _with_vocabulary(backbone, transformer, count_tokens(backbone.tokenizer()), params.model)
     if params.architecture == "static":
         backbone = StaticBackbone.of_transformer(backbone, transformer.tokenizer)
+        backbone.weigh(count_tokens(backbone.tokenizer()))
     backbone.set_dropout(dropout)
     head = nn.Linear(backbone.width, dim, bias=params.head_bias)
     return Student(backbone, head, normalize, similarity)
 
 
 @torch.no_grad()
-def _with_vocabulary(backbone: Backbone, transformer: Any, used: Iterable[int], name: str) -> Backbone:
-    """The backbone with only these tokens and those that its tokenizer needs.
+def _with_vocabulary(backbone: Backbone, transformer: Any, counts: np.ndarray, name: str) -> Backbone:
+    """The backbone with only the tokens that are there (see TokenCounts) and those that its tokenizer needs.
 
     Raises:
         LeafError: it cannot be cut, or would give other features.
     """
-    used = sorted(set(used))
+    used = np.flatnonzero(counts).tolist()
     probe = used[:: max(1, len(used) // PROBE_TOKENS)][: backbone.max_length]
     before = backbone.eval().features(pack([probe]))
     try:

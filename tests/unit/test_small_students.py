@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from pipeline.base import LeafError
 from pipeline.fit import fit
 from pipeline.fit.loader import pack_sorted
-from pipeline.fit.token_cache import Tokens, used_tokens
+from pipeline.fit.token_cache import Tokens, token_counts
 from pipeline.fit.trainer import FitResult, Trainer
 from pipeline.model import Student, StudentEncoder, build, pack
 from pipeline.params import FitParams, StudentParams, load_section
@@ -36,13 +36,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def _of_short(tokenizer: Tokenizer) -> list[int]:
-    return list(tokenizer.encode(SHORT).ids)
+def _counts_of_short(tokenizer: Tokenizer) -> np.ndarray:
+    return np.bincount(tokenizer.encode(SHORT).ids)
 
 
 def _student(model: Path, seed: int = 0, **settings: Any) -> Student:
     params = StudentParams(model=str(model), **settings)
-    return build(params, dim=24, normalize=True, seed=seed, used_tokens=_of_short).eval()
+    return build(params, dim=24, normalize=True, seed=seed, count_tokens=_counts_of_short).eval()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -63,8 +63,11 @@ def test_a_table_starts_from_the_checkpoints_vectors_of_its_tokens(tiny_student:
     table = _student(tiny_student, architecture="static").backbone.token_embeddings.weight.detach()
     transformer, pooling = list(SentenceTransformer(str(tiny_student), device="cpu"))[:2]
     words = torch.from_numpy(SentenceTransformer(modules=[transformer, pooling], device="cpu").encode(WORDS[:10]))
-    cosines = torch.nn.functional.cosine_similarity(table[5:15], words)  # the first five are special tokens
-    assert cosines.min() > 0.999
+    table = table[5:15]  # the first five are special tokens
+    assert torch.nn.functional.cosine_similarity(table, words).min() > 0.999
+    shares = torch.tensor([WORDS[row] in SHORT.split() for row in range(10)]) / len(SHORT.split())
+    expected = words.norm(dim=1) * 1e-3 / (1e-3 + shares)  # smooth inverse frequency
+    torch.testing.assert_close(table.norm(dim=1), expected, rtol=0.01, atol=0)
 
 
 def test_a_text_without_tokens_has_the_vector_that_the_library_gives_it(tiny_student: Path, tmp_path: Path) -> None:
@@ -94,12 +97,12 @@ def test_a_table_reads_as_many_tokens_as_it_is_told(tiny_student: Path, tmp_path
         np.testing.assert_array_equal(short, long)
 
 
-def test_only_training_texts_decide_which_tokens_are_used() -> None:
+def test_only_tokens_of_training_texts_are_counted() -> None:
     texts = [[3, 5], [5, 9], [7], []]
     offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
     train = np.array([True, True, False, True])
     tokens = Tokens(np.concatenate(texts).astype(np.uint16), offsets, np.zeros(4, "S16"), train)
-    assert used_tokens(tokens).tolist() == [3, 5, 9]
+    assert token_counts(tokens).tolist() == [0, 0, 0, 1, 0, 2, 0, 0, 0, 1]
 
 
 def test_tokens_that_no_text_uses_are_gone_from_table_and_tokenizer(tiny_student: Path) -> None:

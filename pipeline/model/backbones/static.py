@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from pipeline.model.backbones.padded import UNLIMITED
 from pipeline.model.batch import Batch, pack
 from pipeline.model.device import best_device, traits_of
 from pipeline.model.pooling import Pooling
+
+SIF = 1e-3
+"""The share of all tokens at which a token counts half as much as a rare one."""
 
 
 class StaticBackbone(Backbone):
@@ -45,6 +49,17 @@ class StaticBackbone(Backbone):
         """From the vectors of a transformer's tokens, each as a text of its own; `tokenizer` is of transformers."""
         table = token_vectors(backbone, tokenizer.backend_tokenizer)
         return cls(tokenizer.backend_tokenizer, table, backbone.max_length)
+
+    def weigh(self, counts: np.ndarray) -> None:
+        """Make frequent tokens count less: a vector is scaled by a / (a + the token's share of all tokens).
+
+        That is smooth inverse frequency (SIF: Arora, Liang and Ma, ICLR 2017). `counts` [ids] are the tokens' own in a
+        corpus; ids behind the last that occurs may be left out.
+        """
+        counts = np.pad(counts, (0, self.token_embeddings.num_embeddings - len(counts)))
+        weights = SIF / (SIF + torch.from_numpy(counts / max(1, counts.sum())).float())
+        with torch.no_grad():
+            self.token_embeddings.weight.mul_(weights[:, None])
 
     @classmethod
     def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> bool:

@@ -241,7 +241,8 @@ class StudentParams:
     """Layers of the checkpoint to keep, counted from 0, in order; all if it is left out."""
     architecture: Literal["transformer", "static"] = "transformer"
     """`static`: a table of token vectors and no layers; a text's features are the mean over its tokens, and a query
-    costs microseconds. The table starts from the checkpoint's vectors of its tokens, each as a text of its own."""
+    costs microseconds. The table starts from the checkpoint's vectors of its tokens, each as a text of its own, and
+    learns best at some ten times the `learning_rate` of a transformer."""
     vocabulary: Literal["checkpoint", "corpus"] = "checkpoint"
     """`corpus`: of the checkpoint's tokens only those that the training texts use, and what any text needs: special
     tokens, single characters, bytes. Texts with other tokens are cut into smaller ones."""

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import fit, gpu, scale
+from benchmarks import fit, gpu, scale, trade
 from benchmarks.common import RESULTS, ROOT, Row, alternate, table
 from benchmarks.made import write_texts
 from pipeline.model import TRAITS
+from tests.conftest import sentence
 
 CHEAP = ("corpus", "encode: fill the cache", "encode: publish", "verify", "corpus, 1 % more", "encode, 1 % more")
 
@@ -94,3 +96,21 @@ def test_steps_of_scale_leave_the_files_that_are_measured(tmp_path: Path) -> Non
     assert figures["encode: publish"]["files"] == 6
     assert figures["encode, 1 % more"]["files"] == 9
     assert all(step["seconds"] > 0 for step in figures.values())
+
+
+def test_the_trade_has_a_row_for_each_student(write_params: Callable[..., Path], tmp_path: Path) -> None:
+    pairs = [{"id": n, "query": sentence(n), "document": sentence(n + 500)} for n in range(80)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    fields = {"id_field": "id", "query_field": "query", "document_field": "document"}
+    source = {"name": "tiny", "kind": "jsonl", "path": str(tmp_path / "pairs.jsonl"), **fields}
+    params = write_params(corpus={"sources": [source], "heldout": 0.3}, fit={"max_steps": 3})
+    done = CliRunner().invoke(
+        trade.main, ["--params", str(params), "--run", str(tmp_path / "run"), "--layers", "all", "--layers", "1"]
+    )
+    assert done.exit_code == 0, done.output
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
+    names = [row[0].removeprefix("| ") for row in rows]
+    assert names == [name for name in ("2 layers", "1 layer", "static") for _ in range(2)], done.stdout
+    sizes = [int(row[4].replace(",", "")) for row in rows]
+    assert sizes[0] > sizes[2] > sizes[4] > 0, done.stdout
+    assert not list((tmp_path / "run/work").glob("*/state*"))

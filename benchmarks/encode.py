@@ -26,12 +26,12 @@ from torch.nn import functional
 from benchmarks.common import MINILM, MPNET, QUICK, Row, Work, alternate, report, skipped, texts
 from benchmarks.openvino_encoder import OpenVino, Settings, candidates, own_budget
 from pipeline.base import cosines
-from pipeline.model import resolve_model
+from pipeline.model import resolve_model, traits_of
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.teacher import LocalTeacher
 
 MAX_LENGTH = 256
-BUDGET = EncodeParams().token_budget
+BUDGET = traits_of(torch.device("cpu")).encode_tokens
 LIBRARY = "sentence-transformers"
 OPENVINO = "OpenVINO bfloat16"
 TARGETS = {

@@ -24,8 +24,8 @@ import torch
 
 from benchmarks.common import MINILM, QUICK, Row, Work, alternate, child, report, texts
 from pipeline.base import keep_pages, keys
-from pipeline.fit import Position, Trainer, corpus_digest, fit
-from pipeline.model import resolve_model
+from pipeline.fit import Trainer, corpus_digest, fit
+from pipeline.model import best_device, resolve_model
 from pipeline.params import EncodeParams, FitParams, StudentParams, TeacherParams
 from pipeline.store import ShardCache, Store, StoreMeta
 from pipeline.teacher import LocalTeacher
@@ -60,8 +60,8 @@ def speed(steps: int, rounds: int) -> list[Row]:
         rates = alternate(
             {
                 "ours": _ours(Path(folder), sample, targets, steps),
-                f"{TRAINER} float32": _theirs(Path(folder), sample, targets, steps, bf16=False),
-                f"{TRAINER} bfloat16": _theirs(Path(folder), sample, targets, steps, bf16=True),
+                f"{TRAINER} float32": theirs(MINILM, Path(folder), sample, targets, steps=steps, bf16=False),
+                f"{TRAINER} bfloat16": theirs(MINILM, Path(folder), sample, targets, steps=steps, bf16=True),
             },
             rounds,
         )
@@ -99,6 +99,14 @@ def _fitted(precision: Precision, folder: Path) -> dict[str, float]:
 
 def prepare(folder: Path, sample: list[str], vectors: np.ndarray, heldout: float) -> Store:
     """A corpus of these different texts and a store of their vectors, in `folder`."""
+    rows = write_corpus(folder / "corpus", sample, heldout)
+    with ShardCache(folder / "pool", StoreMeta("0" * 64, {}, vectors.shape[1], "float16", True)) as cache:
+        cache.write(rows.select("key", "role", "id", "source", "tokens"), vectors)
+        return cache.publish(folder / "store", rows["key"])
+
+
+def write_corpus(directory: Path, sample: list[str], heldout: float) -> pl.DataFrame:
+    """A corpus of these different texts, of which a share is held out; returns its rows in the order of the texts."""
     rows = pl.DataFrame({"text": sample}).with_columns(
         key=pl.Series(keys(["document"] * len(sample), sample), dtype=pl.Binary),
         id=pl.int_range(pl.len()).cast(pl.String),
@@ -109,31 +117,32 @@ def prepare(folder: Path, sample: list[str], vectors: np.ndarray, heldout: float
         .otherwise(pl.lit("train")),
         tokens=pl.lit(0, pl.Int32),
     )
-    (folder / "corpus").mkdir()
-    rows.drop("tokens").sort("key").write_parquet(folder / "corpus" / "part-00000.parquet")
-    with ShardCache(folder / "pool", StoreMeta("0" * 64, {}, vectors.shape[1], "float16", True)) as cache:
-        cache.write(rows.select("key", "role", "id", "source", "tokens"), vectors)
-        return cache.publish(folder / "store", rows["key"])
+    directory.mkdir()
+    rows.drop("tokens").sort("key").write_parquet(directory / "part-00000.parquet")
+    return rows
 
 
 def _ours(folder: Path, sample: list[str], targets: np.ndarray, steps: int) -> Callable[[], Work]:
     store = prepare(folder, sample, targets, 0.0)
     params = FitParams(StudentParams(MINILM, max_length=MAX_LENGTH), batch_size=BATCH)
     trainer = Trainer(folder / "corpus", store, params, corpus_digest(folder / "corpus"), folder / "work")
-    batches = trainer.loader.batches(Position())  # in this thread: its cost is measured too
+    batches = trainer.batches()  # in this thread: its cost is measured too
 
     def side() -> float:
         seen = 0
         for _ in range(steps):
-            batch = next(batches)
-            trainer._step(batch)
+            batch, prepared = next(batches)
+            trainer.step.run(prepared, params.learning_rate)
             seen += len(batch.targets)
         return seen
 
     return side
 
 
-def _theirs(folder: Path, sample: list[str], targets: np.ndarray, steps: int, bf16: bool) -> Callable[[], Work]:
+def theirs(
+    checkpoint: str, folder: Path, sample: list[str], targets: np.ndarray, *, steps: int, bf16: bool
+) -> Callable[[], Work]:
+    """A run of sentence-transformers' own trainer on the best device: texts, and seconds of its steps."""
     from datasets import Dataset
     from sentence_transformers import (
         SentenceTransformer,
@@ -143,12 +152,13 @@ def _theirs(folder: Path, sample: list[str], targets: np.ndarray, steps: int, bf
     from sentence_transformers.losses import MSELoss
     from sentence_transformers.sentence_transformer.modules import Dense
 
-    loaded = SentenceTransformer(str(resolve_model(MINILM)), device="cpu")
+    device = best_device()
+    loaded = SentenceTransformer(str(resolve_model(checkpoint)), device=str(device))
     loaded.max_seq_length = MAX_LENGTH
     width = loaded.get_sentence_embedding_dimension()
     assert width is not None
-    head = Dense(width, SPEED_DIM, activation_function=torch.nn.Identity())
-    model = SentenceTransformer(modules=[*list(loaded)[:2], head], device="cpu")
+    head = Dense(width, targets.shape[1], activation_function=torch.nn.Identity())
+    model = SentenceTransformer(modules=[*list(loaded)[:2], head], device=str(device))
     data = Dataset.from_dict({"sentence": sample, "label": targets.tolist()})
     turn = iter(range(1_000_000))
 
@@ -159,7 +169,7 @@ def _theirs(folder: Path, sample: list[str], targets: np.ndarray, steps: int, bf
             per_device_train_batch_size=BATCH,
             num_train_epochs=1,
             bf16=bf16,
-            use_cpu=True,
+            use_cpu=device.type == "cpu",
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,

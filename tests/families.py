@@ -14,6 +14,13 @@ BERT_LIKE: dict[str, Any] = {**WIDE, "intermediate_size": 48, "max_position_embe
 LLAMA_LIKE: dict[str, Any] = {**BERT_LIKE, "num_key_value_heads": 2, "pad_token_id": 0}
 GEMMA_LIKE: dict[str, Any] = {**LLAMA_LIKE, "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}
 T5_LIKE: dict[str, Any] = {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4, "num_layers": 3, "pad_token_id": 0}
+MOBILE = ("embedding_size", "intra_bottleneck_size", "true_hidden_size")
+SQUEEZE = tuple(f"{part}_groups" for part in ("q", "k", "v", "post_attention", "intermediate", "output"))
+XLM_LIKE: dict[str, Any] = {"emb_dim": 32, "n_layers": 3, "n_heads": 4, "max_position_embeddings": 64, "pad_index": 0}
+GPT_NEO: dict[str, Any] = {
+    **{"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64, "window_size": 8},
+    "attention_types": [[["global", "local"], 1]],
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertModel", BERT_LIKE),
     "xlm-roberta": ("XLMRobertaModel", {**BERT_LIKE, "pad_token_id": 0}),
@@ -38,15 +45,48 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "xlnet": ("XLNetModel", {"d_model": 32, "n_head": 4, "d_inner": 48, "n_layer": 3}),
     "funnel": ("FunnelModel", {"block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48}),
 }
+RELATIVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert, gelu_new": ("BertModel", {**BERT_LIKE, "hidden_act": "gelu_new"}),
+    "roberta": ("RobertaModel", {**BERT_LIKE, "pad_token_id": 0}),
+    "camembert": ("CamembertModel", {**BERT_LIKE, "pad_token_id": 0}),
+    "electra": ("ElectraModel", {**BERT_LIKE, "embedding_size": 16}),
+    "ernie": ("ErnieModel", {**BERT_LIKE, "pad_token_id": 0}),
+    "mpnet": ("MPNetModel", {**BERT_LIKE, "pad_token_id": 0}),
+    "deberta": ("DebertaModel", {**BERT_LIKE, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+    "eurobert": ("EuroBertModel", LLAMA_LIKE),
+    "nomic-bert": ("NomicBertModel", {**BERT_LIKE, "pad_token_id": 0}),
+    "jina-embeddings-v3": ("JinaEmbeddingsV3Model", {**BERT_LIKE, "pad_token_id": 0}),
+    "mobilebert": ("MobileBertModel", {**BERT_LIKE, **dict.fromkeys(MOBILE, 16)}),
+    "squeezebert": ("SqueezeBertModel", {**BERT_LIKE, "embedding_size": 32, **dict.fromkeys(SQUEEZE, 1)}),
+    "convbert": ("ConvBertModel", {**BERT_LIKE, "embedding_size": 32, "head_ratio": 2}),
+    "big-bird": ("BigBirdModel", {**BERT_LIKE, "attention_type": "original_full", "pad_token_id": 0}),
+    "longformer": ("LongformerModel", {**BERT_LIKE, "attention_window": [8, 8, 8], "pad_token_id": 0}),
+    "roformer": ("RoFormerModel", {**BERT_LIKE, "embedding_size": 32, "pad_token_id": 0}),
+    "megatron-bert": ("MegatronBertModel", BERT_LIKE),
+    "rembert": ("RemBertModel", {**BERT_LIKE, "input_embedding_size": 16}),
+    "data2vec-text": ("Data2VecTextModel", {**BERT_LIKE, "pad_token_id": 0}),
+    "fnet": ("FNetModel", {key: value for key, value in BERT_LIKE.items() if key != "num_attention_heads"}),
+    "xlm": ("XLMModel", XLM_LIKE),
+    "umt5": ("UMT5EncoderModel", T5_LIKE),
+    "gpt-neo": ("GPTNeoModel", GPT_NEO),
+    "gpt-neox": ("GPTNeoXModel", BERT_LIKE),
+    "bloom": ("BloomModel", {"hidden_size": 32, "n_layer": 3, "n_head": 4}),
+    "llama": ("LlamaModel", LLAMA_LIKE),
+    "mistral": ("MistralModel", {**LLAMA_LIKE, "head_dim": 8, "sliding_window": 8}),
+    "gemma": ("GemmaModel", {**LLAMA_LIKE, "head_dim": 8}),
+    "gemma2": ("Gemma2Model", GEMMA_LIKE),
+    "phi3": ("Phi3Model", LLAMA_LIKE),
+}
+"""Further families, which differ from those above in nothing that a test of its own would show."""
 LEFT = ("gpt2", "xlnet", "qwen3")  # their tokenizers pad on the left
-CAUSAL = ("gpt2", "qwen3")
+CAUSAL = ("gpt2", "qwen3", "gpt-neo", "gpt-neox", "bloom", "llama", "mistral", "gemma", "gemma2", "phi3")
 
 
 def make_family(directory: Path, family: str) -> Path:
     """A checkpoint of transformers alone, with a word tokenizer over WORDS."""
     import transformers
 
-    name, shape = FAMILIES[family]
+    name, shape = (FAMILIES | RELATIVES)[family]
     kind: Any = getattr(transformers, name)
     torch.manual_seed(3)
     model = kind(kind.config_class(vocab_size=ROWS, **shape))

@@ -31,13 +31,13 @@ class Subject:
     """The model that a process loads: a teacher, or the directory of a student."""
 
     model: TeacherParams | Path
-    token_budget: int
+    token_budget: int | None
 
 
 def cost(
     teacher: Teacher,
     student: Path,
-    token_budget: int,
+    token_budget: int | None,
     texts: tuple[Sequence[str], Sequence[str]],
     params: EvaluateParams,
 ) -> dict[str, Any]:

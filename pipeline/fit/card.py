@@ -12,8 +12,17 @@ from typing import Any
 
 from pipeline.corpus import scan
 from pipeline.model import Student
-from pipeline.params import FitParams, public_name
+from pipeline.params import FitParams, Pooling, public_name
 from pipeline.store import StoreMeta
+
+POOLING_WORDS: dict[Pooling, str] = {
+    "cls": "first token",
+    "max": "maximum",
+    "mean": "mean",
+    "mean_sqrt_len_tokens": "sum over the root of the length",
+    "weightedmean": "mean weighted by position",
+    "lasttoken": "last token",
+}
 
 
 def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[str, Any], student: Student) -> str:
@@ -28,8 +37,9 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
         layers=student.backbone.layers,
         width=student.width,
         parameters=f"{metrics['parameters']:,}",
-        pooling=" and ".join(student.backbone.pooling),
         max_length=student.max_length,
+        pooling=", ".join(POOLING_WORDS[mode] for mode in student.backbone.pooling),
+        needs=student.backbone.needs,
         dim=student.dim,
         normalized="of length one" if student.normalize else "not normalised",
         comparison=meta.comparison,

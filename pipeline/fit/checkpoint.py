@@ -35,8 +35,9 @@ def capture(
     for number, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
     tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        tensors[f"random.{device.type}"] = torch.get_device_module(device).get_rng_state()
     return Checkpoint(tensors, progress)
 
 
@@ -53,8 +54,9 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Opt
         state.setdefault(int(number), {})[field] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+    device = next(model.parameters()).device
+    if device.type != "cpu" and f"random.{device.type}" in tensors:
+        torch.get_device_module(device).set_rng_state(tensors[f"random.{device.type}"])
 
 
 def initial_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Losses of the regression: each takes vectors and targets `[texts, dim]` and gives the mean over the texts."""
+"""Losses of the regression: each takes vectors and targets `[texts, dim]` and gives that of each text."""
 
 from collections.abc import Callable
 
@@ -6,19 +6,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+
 
 def _l2(vectors: Tensor, targets: Tensor) -> Tensor:
     distances: Tensor = torch.linalg.vector_norm(vectors - targets, dim=1)  # its gradient at 0 is 0
-    return distances.mean()
+    return distances
 
 
 def _mse(vectors: Tensor, targets: Tensor) -> Tensor:
-    return (vectors - targets).square().sum(1).mean()
+    return (vectors - targets).square().sum(1)
 
 
 def _cosine(vectors: Tensor, targets: Tensor) -> Tensor:
-    return 1 - functional.cosine_similarity(vectors, targets).mean()
+    return 1 - functional.cosine_similarity(vectors, targets)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l2": _l2, "mse": _mse, "cosine": _cosine}
+LOSSES: dict[str, Loss] = {"l2": _l2, "mse": _mse, "cosine": _cosine}
 """By the name in `fit.loss`."""

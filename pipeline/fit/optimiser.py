@@ -5,9 +5,12 @@ Schedule: the run's steps are split evenly into `cycles`; within each the learni
 shorter. Warm-up multiplies the rate over the first `warmup_steps` of the run.
 """
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor, nn
 
+from pipeline.model import traits_of
 from pipeline.params import FitParams
 
 
@@ -26,31 +29,53 @@ def learning_rate(step: int, total: int, params: FitParams) -> float:
     return rate * min(1.0, (step + 1) / params.warmup_steps) if params.warmup_steps else rate
 
 
-class Optimiser:
-    """AdamW with clipped gradient norm; biases and norms are not decayed, as is usual for transformers.
+def adamw(student: nn.Module, params: FitParams, **options: Any) -> torch.optim.AdamW:
+    """AdamW over all weights that train; biases and norms are not decayed, as is usual for transformers."""
+    trained = [p for p in student.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": params.weight_decay},
+        {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, fused=True, **options)
 
-    On a CPU the gradient of the token embeddings is one lasting buffer: a batch writes the rows of its own tokens, and
-    these are cleared after the step. Filling and measuring all 30,522 rows, of which a batch touches some 400, would
-    cost a tenth of the step. The result is the same.
+
+class Optimiser(Protocol):
+    """AdamW with clipped gradient norm."""
+
+    adamw: torch.optim.AdamW
+
+    def step(self, ids: Tensor, rate: float) -> None:
+        """One step at learning rate `rate`, after the backward pass of a batch with tokens `ids`; clears gradients."""
+
+
+def optimiser_for(student: nn.Module, token_embeddings: nn.Embedding, params: FitParams) -> Optimiser:
+    """The one that suits the device where `student` is, of which `token_embeddings` is a part."""
+    if token_embeddings.weight.device.type == "cpu":
+        return RowsOptimiser(student, token_embeddings, params)
+    return DeviceOptimiser(student, params)
+
+
+class RowsOptimiser:
+    """The optimiser on a CPU.
+
+    The gradient of the token embeddings is one lasting buffer: a batch writes the rows of its own tokens, and these are
+    cleared after the step. Filling and measuring all 30,522 rows, of which a batch touches some 400, would cost a tenth
+    of the step. The result is the same.
     """
 
     def __init__(self, student: nn.Module, token_embeddings: nn.Embedding, params: FitParams) -> None:
         """`token_embeddings` is a part of `student`."""
-        trained = [p for p in student.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": params.weight_decay},
-            {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
-        ]
-        self.adamw = torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)
+        self.adamw = adamw(student, params, lr=params.learning_rate)
         self.clip_norm, self.table = params.clip_norm, token_embeddings.weight
-        self.by_rows = self.table.device.type == "cpu" and self.table.requires_grad
+        self.by_rows = self.table.requires_grad
+        trained = [p for p in student.parameters() if p.requires_grad]
         self.dense = [p for p in trained if not self.by_rows or p is not self.table]
         if self.by_rows:
             token_embeddings.sparse = True
             self.table.grad = torch.zeros_like(self.table)
 
     def step(self, ids: Tensor, rate: float) -> None:
-        """One step at learning rate `rate`, after the backward pass of a batch with tokens `ids`; clears gradients."""
+        """See `Optimiser.step`."""
         for group in self.adamw.param_groups:
             group["lr"] = rate
         rows = torch.unique(ids) if self.by_rows else None
@@ -72,5 +97,38 @@ class Optimiser:
         touched = [self.table.grad[rows]] if rows is not None and self.table.grad is not None else []
         norms = torch._foreach_norm([*grads, *touched])
         divisor = ((torch.linalg.vector_norm(torch.stack(norms)) + 1e-6) / most).clamp(min=1.0)
-        # On a GPU, comparing with 1 would make the host wait for the answer.
-        return None if divisor.device.type == "cpu" and divisor == 1 else divisor
+        return None if divisor == 1 else divisor
+
+
+class DeviceOptimiser:
+    """The optimiser on an accelerator: gradients, their norm and the learning rate keep their place there.
+
+    So a step can be recorded and replayed, and the host never waits to learn a number.
+    """
+
+    def __init__(self, student: nn.Module, params: FitParams) -> None:
+        self.trained = [p for p in student.parameters() if p.requires_grad]
+        device = self.trained[0].device
+        self.rate = torch.tensor(params.learning_rate, device=device)
+        self.adamw = adamw(student, params, lr=self.rate, capturable=traits_of(device).graphs)
+        self.clip_norm = params.clip_norm
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the steps to come."""
+        self.rate.fill_(rate)
+        for group in self.adamw.param_groups:
+            group["lr"] = self.rate  # a restored state brings a tensor of its own
+
+    def step(self, ids: Tensor, rate: float) -> None:
+        """See `Optimiser.step`."""
+        self.set_rate(rate)
+        self.update()
+
+    def update(self) -> None:
+        """The part of a step that is the same every time. Gradients stay where the first backward pass put them."""
+        gradients = [p.grad for p in self.trained if p.grad is not None]
+        if self.clip_norm is not None:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            torch._foreach_div_(gradients, ((norm + 1e-6) / self.clip_norm).clamp(min=1.0))
+        self.adamw.step()
+        torch._foreach_zero_(gradients)

@@ -20,19 +20,20 @@ from pipeline.base import LeafError, keep_pages, locked, prefetch, release_pages
 from pipeline.fit import checkpoint, head
 from pipeline.fit.card import write_card
 from pipeline.fit.loader import Loader, Position, TrainingBatch
-from pipeline.fit.losses import LOSSES
-from pipeline.fit.optimiser import Optimiser, learning_rate, total_steps
+from pipeline.fit.optimiser import learning_rate, total_steps
+from pipeline.fit.step import step_for
 from pipeline.fit.token_cache import corpus_digest, tokenize
 from pipeline.model import (
-    TOKEN_BUDGET,
     Student,
     best_device,
     bf16_is_fast,
     build,
     pack,
+    repeatable,
     resolve_model,
-    split,
+    synchronize,
     token_batches,
+    traits_of,
     weights_sha256,
 )
 from pipeline.params import FitParams
@@ -43,8 +44,6 @@ KEEP_BYTES = 40 << 20
 """malloc keeps freed buffers of up to this size. No buffer of a training step is larger, but vocabulary tables and
 parts of the store are: kept on the heap, those would leave holes for as long as the process runs."""
 AHEAD = 32  # training batches that are ready before they are needed
-MOST_TOKENS = {"cpu": 2048, "cuda": 65_536}
-"""Tokens of one backward pass. A larger batch is computed in parts whose gradients add up: memory stays bounded."""
 CURVE_POINTS = 200  # points of the training curve
 NOT_OF_THE_RESULT = ("checkpoint_every",)  # parameters that may change between a run and its continuation
 
@@ -154,15 +153,18 @@ class Trainer:
             raise LeafError(f"fit.snapshots: step {beyond[0]} is impossible; the run has {self.total} steps")
         self.validation = self.loader.validation(params.validation_rows)
         self.student.to(self.device)
-        self.optimiser = Optimiser(self.student, self.student.backbone.token_embeddings, params)
+        self.step = step_for(self.student, params, self.dtype)
         self.progress = Progress()
         # Losses are added up on the device: reading each would make a GPU wait for the host at every step.
         self.window = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.loss = LOSSES[params.loss]
         self.initial_weights: dict[str, Tensor] = {}  # empty unless they have a share in the saved weights
 
     def train(self, state: Path, out: Path) -> None:
         """Run all steps that are still to do, then save the student."""
+        with repeatable(self.device):
+            self._train(state, out)
+
+    def _train(self, state: Path, out: Path) -> None:
         saved = checkpoint.load(state)
         if saved is None:
             self._start()
@@ -170,7 +172,7 @@ class Trainer:
                 self._save(_snapshot(out, 0))
             self._checkpoint(state)
         else:
-            checkpoint.restore(saved, self.student, self.optimiser.adamw)
+            checkpoint.restore(saved, self.student, self.step.adamw)
             self.initial_weights = checkpoint.initial_weights(saved)
             self.progress = Progress.parse(saved.progress)
             self.window.fill_(self.progress.window_loss)
@@ -217,36 +219,47 @@ class Trainer:
         """Batches of features and targets of these training items."""
         self.student.eval()
         lengths = self.loader.tokens.lengths(self.loader.items.text[rows])
-        for batch in token_batches(lengths, TOKEN_BUDGET):
+        for batch in token_batches(lengths, traits_of(self.device).encode_tokens):
             features = self.student.features(self.loader.pack(rows[batch]).to(self.device), self.dtype)
             yield features, torch.from_numpy(targets[batch])
 
     def _steps(self, state: Path, out: Path) -> None:
         progress, params = self.progress, self.params
         window = max(1, self.total // CURVE_POINTS)
-        batches = prefetch(self.loader.batches(progress.position), AHEAD)
+        batches = prefetch(self.batches(), AHEAD)
         bar = tqdm(total=self.total, initial=progress.step, desc="fit", unit="step", smoothing=0.05)
         while progress.step < self.total:
             began = time.perf_counter()
-            batch = next(batches)
+            batch, prepared = next(batches)
             ready = time.perf_counter()
-            self.window += self._step(batch)
+            self.window += self.step.run(prepared, learning_rate(progress.step, self.total, params))
+            self._advance(batch)
+            last = progress.step == self.total
+            window_ends = last or progress.step % window == 0
+            validates = last or progress.step % params.validate_every == 0
+            checkpoints = last or progress.step % params.checkpoint_every == 0
+            if window_ends or validates or checkpoints:
+                synchronize(self.device)  # so that the clock of the training covers its steps, and nothing else's does
             done = time.perf_counter()
             progress.waiting += ready - began
             progress.training += done - began
-            self._advance(batch)
             bar.update()
-            if progress.step % window == 0 or progress.step == self.total:
+            if window_ends:
                 bar.set_postfix_str(self._close_window())
-            if progress.step % params.validate_every == 0 or progress.step == self.total:
+            if validates:
                 self._record_validation()
             if progress.step in params.snapshots:
                 self._save(_snapshot(out, progress.step))
             progress.total += time.perf_counter() - began
-            if progress.step % params.checkpoint_every == 0 or progress.step == self.total:
+            if checkpoints:
                 self._checkpoint(state)
         bar.close()
         batches.close()
+
+    def batches(self) -> Iterator[tuple[TrainingBatch, Any]]:
+        """The batches to come, each with what a step takes."""
+        for batch in self.loader.batches(self.progress.position):
+            yield batch, self.step.prepare(batch)
 
     def _advance(self, batch: TrainingBatch) -> None:
         progress = self.progress
@@ -254,19 +267,6 @@ class Trainer:
         progress.position = batch.following
         progress.presentations += len(batch.targets)
         progress.window_steps += 1
-
-    def _step(self, batch: TrainingBatch) -> Tensor:
-        """One update of all weights; the batch's loss before it."""
-        self.student.train()
-        rate = learning_rate(self.progress.step, self.total, self.params)
-        total = torch.zeros((), device=self.device)
-        for texts, rows in split(batch.texts, MOST_TOKENS[self.device.type]):
-            vectors = self.student(texts.to(self.device), self.dtype)
-            loss = self.loss(vectors, batch.targets[rows].to(self.device)) * (len(rows) / len(batch.targets))
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        self.optimiser.step(batch.texts.ids, rate)
-        return total
 
     def _close_window(self) -> str:
         """Add the mean loss since the last call to the curve; returns what the progress bar shows."""
@@ -297,10 +297,10 @@ class Trainer:
         student.eval()
         lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
         loss = cosine = 0.0
-        for rows in token_batches(lengths, TOKEN_BUDGET):
+        for rows in token_batches(lengths, traits_of(self.device).encode_tokens):
             expected = torch.from_numpy(targets[rows]).to(self.device)
             vectors = student(pack([token_ids[row] for row in rows]).to(self.device), self.dtype)
-            loss += float(self.loss(vectors, expected)) * len(rows)
+            loss += float(self.step.loss(vectors, expected).mean()) * len(rows)
             cosine += float(functional.cosine_similarity(vectors, expected).sum())
         release_pages()
         return {"loss": loss / len(token_ids), "cosine": cosine / len(token_ids)}
@@ -309,7 +309,7 @@ class Trainer:
         self.progress.window_loss = float(self.window)
         if not np.isfinite(self.progress.window_loss):
             return  # the end of the window will report it; the checkpoint before is still good
-        captured = checkpoint.capture(self.student, self.optimiser.adamw, asdict(self.progress), self.initial_weights)
+        captured = checkpoint.capture(self.student, self.step.adamw, asdict(self.progress), self.initial_weights)
         checkpoint.save(captured, state)
 
     def _averaged(self) -> Student:

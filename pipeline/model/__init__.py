@@ -7,8 +7,19 @@ from pipeline.model import attention
 from pipeline.model.backbones.backbone import Backbone, CompiledBackbone
 from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.backbones.registry import backbone_for, find_backbone
-from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack, split, token_batches
-from pipeline.model.device import best_device, bf16_is_fast
+from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack, pad, split, token_batches
+from pipeline.model.cuda import Graphs
+from pipeline.model.device import (
+    TRAITS,
+    best_device,
+    bf16_is_fast,
+    overwrite,
+    repeatable,
+    staged,
+    synchronize,
+    traits_of,
+    upload,
+)
 from pipeline.model.model_files import (
     check_digest,
     check_sha256,
@@ -17,16 +28,18 @@ from pipeline.model.model_files import (
     resolve_model,
     weights_sha256,
 )
-from pipeline.model.parallel import vectors_in_parts, worker_count
+from pipeline.model.parallel import in_threads, vectors_in_parts, worker_count
 from pipeline.model.pooling import Pooling, poolings_of
 from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build, write_errors
 
 __all__ = [
     "TOKEN_BUDGET",
     "TOKEN_MULTIPLE",
+    "TRAITS",
     "Backbone",
     "Batch",
     "CompiledBackbone",
+    "Graphs",
     "PackedBackbone",
     "Pooling",
     "Student",
@@ -40,12 +53,20 @@ __all__ = [
     "check_sha256",
     "code_files",
     "find_backbone",
+    "in_threads",
     "load_sentence_transformer",
+    "overwrite",
     "pack",
+    "pad",
     "poolings_of",
+    "repeatable",
     "resolve_model",
     "split",
+    "staged",
+    "synchronize",
     "token_batches",
+    "traits_of",
+    "upload",
     "vectors_in_parts",
     "weights_sha256",
     "worker_count",

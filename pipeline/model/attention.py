@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.model.device import traits_of, upload
+
 LengthGroups = Sequence[tuple[int, int]]
 Group = tuple[tuple[int, int], ...]
 KEPT = 1 << 23
@@ -32,7 +34,13 @@ REGISTER = 32
 
 
 def attention(
-    qkv: Tensor, length_groups: LengthGroups, heads: int, biases: Sequence[Tensor] = (), dropout: float = 0.0
+    qkv: Tensor,
+    length_groups: LengthGroups,
+    heads: int,
+    biases: Sequence[Tensor] = (),
+    dropout: float = 0.0,
+    *,
+    behind: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention within each text: [tokens, 3 * width] -> [tokens, width]; 0 for tokens behind the last text.
 
@@ -43,14 +51,24 @@ def attention(
         biases: nothing, or for each group what is added to its scores, [1, heads, length, length]. That of a shorter
             length must be the upper left part of a longer length's, which takes its gradient where both share a call.
         dropout: share of the probabilities that is left out.
+        behind: for texts padded to one length, which keys are padding, [texts, length].
     """
-    if qkv.is_cuda:
-        return fused_attention(qkv, tuple(length_groups), heads, biases[-1] if biases else None, dropout)
+    if behind is not None or not traits_of(qkv.device).packed:
+        longest = biases[-1] if biases else None
+        return fused_attention(qkv, tuple(length_groups), heads, longest, dropout, behind=behind)
     mixed: Tensor = _Attention.apply(qkv, length_groups, heads, dropout, *biases)  # type: ignore[no-untyped-call]
     return mixed
 
 
-def fused_attention(qkv: Tensor, group: Group, heads: int, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
+def fused_attention(
+    qkv: Tensor,
+    group: Group,
+    heads: int,
+    bias: Tensor | None,
+    dropout: float = 0.0,
+    *,
+    behind: Tensor | None = None,
+) -> Tensor:
     """The same by PyTorch's fused kernel, once over all texts padded to the longest, whose `bias` is taken.
 
     For GPUs, where launching a kernel for every length costs more than computing on padding.
@@ -59,8 +77,10 @@ def fused_attention(qkv: Tensor, group: Group, heads: int, bias: Tensor | None, 
     q, k, v = _padded(qkv[:tokens], group).view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
     mask = bias
     if len(group) > 1:
-        behind = _places(group, qkv.device)[1].to(qkv.dtype)[:, None, None]
-        mask = behind.expand(-1, heads, length, -1) if bias is None else behind + bias
+        behind = _places(group, qkv.device)[1]
+    if behind is not None:
+        hidden = q.new_zeros(behind.shape).masked_fill_(behind, float("-inf"))[:, None, None]
+        mask = hidden.expand(-1, heads, length, -1) if bias is None else hidden + bias
     mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     texts = _unpadded(mixed.transpose(1, 2).reshape(count * length, -1), group)
     return texts if len(qkv) == tokens else torch.cat([texts, texts.new_zeros(len(qkv) - tokens, texts.shape[1])])
@@ -74,12 +94,11 @@ def _size(group: Group) -> tuple[int, int, int]:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # else a tensor cached during inference could not be used in a backward pass
 def _places(group: Group, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where each token stands among texts padded to the longest, [tokens]; for each key -inf behind a text's end."""
+    """Where each token stands among texts padded to the longest, [tokens]; which keys are behind a text's end."""
     counts, lengths = torch.tensor(group).T
     there = torch.arange(group[-1][1]) < torch.repeat_interleave(lengths, counts)[:, None]  # [texts, keys]
     places = there.flatten().nonzero().squeeze(1)
-    mask = torch.zeros(there.shape).masked_fill_(~there, float("-inf"))
-    return places.to(device, non_blocking=True), mask.to(device, non_blocking=True)
+    return upload(places, device), upload(~there, device)
 
 
 def _padded(block: Tensor, group: Group) -> Tensor:

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from pipeline.base import LeafError
+from pipeline.model.device import upload
 
 TOKEN_MULTIPLE = 64
 """The tokens of a batch are rounded up to a multiple of this: oneDNN builds a kernel for every shape that it has not
 seen, and keeps the last of them, some hundreds of kilobytes each."""
+SPARE_SHARE = 0.25  # tokens that `evened` may add
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Batch:
     """Texts laid end to end, shortest first.
 
     Behind the last text there are up to TOKEN_MULTIPLE - 1 tokens of no text: none attends to them, and no pooling
-    counts them.
+    counts them. Batches of one shape, which a step on an accelerator wants, have them behind every text (`pad`).
     """
 
     ids: Tensor
@@ -32,10 +34,29 @@ class Batch:
     """(texts, tokens of each) for each length, ascending."""
     order: Tensor
     """`[texts]`: where each text that the caller gave stands among those of the batch."""
+    lengths: Tensor | None = None
+    """`[texts]`: tokens of each text without padding, where all are padded to one length and in the caller's order."""
 
-    def to(self, device: torch.device | str) -> "Batch":
+    @classmethod
+    def padded(cls, ids: Tensor, lengths: Tensor) -> "Batch":
+        """Texts padded to one length: token ids `[texts, length]` and the tokens of each without padding `[texts]`."""
+        count, length = ids.shape
+        positions = torch.arange(length, device=ids.device).repeat(count)
+        order = torch.arange(count, device=ids.device)
+        return cls(ids.reshape(-1), positions, ((count, length),), order, lengths)
+
+    def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return Batch(self.ids.to(device), self.positions.to(device), self.length_groups, self.order.to(device))
+        lengths = None if self.lengths is None else upload(self.lengths, device)
+        ids, positions, order = (upload(tensor, device) for tensor in (self.ids, self.positions, self.order))
+        return Batch(ids, positions, self.length_groups, order, lengths)
+
+    def behind(self) -> Tensor | None:
+        """`[texts, length]`: whether a token is padding; None if the texts are not padded."""
+        if self.lengths is None:
+            return None
+        places = torch.arange(self.length_groups[0][1], device=self.lengths.device)
+        return places >= self.lengths[:, None]
 
 
 def pack(token_ids: Sequence[Sequence[int] | np.ndarray]) -> Batch:
@@ -52,6 +73,28 @@ def pack(token_ids: Sequence[Sequence[int] | np.ndarray]) -> Batch:
     order[by_length] = np.arange(len(by_length))
     length_groups = tuple((int(c), int(v)) for v, c in zip(values, counts, strict=True))
     return Batch(torch.from_numpy(flat), torch.from_numpy(positions), length_groups, torch.from_numpy(order))
+
+
+def pad(batch: Batch, texts: int, length: int) -> tuple[Tensor, Tensor]:
+    """Token ids `[texts, length]` in the caller's order, and the tokens of each text `[texts]`.
+
+    The batch may hold fewer texts; those that are added have one token.
+    """
+    own = np.repeat([length for _, length in batch.length_groups], [count for count, _ in batch.length_groups])
+    sorted_ids = np.zeros((len(own), length), dtype=np.int64)
+    sorted_ids[np.arange(length) < own[:, None]] = batch.ids[: own.sum()].numpy()
+    ids, lengths = torch.zeros(texts, length, dtype=torch.int64), torch.ones(texts, dtype=torch.int64)
+    order = batch.order.numpy()
+    ids.numpy()[: len(own)], lengths.numpy()[: len(own)] = sorted_ids[order], own[order]
+    return ids, lengths
+
+
+def evened(batch: Batch) -> Batch:
+    """The batch with its texts padded to the longest, where that adds few tokens; else the same batch."""
+    texts, longest = len(batch.order), batch.length_groups[-1][1]
+    if len(batch.length_groups) == 1 or texts * longest > (1 + SPARE_SHARE) * len(batch.ids):
+        return batch
+    return Batch.padded(*pad(batch, texts, longest))
 
 
 def split(batch: Batch, budget: int) -> list[tuple[Batch, Tensor]]:

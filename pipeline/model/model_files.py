@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pipeline.base import LeafError, first_line, sha256
+from pipeline.model.device import best_device
 
 PACKAGE = "package:"
 LOADING: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
@@ -105,6 +106,7 @@ def load_sentence_transformer(directory: Path, name: str, code_revision: str | N
     with _load_errors(f"model `{name}`: cannot be loaded as a sentence-transformers model"), _whole_checkpoints(name):
         model = SentenceTransformer(
             str(directory),
+            device=str(best_device()),
             trust_remote_code=code_revision is not None,
             local_files_only=code_revision is None,
             model_kwargs=LOADING | trusted,

@@ -27,6 +27,20 @@ def pooled(blocks: Iterable[Tensor], order: Tensor, pooling: Sequence[Pooling]) 
     return torch.cat(rows)[order]
 
 
+def pooled_padded(block: Tensor, lengths: Tensor, pooling: Sequence[Pooling]) -> Tensor:
+    """The same for texts `[texts, tokens, width]` that have padding behind `lengths` tokens; in their own order."""
+    places = torch.arange(block.shape[1], device=block.device)
+    there = places < lengths[:, None]
+    vectors = []
+    for mode in pooling:
+        if mode == "max":
+            vectors.append(block.masked_fill(~there[:, :, None], float("-inf")).amax(1).float())
+        else:
+            weights = _SHARES[mode](places, lengths[:, None]) * there
+            vectors.append(torch.bmm(weights[:, None], block.float()).squeeze(1))
+    return vectors[0] if len(vectors) == 1 else torch.cat(vectors, 1)
+
+
 def _mean(block: Tensor) -> Tensor:
     return block.mean(1, dtype=torch.float32)
 
@@ -45,6 +59,15 @@ _MODES: dict[Pooling, Callable[[Tensor], Tensor]] = {
     "mean_sqrt_len_tokens": lambda block: _mean(block) * block.shape[1] ** 0.5,
     "weightedmean": _weighted_mean,
 }
+
+_SHARES: dict[Pooling, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean": lambda places, lengths: 1 / lengths,
+    "cls": lambda places, lengths: (places == 0).float(),
+    "lasttoken": lambda places, lengths: (places == lengths - 1).float(),
+    "mean_sqrt_len_tokens": lambda places, lengths: lengths.float().rsqrt(),
+    "weightedmean": lambda places, lengths: (places + 1) * 2 / (lengths * (lengths + 1)),
+}
+"""The share of each token in the vector of its text, for the modes that are sums."""
 
 
 def poolings_of(module: Any) -> tuple[Pooling, ...]:

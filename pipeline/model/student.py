@@ -257,6 +257,5 @@ class StudentEncoder:
         return vectors
 
     @torch.inference_mode()
-    def _forward(self, token_ids: Sequence[Sequence[int]]) -> np.ndarray:
-        vectors: np.ndarray = self.student.finish(self._compiled(pack(token_ids))).float().cpu().numpy()
-        return vectors
+    def _forward(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        return self.student.finish(self._compiled(pack(token_ids))).float()

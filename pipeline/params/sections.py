@@ -208,8 +208,9 @@ class EncodeParams:
     """Licence of the vectors (SPDX, `CC-BY-4.0`), written into the store."""
     pool: str = ".cache/pool"
     """Directory of the shard cache, which keeps finished shards between runs."""
-    token_budget: int = field(default=8192, metadata=bounded(64))
-    """Tokens in progress at once: in a forward pass, or in all those that run in parallel on a CPU's cores."""
+    token_budget: int | None = field(default=None, metadata=bounded(64))
+    """Tokens in progress at once: in a forward pass, or in all those that run in parallel on a CPU's cores. Left out:
+    8192 on a CPU, 65,536 on an accelerator."""
     verify_rows: int = field(default=32, metadata=bounded(0))
     """Rows of each reused store that are encoded again and compared with the stored vectors before the store is
     trusted, besides a row of each of its shards; 0 compares none."""

@@ -5,16 +5,26 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from pipeline.base import Array, LeafError, keep_pages
-from pipeline.model import check_digest, load_sentence_transformer, resolve_model, vectors_in_parts
+from pipeline.model import (
+    best_device,
+    check_digest,
+    in_threads,
+    load_sentence_transformer,
+    resolve_model,
+    traits_of,
+    vectors_in_parts,
+)
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.store import StoreMeta
 from pipeline.teacher.layout import ROLES, Layout, read_layout
@@ -57,7 +67,8 @@ class LocalTeacher:
 
     def __init__(self, params: TeacherParams, encode: EncodeParams) -> None:
         """Read nothing yet. Of `encode`, `token_budget` and `dtype` are used."""
-        self.params, self.token_budget, self._dtype = params, encode.token_budget, encode.dtype
+        self.params, self._dtype = params, encode.dtype
+        self.token_budget = encode.token_budget or traits_of(best_device()).encode_tokens
         self._lock = threading.Lock()
         self._model: Any = None
         self._runners: dict[str, Runner] = {}
@@ -142,20 +153,22 @@ class LocalTeacher:
 
     def tokenize_rows(self, rows: pl.DataFrame) -> TokenisedTexts:
         """`tokenize` for a frame with `role, text` that mixes the roles, in its order."""
-        inputs: list[Any] = []
-        for block in rows.iter_slices(TOKENIZE_ROWS):
-            # One call for each role, because each has its own prompt.
-            block_inputs: list[Any] = [()] * block.height
-            for role in ROLES:
-                role_rows = block.with_row_index("row").filter(pl.col("role") == role)
-                tokens = self.tokenize(role_rows["text"].to_list(), role)
-                for row, text in zip(role_rows["row"], tokens, strict=True):
-                    block_inputs[row] = text
-            inputs += block_inputs
-        return TokenisedTexts(inputs, rows["role"].to_list())
+        self.load()
+        blocks = rows.iter_slices(TOKENIZE_ROWS)
+        parts = in_threads(self._tokenize_block, blocks, traits_of(self._model.device).tokenize_threads)
+        return TokenisedTexts(list(chain.from_iterable(parts)), rows["role"].to_list())
 
-    def _forward(self, runner: Runner, inputs: Sequence[Any]) -> Array:
-        """Vectors `[texts, dim]` float32 of one batch; LeafError if they are of another width than the files name."""
+    def _tokenize_block(self, block: pl.DataFrame) -> list[Any]:
+        inputs: list[Any] = [()] * block.height
+        for role in ROLES:  # one call for each, because each has its own prompt
+            role_rows = block.with_row_index("row").filter(pl.col("role") == role)
+            tokens = self.tokenize(role_rows["text"].to_list(), role)
+            for row, text in zip(role_rows["row"], tokens, strict=True):
+                inputs[row] = text
+        return inputs
+
+    def _forward(self, runner: Runner, inputs: Sequence[Any]) -> Tensor:
+        """Vectors `[texts, dim]` float32 of one batch; LeafError if their width is not what the model's files name."""
         with torch.inference_mode():
             vectors = runner.forward(inputs)
             if vectors.shape[1] != self._width:
@@ -167,7 +180,7 @@ class LocalTeacher:
             vectors = vectors[:, : self.dim].float()
             if self.params.normalize:
                 vectors = functional.normalize(vectors, dim=1)
-            return vectors.cpu().numpy()
+            return vectors
 
     def parts(self, texts: TokenisedTexts) -> Iterator[tuple[Array, Array]]:
         """Row numbers and vectors `[texts, dim]` float32 of one batch after another, until all texts are done.

@@ -25,6 +25,8 @@ PROBES = ("a", "how a text becomes a vector", "the same words again and again, a
 PROBE_TOKENS = (2, 3, 4, 5, 6, 8, 10, 13, 17, 21, 27, 34)  # of further such texts, made of the model's own tokens
 NOISE = 1e-4  # most that rounding in float32 changes a vector, as a share of its length
 BF16_COSINE = 0.9995  # of vectors in bfloat16 to those in float32; below it a model is computed in float32
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Settings by which a configuration names the experts among which a model chooses."""
 ROUTERS = ("Router", "Asym")
 PLAIN_FEATURES = {"input_ids", "attention_mask", "token_type_ids"}
 
@@ -71,8 +73,7 @@ class PackedRunner(Runner):
         return (
             _reads_plain_text(transformer)
             and (pooling.include_prompt or not prompt)
-            and PackedBackbone.supports(transformer.auto_model, poolings_of(pooling))
-            and not any(transformer.tokenizer(PROBES[1]).get("token_type_ids", ()))
+            and PackedBackbone.supports(transformer.auto_model, poolings_of(pooling), transformer)
         )
 
     def tokenize(self, texts: Sequence[str]) -> list[Any]:
@@ -110,12 +111,17 @@ class LibraryRunner(Runner):
             alone = torch.cat([self.forward([text]) for text in inputs]).float()
             apart = (self.forward(inputs).float() - alone).norm(dim=1) / alone.norm(dim=1).clamp_min(1e-9)
             self.equal_lengths = not bool((apart <= NOISE).all())
-            self.bf16 = bf16_is_fast(self.model.device)
+            self.bf16 = bf16_is_fast(self.model.device) and not self._routes_tokens()
             self.bf16 = self.bf16 and self._near(alone, inputs)
+
+    def _routes_tokens(self) -> bool:
+        """Whether the model chooses experts for each token: rounding may choose others, which no probe can rule out."""
+        config = getattr(getattr(self.modules[0], "auto_model", None), "config", None)
+        return any(getattr(config, name, None) for name in EXPERTS)
 
     def _probe_texts(self) -> list[str]:
         """Texts of different lengths: sentences, and tokens of the model's own vocabulary in a fixed random order."""
-        tokenizer = getattr(self.modules[0], "tokenizer", None)
+        tokenizer: Any = getattr(self.modules[0], "tokenizer", None)
         if not hasattr(tokenizer, "decode") or not hasattr(tokenizer, "get_vocab"):
             return list(PROBES)
         ids = sorted(set(tokenizer.get_vocab().values()) - set(getattr(tokenizer, "all_special_ids", ())))

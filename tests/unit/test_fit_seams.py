@@ -40,7 +40,7 @@ class OwnBackbone(Backbone):
     scope = "anything, in a test"
 
     @classmethod
-    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",)) -> bool:
+    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> bool:
         return True
 
     @property
@@ -97,11 +97,12 @@ class Compiled:
 
 @pytest.fixture
 def distilbert(tiny_student: Path, tmp_path: Path) -> Path:
-    """A checkpoint of a family that the packed backbone does not run; transformers files alone."""
+    """A checkpoint that the packed backbone does not run, for its activation; transformers files alone."""
     directory = tmp_path / "distilbert"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_student)
     torch.manual_seed(0)
     shape: dict[str, Any] = {"dim": 16, "n_heads": 2, "hidden_dim": 32, "n_layers": 3, "max_position_embeddings": 64}
+    shape["activation"] = "tanh"
     DistilBertModel(DistilBertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

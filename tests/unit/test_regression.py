@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.fit.optimiser import Optimiser
+from pipeline.fit.optimiser import DeviceOptimiser, RowsOptimiser
 from pipeline.params.sections import FitParams, StudentParams
 
 
@@ -24,13 +24,14 @@ class Bag(nn.Module):
         return projected
 
 
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("clip_norm", [None, 0.1, 1000.0])
-def test_steps_equal_those_of_adamw_and_clip_grad_norm(clip_norm: float | None) -> None:
+def test_steps_equal_those_of_adamw_and_clip_grad_norm(clip_norm: float | None, on_device: bool) -> None:
     torch.manual_seed(0)
     ours = Bag()
     theirs = copy.deepcopy(ours)
     params = FitParams(StudentParams(""), clip_norm=clip_norm, weight_decay=0.1)
-    optimiser = Optimiser(ours, ours.table, params)
+    optimiser = DeviceOptimiser(ours, params) if on_device else RowsOptimiser(ours, ours.table, params)
     plain = torch.optim.AdamW(
         [
             {"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.1},

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from pipeline.model.batch import Batch
 from pipeline.model.pooling import Pooling
 
+NEWER_SETTINGS = ("rope_parameters", "layer_types")
+"""What transformers 5 writes into a configuration and version 4 passes over without a word."""
+
 
 class CompiledBackbone(Protocol):
     """A backbone laid out for inference on its device. Its weights are copies: later training does not reach them."""
@@ -27,6 +30,9 @@ class Backbone(nn.Module, ABC):
 
     scope: ClassVar[str]
     """The models that it can run, for messages."""
+    takes_padding: ClassVar[bool] = False
+    """Whether `features` also takes texts padded to one length (`Batch.lengths`), and does the same work for all such
+    batches of one shape, without waiting for the device: steps that can be recorded are made of that."""
     causal = False
     """Whether no token's hidden state depends on the tokens behind it, as in decoders."""
 
@@ -44,8 +50,8 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",)) -> bool:
-        """Whether this class computes what the transformers model itself would compute."""
+    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> bool:
+        """Whether this class computes what the transformers model would; the parameters are those of `__init__`."""
 
     @property
     @abstractmethod
@@ -102,6 +108,13 @@ class Backbone(nn.Module, ABC):
     @max_length.setter
     def max_length(self, tokens: int) -> None:
         self._transformer[0].max_seq_length = tokens
+
+    @property
+    def needs(self) -> str:
+        """The libraries that load the saved modules as they were, in words."""
+        config = self.model.config.to_dict()
+        newer = any(config.get(name) for name in NEWER_SETTINGS)
+        return "sentence-transformers 5 or later" + " with transformers 5 or later" * newer
 
     def tokenizer(self) -> Tokenizer:
         """A copy of the tokenizer that cuts at `max_length` and does not pad."""

@@ -1,4 +1,4 @@
-"""BERT and MPNet without padding: the texts of a batch are laid end to end, sorted by length.
+"""BERT and its relatives without padding: the texts of a batch are laid end to end, sorted by length.
 
 Whatever works on single tokens (projections, feed-forward, normalisation) runs once over all tokens of the batch.
 Attention runs over the texts of one length at a time (`attention.py`). A family of models says where its weights are
@@ -6,9 +6,9 @@ Attention runs over the texts of one length at a time (`attention.py`). A family
 (`_run_layers`) computes both.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,9 +17,35 @@ from torch.nn import functional
 
 from pipeline.model.attention import LengthGroups, attention
 from pipeline.model.backbones.backbone import Backbone
-from pipeline.model.batch import Batch
-from pipeline.model.device import bf16_is_fast
-from pipeline.model.pooling import Pooling, pooled
+from pipeline.model.batch import Batch, evened
+from pipeline.model.device import bf16_is_fast, traits_of
+from pipeline.model.pooling import Pooling, pooled, pooled_padded
+
+
+@dataclass(frozen=True)
+class _Activation:
+    """The function between the halves of the feed-forward part."""
+
+    function: Callable[[Tensor], Tensor]
+    fused: str
+    """oneDNN's name of it."""
+    algorithm: str = "none"
+
+
+_GELU = _Activation(functional.gelu, "gelu")
+_GELU_TANH = _Activation(partial(functional.gelu, approximate="tanh"), "gelu", "tanh")
+_RELU = _Activation(functional.relu, "relu")
+_SILU = _Activation(functional.silu, "swish")
+_ACTIVATIONS = {
+    "gelu": _GELU,
+    "gelu_fast": _GELU_TANH,
+    "gelu_new": _GELU_TANH,
+    "gelu_pytorch_tanh": _GELU_TANH,
+    "relu": _RELU,
+    "silu": _SILU,
+    "swish": _SILU,
+}
+"""By the name in a model's configuration. Those that oneDNN computes inside a product."""
 
 
 @dataclass(frozen=True)
@@ -36,62 +62,88 @@ class _LayerModules:
     norm: nn.LayerNorm
 
 
-class _Family(ABC):
-    """Where a family of models keeps its weights, and how it embeds tokens and positions."""
+class _Family:
+    """Where a family of models keeps its weights and settings, and how it counts positions. As it is: that of BERT."""
 
-    @abstractmethod
-    def attention_modules(self, layer: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear, nn.LayerNorm]:
-        """Projections to queries, keys and values, output projection, and the norm behind attention."""
+    activation_setting = "hidden_act"
+    """Name of a setting in the model's configuration, as are the next two."""
+    hidden_dropout_setting = "hidden_dropout_prob"
+    attention_dropout_setting = "attention_probs_dropout_prob"
+    drops_attention_output = True
+    """Whether there is hidden dropout behind the output projection of attention."""
 
-    @abstractmethod
-    def position_offset(self, model: Any) -> int:
-        """Rows of the position table that precede that of a text's first token."""
+    def stack(self, model: Any) -> Any:
+        """The module whose `layer` is the list of layers."""
+        return model.encoder
 
-    @abstractmethod
-    def position_bias(self, model: Any, length: int) -> Tensor | None:
-        """What is added to the attention scores of a text, `[1, heads, length, length]`; None for nothing."""
+    def modules(self, layer: Any) -> _LayerModules:
+        """The modules of a layer."""
+        inner, outer = layer.attention.self, layer.attention.output
+        return _LayerModules(
+            *(inner.query, inner.key, inner.value, outer.dense, outer.LayerNorm),
+            *(layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm),
+        )
 
     def layers(self, model: Any) -> list[_LayerModules]:
         """The modules of every layer."""
-        return [
-            _LayerModules(
-                *self.attention_modules(layer), layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm
-            )
-            for layer in model.encoder.layer
-        ]
+        return [self.modules(layer) for layer in self.stack(model).layer]
 
-    def embeddings(self, model: Any, batch: Batch) -> Tensor:
-        """Token and position embeddings, summed, before the norm: `[tokens, width]`."""
-        table = model.embeddings
-        positions = table.position_embeddings(batch.positions + self.position_offset(model))
-        summed: Tensor = table.word_embeddings(batch.ids) + positions
-        return summed
-
-
-class _Bert(_Family):
-    def attention_modules(self, layer: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear, nn.LayerNorm]:
-        inner, outer = layer.attention.self, layer.attention.output
-        return inner.query, inner.key, inner.value, outer.dense, outer.LayerNorm
+    def activation(self, model: Any) -> _Activation:
+        """The activation of the feed-forward part."""
+        return _ACTIVATIONS[getattr(model.config, self.activation_setting)]
 
     def position_offset(self, model: Any) -> int:
+        """Rows of the position table that precede that of a text's first token."""
         return 0
 
+    def positions(self, model: Any, batch: Batch) -> Tensor:
+        """Row of the position table for each token, `[tokens]`."""
+        return batch.positions
+
     def position_bias(self, model: Any, length: int) -> Tensor | None:
+        """What is added to the attention scores of a text, `[1, heads, length, length]`; None for nothing."""
         return None
 
     def embeddings(self, model: Any, batch: Batch) -> Tensor:
-        token_type: Tensor = model.embeddings.token_type_embeddings.weight[0]
-        return super().embeddings(model, batch) + token_type
+        """Embeddings of tokens and positions, summed, before the norm: `[tokens, width]`.
+
+        With them, where the model has such tables, type 0 of tokens and of tasks (ERNIE).
+        """
+        tables = model.embeddings
+        positions = tables.position_embeddings(self.positions(model, batch))
+        summed: Tensor = tables.word_embeddings(batch.ids) + positions
+        for name in ("token_type_embeddings", "task_type_embeddings"):
+            if (types := getattr(tables, name, None)) is not None:
+                summed = summed + types.weight[0]
+        return summed
+
+    def projection(self, model: Any) -> nn.Linear | None:
+        """From the width of the embeddings to that of the layers (ELECTRA); None where they are of one width."""
+        projection: nn.Linear | None = getattr(model, "embeddings_project", None)
+        return projection
 
 
-class _MPNet(_Family):
-    def attention_modules(self, layer: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear, nn.LayerNorm]:
-        inner = layer.attention.attn
-        return inner.q, inner.k, inner.v, inner.o, layer.attention.LayerNorm
-
+class _Roberta(_Family):
     def position_offset(self, model: Any) -> int:
-        # Positions are counted from the padding id on, as in RoBERTa (create_position_ids_from_input_ids there).
         return int(model.embeddings.padding_idx) + 1
+
+    def positions(self, model: Any, batch: Batch) -> Tensor:
+        # Counted from the padding id on. A padding token inside a text (who writes `<pad>` gets one) has that very row
+        # and is not counted: create_position_ids_from_input_ids in transformers.
+        padding = int(model.embeddings.padding_idx)
+        counts = (batch.ids != padding).long()
+        before = counts.cumsum(0) - counts
+        first = torch.arange(len(counts), device=counts.device) - batch.positions
+        return padding + counts * (before - before[first] + 1)
+
+
+class _MPNet(_Roberta):
+    def modules(self, layer: Any) -> _LayerModules:
+        inner = layer.attention.attn
+        return _LayerModules(
+            *(inner.q, inner.k, inner.v, inner.o, layer.attention.LayerNorm),
+            *(layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm),
+        )
 
     def position_bias(self, model: Any, length: int) -> Tensor | None:
         positions = torch.arange(length, device=model.device)
@@ -102,7 +154,32 @@ class _MPNet(_Family):
         return bias.unsqueeze(0)
 
 
-_FAMILIES: dict[str, _Family] = {"bert": _Bert(), "mpnet": _MPNet()}
+class _DistilBert(_Family):
+    activation_setting = "activation"
+    hidden_dropout_setting = "dropout"
+    attention_dropout_setting = "attention_dropout"
+    drops_attention_output = False
+
+    def stack(self, model: Any) -> Any:
+        return model.transformer
+
+    def modules(self, layer: Any) -> _LayerModules:
+        inner, outer = layer.attention, layer.ffn
+        return _LayerModules(
+            *(inner.q_lin, inner.k_lin, inner.v_lin, inner.out_lin, layer.sa_layer_norm),
+            *(outer.lin1, outer.lin2, layer.output_layer_norm),
+        )
+
+
+_FAMILIES: dict[str, _Family] = {
+    **dict.fromkeys(("BertModel", "ElectraModel", "ErnieModel"), _Family()),
+    **dict.fromkeys(("RobertaModel", "XLMRobertaModel", "CamembertModel"), _Roberta()),
+    "MPNetModel": _MPNet(),
+    "DistilBertModel": _DistilBert(),
+}
+"""By the class of transformers."""
+_KNOWN_CODE = ("torch.nn.modules.", "transformers.models.", "transformers.activations")
+"""Modules of a model that has no adapters, quantised layers or code of its own."""
 
 
 class _Block(Protocol):
@@ -118,7 +195,7 @@ class _Block(Protocol):
         """The norm behind attention."""
 
     def up(self, hidden: Tensor) -> Tensor:
-        """First half of the feed-forward part, GELU included."""
+        """First half of the feed-forward part, activation included."""
 
     def down(self, hidden: Tensor, residual: Tensor) -> Tensor:
         """Second half of it, plus the residual."""
@@ -135,32 +212,43 @@ def _run_layers(
     heads: int,
     biases: Sequence[Tensor],
     dropout: float = 0.0,
+    behind: Tensor | None = None,
 ) -> Tensor:
     """Hidden states behind the last layer, `[tokens, width]`. `dropout` is that of the attention probabilities."""
     for block in blocks:
-        mixed = attention(block.qkv(hidden), length_groups, heads, biases, dropout)
+        mixed = attention(block.qkv(hidden), length_groups, heads, biases, dropout, behind=behind)
         hidden = block.attention_norm(block.output(mixed, hidden))
         hidden = block.norm(block.down(block.up(hidden), hidden))
     return hidden
 
 
 class PackedBackbone(Backbone):
-    """A BERT or MPNet model."""
+    """A model of BERT's kind: learned positions, and norms behind attention and feed-forward part."""
 
-    scope = "bert and mpnet models with absolute or MPNet's relative positions and the exact GELU"
+    scope = (
+        "bert, roberta, xlm-roberta, camembert, distilbert, electra, ernie and mpnet models with a GELU (exact or by "
+        "tanh), ReLU or SiLU"
+    )
+    takes_padding = True
 
     def __init__(self, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> None:
         super().__init__(model, pooling, transformer)
-        self.family = _FAMILIES[model.config.model_type]
+        self.family = _FAMILIES[type(model).__name__]
         if (pooler := getattr(model, "pooler", None)) is not None:
             pooler.requires_grad_(False)  # part of the checkpoint, but these features never pass through it
 
     @classmethod
-    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",)) -> bool:
+    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> bool:
         """See `Backbone.supports`."""
-        config = model.config
-        absolute = getattr(config, "position_embedding_type", "absolute") == "absolute"
-        return config.model_type in _FAMILIES and absolute and config.hidden_act == "gelu"
+        family, config = _FAMILIES.get(type(model).__name__), model.config
+        return (
+            family is not None
+            and all(type(module).__module__.startswith(_KNOWN_CODE) for module in model.modules())
+            and getattr(config, family.activation_setting) in _ACTIVATIONS
+            and getattr(config, "position_embedding_type", "absolute") == "absolute"
+            and not getattr(config, "is_decoder", False)
+            and not (transformer is not None and any(transformer.tokenizer("a").get("token_type_ids", ())))
+        )
 
     @property
     def hidden_size(self) -> int:
@@ -170,7 +258,7 @@ class PackedBackbone(Backbone):
     @property
     def layers(self) -> int:
         """See `Backbone.layers`."""
-        return len(self.model.encoder.layer)
+        return len(self.family.stack(self.model).layer)
 
     @property
     def max_tokens(self) -> int:
@@ -185,12 +273,14 @@ class PackedBackbone(Backbone):
 
     def keep_layers(self, layers: Sequence[int]) -> None:
         """See `Backbone.keep_layers`."""
-        self.model.encoder.layer = nn.ModuleList([self.model.encoder.layer[i] for i in layers])
+        stack = self.family.stack(self.model)
+        stack.layer = nn.ModuleList([stack.layer[i] for i in layers])
         self.model.config.num_hidden_layers = len(layers)
 
     def set_dropout(self, share: float) -> None:
         """See `Backbone.set_dropout`."""
-        self.model.config.hidden_dropout_prob = self.model.config.attention_probs_dropout_prob = share
+        setattr(self.model.config, self.family.hidden_dropout_setting, share)
+        setattr(self.model.config, self.family.attention_dropout_setting, share)
 
     def features(self, batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
         """See `Backbone.features`.
@@ -198,21 +288,31 @@ class PackedBackbone(Backbone):
         All between the embeddings and the pooling is computed in `dtype`. Autocast would compute the norms in float32
         and convert the hidden states back and forth.
         """
-        config, family = self.model.config, self.family
-        hidden_dropout = config.hidden_dropout_prob if self.model.training else 0.0
-        attention_dropout = config.attention_probs_dropout_prob if self.model.training else 0.0
-        embedded = self.model.embeddings.LayerNorm(family.embeddings(self.model, batch))
-        hidden = _dropped(embedded, hidden_dropout).to(dtype)
-        by_group = (family.position_bias(self.model, length) for _, length in batch.length_groups)
+        model, config, family = self.model, self.model.config, self.family
+        hidden_dropout = getattr(config, family.hidden_dropout_setting) if model.training else 0.0
+        attention_dropout = getattr(config, family.attention_dropout_setting) if model.training else 0.0
+        hidden = _dropped(model.embeddings.LayerNorm(family.embeddings(model, batch)), hidden_dropout).to(dtype)
+        if (projection := family.projection(model)) is not None:
+            hidden = _cast_linear(hidden, projection)
+        by_group = (family.position_bias(model, length) for _, length in batch.length_groups)
         biases = [bias.to(dtype) for bias in by_group if bias is not None]
-        blocks = [_TrainingBlock(modules, dtype, hidden_dropout) for modules in family.layers(self.model)]
+        dropouts = hidden_dropout if family.drops_attention_output else 0.0, hidden_dropout
+        activation = family.activation(model).function
+        blocks = [_TrainingBlock(modules, activation, *dropouts) for modules in family.layers(model)]
         heads = config.num_attention_heads
-        hidden = _run_layers(hidden, blocks, batch.length_groups, heads=heads, biases=biases, dropout=attention_dropout)
-        return pooled(_texts(hidden, batch.length_groups), batch.order, self.pooling)
+        settings: dict[str, Any] = {"heads": heads, "biases": biases, "dropout": attention_dropout}
+        hidden = _run_layers(hidden, blocks, batch.length_groups, **settings, behind=batch.behind())
+        return _pooled(hidden, batch, self.pooling)
 
     def compiled(self, token_budget: int) -> "CompiledPacked":
         """See `Backbone.compiled`."""
         return CompiledPacked(self.model.eval(), self.family, self.pooling, token_budget)
+
+
+def _pooled(hidden: Tensor, batch: Batch, pooling: Sequence[Pooling]) -> Tensor:
+    if batch.lengths is not None:
+        return pooled_padded(hidden.view(len(batch.lengths), -1, hidden.shape[1]), batch.lengths, pooling)
+    return pooled(_texts(hidden, batch.length_groups), batch.order, pooling)
 
 
 def _texts(hidden: Tensor, length_groups: LengthGroups) -> Iterator[Tensor]:
@@ -227,39 +327,42 @@ def _dropped(hidden: Tensor, share: float) -> Tensor:
     return functional.dropout(hidden, share) if share else hidden
 
 
+def _cast_linear(hidden: Tensor, module: nn.Linear) -> Tensor:
+    return functional.linear(hidden, module.weight.to(hidden.dtype), module.bias.to(hidden.dtype))
+
+
 @dataclass(frozen=True)
 class _TrainingBlock:
-    """Operations on a layer's own float32 parameters, cast to `dtype` on the way, so that gradients reach them."""
+    """Operations on a layer's own float32 parameters, cast to the hidden states' type, so that gradients reach them."""
 
     modules: _LayerModules
-    dtype: torch.dtype
+    activation: Callable[[Tensor], Tensor]
+    attention_output_dropout: float
     dropout: float
 
     def qkv(self, hidden: Tensor) -> Tensor:
         projections = (self.modules.query, self.modules.key, self.modules.value)
-        weights, biases = [p.weight.to(self.dtype) for p in projections], [p.bias.to(self.dtype) for p in projections]
+        weights = [projection.weight.to(hidden.dtype) for projection in projections]
+        biases = [projection.bias.to(hidden.dtype) for projection in projections]
         return functional.linear(hidden, torch.cat(weights), torch.cat(biases))
 
     def output(self, mixed: Tensor, residual: Tensor) -> Tensor:
-        return residual + _dropped(self._linear(mixed, self.modules.output), self.dropout)
+        return residual + _dropped(_cast_linear(mixed, self.modules.output), self.attention_output_dropout)
 
     def attention_norm(self, hidden: Tensor) -> Tensor:
         return self._normed(hidden, self.modules.attention_norm)
 
     def up(self, hidden: Tensor) -> Tensor:
-        return functional.gelu(self._linear(hidden, self.modules.up))
+        return self.activation(_cast_linear(hidden, self.modules.up))
 
     def down(self, hidden: Tensor, residual: Tensor) -> Tensor:
-        return residual + _dropped(self._linear(hidden, self.modules.down), self.dropout)
+        return residual + _dropped(_cast_linear(hidden, self.modules.down), self.dropout)
 
     def norm(self, hidden: Tensor) -> Tensor:
         return self._normed(hidden, self.modules.norm)
 
-    def _linear(self, hidden: Tensor, module: nn.Linear) -> Tensor:
-        return functional.linear(hidden, module.weight.to(self.dtype), module.bias.to(self.dtype))
-
     def _normed(self, hidden: Tensor, norm: nn.LayerNorm) -> Tensor:
-        weight, bias = norm.weight.to(self.dtype), norm.bias.to(self.dtype)
+        weight, bias = norm.weight.to(hidden.dtype), norm.bias.to(hidden.dtype)
         return functional.layer_norm(hidden, norm.normalized_shape, weight, bias, norm.eps)
 
 
@@ -268,32 +371,33 @@ class _Linear(Protocol):
 
 
 class _FusedLinear:
-    """oneDNN matrix product with bias and GELU in the same pass; the weight is laid out once.
+    """oneDNN matrix product with bias and activation in the same pass; the weight is laid out once.
 
     A residual is added behind it: inside the product that costs more than a pass of its own.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, gelu: bool, rows: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, activation: _Activation | None, rows: int) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
-        self.bias, self.activation = bias, "gelu" if gelu else "none"
+        self.bias = bias
+        self.activation, self.algorithm = (activation.fused, activation.algorithm) if activation else ("none", "none")
 
     def __call__(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor:
         linear = torch.ops.mkldnn._linear_pointwise
-        product: Tensor = linear(hidden, self.weight, self.bias, self.activation, [], "none")
+        product: Tensor = linear(hidden, self.weight, self.bias, self.activation, [], self.algorithm)
         return product if residual is None else product.add_(residual)
 
 
 class _PlainLinear:
     """The same with PyTorch's own operations."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, gelu: bool) -> None:
-        self.weight, self.bias, self.gelu = weight, bias, gelu
+    def __init__(self, weight: Tensor, bias: Tensor, activation: _Activation | None) -> None:
+        self.weight, self.bias, self.activation = weight, bias, activation
 
     def __call__(self, hidden: Tensor, residual: Tensor | None = None) -> Tensor:
         product = functional.linear(hidden, self.weight, self.bias)
         if residual is not None:
             product += residual
-        return functional.gelu(product) if self.gelu else product
+        return self.activation.function(product) if self.activation else product
 
 
 @dataclass(frozen=True)
@@ -309,7 +413,7 @@ class _InferenceBlock:
 
 
 class CompiledPacked:
-    """A BERT or MPNet model laid out for inference: fused projections, bfloat16 where the device is fast at it."""
+    """A model laid out for inference: fused projections, bfloat16 where the device is fast at it."""
 
     def __init__(self, model: Any, family: _Family, pooling: Sequence[Pooling], token_budget: int) -> None:
         """Copy the model's weights; `token_budget` is about the number of tokens of a batch."""
@@ -317,9 +421,10 @@ class CompiledPacked:
         self.device: torch.device = next(model.parameters()).device
         self.dtype = torch.bfloat16 if bf16_is_fast(self.device) else torch.float32
         self._token_budget = token_budget
-        self._epsilon = float(model.config.layer_norm_eps)
         self._bias_of_length: dict[int, Tensor | None] = {}
         with torch.inference_mode():
+            projection = family.projection(model)
+            self._projection = self._linear(projection.weight, projection.bias) if projection is not None else None
             self._blocks = [self._block(modules) for modules in family.layers(model)]
 
     def _block(self, modules: _LayerModules) -> _InferenceBlock:
@@ -329,20 +434,20 @@ class CompiledPacked:
             qkv=self._linear(weight, bias),
             output=self._linear(modules.output.weight, modules.output.bias),
             attention_norm=self._norm(modules.attention_norm),
-            up=self._linear(modules.up.weight, modules.up.bias, gelu=True),
+            up=self._linear(modules.up.weight, modules.up.bias, self.family.activation(self.model)),
             down=self._linear(modules.down.weight, modules.down.bias),
             norm=self._norm(modules.norm),
         )
 
-    def _linear(self, weight: Tensor, bias: Tensor, gelu: bool = False) -> _Linear:
+    def _linear(self, weight: Tensor, bias: Tensor, activation: _Activation | None = None) -> _Linear:
         weight, bias = weight.detach().to(self.dtype), bias.detach().to(self.dtype)
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
-            return _FusedLinear(weight, bias, gelu, self._token_budget)
-        return _PlainLinear(weight, bias, gelu)
+            return _FusedLinear(weight, bias, activation, self._token_budget)
+        return _PlainLinear(weight, bias, activation)
 
     def _norm(self, norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
         weight, bias = norm.weight.detach().to(self.dtype), norm.bias.detach().to(self.dtype)
-        return lambda hidden: functional.layer_norm(hidden, norm.normalized_shape, weight, bias, self._epsilon)
+        return lambda hidden: functional.layer_norm(hidden, norm.normalized_shape, weight, bias, norm.eps)
 
     def _biases(self, length_groups: LengthGroups) -> list[Tensor]:
         """The attention bias of each group's length, each computed once."""
@@ -356,8 +461,10 @@ class CompiledPacked:
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
         """See `CompiledBackbone.__call__`."""
-        batch = batch.to(self.device)
+        batch = (batch if traits_of(self.device).packed else evened(batch)).to(self.device)
         embedded = self.model.embeddings.LayerNorm(self.family.embeddings(self.model, batch))
+        hidden = embedded.to(self.dtype) if self._projection is None else self._projection(embedded.to(self.dtype))
         heads, biases = self.model.config.num_attention_heads, self._biases(batch.length_groups)
-        hidden = _run_layers(embedded.to(self.dtype), self._blocks, batch.length_groups, heads=heads, biases=biases)
-        return pooled(_texts(hidden, batch.length_groups), batch.order, self.pooling)
+        settings: dict[str, Any] = {"heads": heads, "biases": biases, "behind": batch.behind()}
+        hidden = _run_layers(hidden, self._blocks, batch.length_groups, **settings)
+        return _pooled(hidden, batch, self.pooling)

@@ -19,14 +19,12 @@ from pipeline.model.attention import LengthGroups
 from pipeline.model.backbones.backbone import Backbone
 from pipeline.model.backbones.layers import keep_layers, set_dropout
 from pipeline.model.batch import Batch
-from pipeline.model.device import bf16_is_fast
+from pipeline.model.device import bf16_is_fast, traits_of
 from pipeline.model.pooling import Pooling, pooled
 
 SPARE_SHARE = 0.2
-"""Most padding of texts that are computed together, as a share of their tokens ..."""
-SPARE_TOKENS = {"cpu": 256}
-"""... and in tokens, where that is more. On other devices a second launch costs more than padding: ..."""
-SPARE_TOKENS_ELSEWHERE = 8192
+"""Most padding of texts that are computed together, as a share of their tokens, where it is more than a few tokens
+(`DeviceTraits.spare_tokens`)."""
 POSITION_TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_positions")
 """Names that transformers' models give to a table of learned positions."""
 UNLIMITED = 1 << 30
@@ -75,7 +73,7 @@ class PaddedBackbone(Backbone):
         self._hidden_size = self._probe()
 
     @classmethod
-    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",)) -> bool:
+    def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> bool:
         """See `Backbone.supports`."""
         inputs = inspect.signature(model.forward).parameters
         try:
@@ -164,7 +162,7 @@ class PaddedForward:
     def blocks(self, model: Any, ids: Tensor, length_groups: LengthGroups) -> Iterator[Tensor]:
         """The hidden states of the texts of each length, `[texts, tokens, width]`."""
         start = 0
-        spare = SPARE_TOKENS.get(ids.device.type, SPARE_TOKENS_ELSEWHERE)
+        spare = traits_of(ids.device).spare_tokens
         cuts = [[group] for group in length_groups] if self.equal_lengths else _similar(length_groups, spare)
         for groups in cuts:
             stop = start + sum(count * length for count, length in groups)

@@ -12,14 +12,14 @@ from pipeline.model.pooling import Pooling, poolings_of
 BACKBONES: list[type[Backbone]] = [PackedBackbone, PaddedBackbone]
 
 
-def find_backbone(model: Any, pooling: Sequence[Pooling] = ("mean",)) -> type[Backbone] | None:
-    """The class that can run a transformers model; None if none can."""
-    return next((kind for kind in BACKBONES if kind.supports(model, pooling)), None)
+def find_backbone(model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> type[Backbone] | None:
+    """The class that can run a transformers model (see `Backbone`); None if none can."""
+    return next((kind for kind in BACKBONES if kind.supports(model, pooling, transformer)), None)
 
 
 def backbone_for(model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> Backbone:
     """The backbone of a transformers model (see `Backbone`); LeafError if no class supports it."""
-    if kind := find_backbone(model, pooling):
+    if kind := find_backbone(model, pooling, transformer):
         return kind(model, pooling, transformer)
     supported = "; ".join(kind.scope for kind in BACKBONES)
     raise LeafError(f"backbone of type `{model.config.model_type}` cannot be run: supported are {supported}")

@@ -152,7 +152,7 @@ def _run(sizes: Sizes, device: torch.device, file: Path | None) -> list[str]:
         parts: dict[str, Callable[[], list[Row]]] = {
             **{f"encode {shape.name}": partial(encoding, shape, sizes, device, Path(folder)) for shape in sizes.shapes},
             "fit": partial(fitting, sizes, device, Path(folder)),
-            "fit, against the CPU": partial(against_the_cpu, sizes, device, Path(folder)),
+            "fit, against the CPU": partial(against_the_cpu, sizes, Path(folder)),
             "fit, killed and continued": partial(killed, sizes, Path(folder)),
         }
         for name, part in parts.items():
@@ -190,11 +190,9 @@ def made_texts(number: int, words: int, seed: int = 0) -> list[str]:
     random = np.random.default_rng(seed)
     lengths = np.clip(random.lognormal(3.8, 0.7, number).astype(int), 2, 180)
     chosen = [f"w{word}" for word in random.integers(0, words, lengths.sum())]
-    ends = np.cumsum(lengths)
-    return [
-        f"{' '.join(chosen[end - length : end])} n{i}"
-        for i, (end, length) in enumerate(zip(ends, lengths, strict=True))
-    ]
+    starts = np.cumsum(lengths) - lengths
+    parts = (chosen[start : start + length] for start, length in zip(starts, lengths, strict=True))
+    return [" ".join([*part, f"n{place}"]) for place, part in enumerate(parts)]
 
 
 def model_directory(shape: Shape, folder: Path) -> Path:
@@ -356,22 +354,20 @@ def _fit_here(place: Path, name: str, steps: int) -> None:
 
 
 def _start(place: Path, name: str, steps: int, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """The same in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--child", str(place), name, str(steps)]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stderr=subprocess.DEVNULL)
 
 
-def _finish(process: "subprocess.Popen[bytes]") -> None:
-    if code := process.wait():
-        raise RuntimeError(f"{process.args!r} ended with code {code}")
-
-
-def against_the_cpu(sizes: Sizes, device: torch.device, folder: Path) -> list[Row]:
+def against_the_cpu(sizes: Sizes, folder: Path) -> list[Row]:
     """How far the weights of a fit here are from those of the same fit on the CPU, as a share of how far they moved."""
     settings = {"precision": "float32", "dropout": 0.0, "snapshots": [0], "checkpoint_every": 10**6}
     place = _prepared(sizes, folder, "equal", settings)
     hidden = {ACCELERATED: "", "CUDA_VISIBLE_DEVICES": "", "ZE_AFFINITY_MASK": "none"}
-    for name, environment in (("here", {}), ("cpu", hidden)):
-        _finish(_start(place, name, sizes.equal_steps, environment))
+    on_cpu = _start(place, "cpu", sizes.equal_steps, hidden)
+    _fit_here(place, "here", sizes.equal_steps)
+    if code := on_cpu.wait():
+        raise RuntimeError(f"the fit on the CPU ended with code {code}")
     apart = moved = 0.0
     for file in WEIGHTS:
         ours, cpu, start = (load_file(place / name / file) for name in ("here", "cpu", "cpu-snapshots/step-0"))
@@ -383,11 +379,10 @@ def against_the_cpu(sizes: Sizes, device: torch.device, folder: Path) -> list[Ro
 
 
 def killed(sizes: Sizes, folder: Path) -> list[Row]:
-    """How many weights of a fit that was killed and continued differ from those of one that was not."""
+    """The weights of a fit that was killed and continued against those of one that was not."""
     place = _prepared(sizes, folder, "killed", {"checkpoint_every": sizes.killed_steps // 6})
-    _finish(_start(place, "whole", sizes.killed_steps, {}))
     process = _start(place, "torn", sizes.killed_steps, {})
-    seen: set[int] = set()  # states, which are written before the first step and then every sixth of the run
+    seen: set[int] = set()  # times of states, which are written before the first step and at every sixth of the run
     while len(seen) < 3 and process.poll() is None:
         seen.update(file.stat().st_mtime_ns for file in place.glob("work torn/*/state.safetensors"))
         time.sleep(0.002)
@@ -395,14 +390,14 @@ def killed(sizes: Sizes, folder: Path) -> list[Row]:
         raise RuntimeError("the fit ended before it could be killed")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _finish(_start(place, "torn", sizes.killed_steps, {}))
-    differ = 0
+    for name in ("torn", "whole"):
+        _fit_here(place, name, sizes.killed_steps)
+    equal = weights = 0
     for file in WEIGHTS:
-        whole, torn = (load_file(place / name / file) for name in ("whole", "torn"))
-        differ += sum(int((torn[name] != value).sum()) for name, value in whole.items())
-    return [
-        Row("fit, killed and continued", "not killed", "weights that differ + 1", differ + 1, 1, 1, less_is_better=True)
-    ]
+        torn, whole = (load_file(place / name / file) for name in ("torn", "whole"))
+        equal += sum(int((torn[name] == value).sum()) for name, value in whole.items())
+        weights += sum(value.numel() for value in whole.values())
+    return [Row("fit, killed and continued", "not killed", "weights that are equal", equal, weights, 1)]
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "xlm-roberta": ("XLMRobertaModel", {**BERT_LIKE, "pad_token_id": 0}),
     "distilbert": ("DistilBertModel", {"dim": 32, "n_heads": 4, "hidden_dim": 48, "n_layers": 3}),
     "modernbert": ("ModernBertModel", {**BERT_LIKE, "pad_token_id": 0, "local_attention": 8, "cls_token_id": 2}),
+    "deberta": ("DebertaModel", {**BERT_LIKE, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
     "deberta-v2": (
         "DebertaV2Model",
         {

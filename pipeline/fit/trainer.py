@@ -120,7 +120,7 @@ def _input_digests(corpus: Path, source: VectorSource, params: FitParams) -> dic
         "corpus": corpus_digest(corpus),
         "store": source.digest(),
         "student": weights_sha256(model),
-        "student's files": " ".join(map(sha256, sorted(model.glob("*.json")))),  # its tokenizer and configuration
+        "student's files": " ".join(map(sha256, sorted(model.rglob("*.json")))),  # tokenizer, configuration, pooling
     }
 
 

@@ -11,6 +11,10 @@ from torch import Tensor
 
 from pipeline.model import cuda
 
+# Matrix products on NVIDIA GPUs give the same bits every time only with this, which is read before the first of them
+# (https://docs.nvidia.com/cuda/cublas/#results-reproducibility).
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 
 @dataclass(frozen=True)
 class DeviceTraits:
@@ -97,7 +101,6 @@ def repeatable(device: torch.device) -> Iterator[None]:
     if device.type == "cpu":
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else PyTorch refuses products in this mode
     settings: Any = torch.utils.deterministic
     enabled, fills = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)

@@ -1,5 +1,6 @@
 """The benchmarks run, and their tables say what was measured."""
 
+import json
 import math
 import os
 import subprocess
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from benchmarks import fit, scale
+from benchmarks import fit, gpu, scale
 from benchmarks.common import RESULTS, ROOT, Row, alternate, table
 from benchmarks.made import write_texts
+from pipeline.model import TRAITS
 
 CHEAP = ("corpus", "encode: fill the cache", "encode: publish", "verify", "corpus, 1 % more", "encode, 1 % more")
 
@@ -46,6 +49,27 @@ def test_every_measurement_runs(part: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert "\n|---|" in done.stdout
     assert RESULTS.read_bytes() == before
+
+
+def test_all_that_a_cpu_can_do_of_the_measurements_on_a_gpu_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TRAITS, "cpu", TRAITS["cpu"])
+    monkeypatch.setenv(gpu.ACCELERATED, "")
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)  # the trainer of sentence-transformers is measured above
+    done = CliRunner().invoke(gpu.main, ["--small", "--json", str(tmp_path / "gpu.json")])
+    assert done.exit_code == 0, done.output
+    figures = json.loads((tmp_path / "gpu.json").read_text())
+    assert figures["broke"] == []
+    assert len(figures["rows"]) == 10
+    met = {name: row["ratio"] >= row["target"] for name, row in figures["rows"].items()}
+    assert all(met[name] for name in met if "worst text" in name or name.startswith("fit,"))
+
+
+def test_without_a_gpu_it_says_so() -> None:
+    done = CliRunner().invoke(gpu.main, [])
+    assert done.exit_code == 1
+    assert "no GPU: PyTorch sees no accelerator here; --small runs" in done.output
 
 
 def test_the_measurement_of_the_loss_fits_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

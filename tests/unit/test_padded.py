@@ -74,7 +74,8 @@ def test_a_saved_student_gives_its_vectors_wherever_it_is_loaded(
         if length == 1 or family != DEPENDS_ON_PADDING:
             assert lowest_cosine(ours, plain.encode(TEXTS, batch_size=length)) > 0.9999
     np.testing.assert_array_equal(ours, vectors(Student.load(tmp_path / "student"), TEXTS))
-    assert lowest_cosine(ours, StudentEncoder.load(tmp_path / "student").encode(TEXTS)) > 0.95  # coarse in bfloat16
+    in_bf16 = lowest_cosine(ours, StudentEncoder.load(tmp_path / "student").encode(TEXTS))
+    assert in_bf16 > (0.99 if family != DEPENDS_ON_PADDING else 0.9)
 
 
 @pytest.mark.parametrize("family", PADDED)
@@ -167,7 +168,7 @@ def test_dropout_is_everywhere_or_nowhere(family: str, checkpoint: Checkpoint) -
     def features(share: float) -> list[Tensor]:
         params = StudentParams(model=str(checkpoint(family)))
         student = build(params, dim=8, normalize=True, dropout=share).train()
-        return [student.features(batch) for _ in range(2)]
+        return [student.features(batch, torch.bfloat16) for _ in range(2)]
 
     never, often = features(0.0), features(0.5)
     assert torch.equal(never[0], never[1])

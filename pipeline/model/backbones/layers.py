@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.base import LeafError
 
-PLACES = ("layer_idx", "layer_id", "layer_index")
+PLACES = ("layer_idx", "layer_id", "layer_index", "seed")  # the last in BigBird
 """Attributes by which a layer knows its place ..."""
 COUNTS = ("n_layer", "n_layers", "num_layers", "num_hidden_layers")
 """... and by which a model knows how many it has."""

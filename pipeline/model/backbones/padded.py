@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.base import LeafError, first_line
 from pipeline.model.attention import LengthGroups
@@ -27,6 +28,8 @@ SPARE_SHARE = 0.2
 (`DeviceTraits.spare_tokens`)."""
 POSITION_TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_positions")
 """Names that transformers' models give to a table of learned positions."""
+BF16_COSINE = 0.995
+"""Least cosine of a text's vector in bfloat16 to that in float32; a model that stays below it is run in float32."""
 UNLIMITED = 1 << 30
 """Tokens of a text where neither a table nor the configuration limits them."""
 
@@ -85,9 +88,9 @@ class PaddedBackbone(Backbone):
 
     @torch.no_grad()
     def _probe(self) -> int:
-        """Find out whether hidden states depend on tokens behind them, and on padding; returns their dimension."""
-        rows = self.token_embeddings.num_embeddings
-        ids = (torch.arange(24, device=self.model.device) + rows // 2) % rows  # the first rows are special tokens
+        """Find out what a text's hidden states depend on, and whether bfloat16 will do; returns their dimension."""
+        rows, device = self.token_embeddings.num_embeddings, self.model.device
+        ids = (torch.arange(24, device=device) + rows // 2) % rows  # the first rows are special tokens
         training = self.model.training
         self.model.eval()
         try:
@@ -97,10 +100,19 @@ class PaddedBackbone(Backbone):
             raise LeafError(
                 f"backbone of type `{self.model.config.model_type}` cannot be run: {first_line(error)}"
             ) from None
-        self.model.train(training)
         self._forward.equal_lengths = not _close(padded, alone)
+        self._forward.bf16 = self._holds_in_bf16(ids[:7], alone)
         self.causal = _close(longer[:, :4], alone[:, :4])
+        self.model.train(training)
         return int(alone.shape[-1])
+
+    def _holds_in_bf16(self, ids: Tensor, expected: Tensor) -> bool:
+        try:
+            with torch.autocast(ids.device.type, torch.bfloat16):
+                found = next(self._forward.together(self.model, ids, ((1, len(ids)),)))
+        except RuntimeError:  # DeBERTa masks by a number that bfloat16 does not reach
+            return False
+        return bool(functional.cosine_similarity(found.float().mean(1), expected.mean(1)) >= BF16_COSINE)
 
     @property
     def hidden_size(self) -> int:
@@ -139,8 +151,7 @@ class PaddedBackbone(Backbone):
 
     def features(self, batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
         """See `Backbone.features`; matrix products in `dtype`, by autocast."""
-        with torch.autocast(batch.ids.device.type, dtype, enabled=dtype != torch.float32):
-            return self._forward(self.model, batch, self.pooling)
+        return self._forward(self.model, batch, self.pooling, dtype)
 
     def compiled(self, token_budget: int) -> "CompiledPadded":
         """See `Backbone.compiled`."""
@@ -151,13 +162,15 @@ class PaddedForward:
     """Pads the texts of a batch, runs a model over them, and pools each text's own tokens."""
 
     def __init__(self, padding_id: int, token_types: _TokenTypes | None) -> None:
-        """`token_types` is None for models that take none. `equal_lengths` is off."""
+        """`token_types` is None for models that take none."""
         self.padding_id, self.token_types = padding_id, token_types
-        self.equal_lengths = False
+        self.equal_lengths, self.bf16 = False, True
+        """Whether only texts of one length may be computed together; whether bfloat16 will do."""
 
-    def __call__(self, model: Any, batch: Batch, pooling: Sequence[Pooling]) -> Tensor:
-        """Features `[texts, width]` float32, in the order given to `pack`."""
-        return pooled(self.blocks(model, batch.ids, batch.length_groups), batch.order, pooling)
+    def __call__(self, model: Any, batch: Batch, pooling: Sequence[Pooling], dtype: torch.dtype) -> Tensor:
+        """Features `[texts, width]` float32, in the order given to `pack`; matrix products in `dtype` if it does."""
+        with torch.autocast(batch.ids.device.type, dtype, enabled=self.bf16 and dtype != torch.float32):
+            return pooled(self.blocks(model, batch.ids, batch.length_groups), batch.order, pooling)
 
     def blocks(self, model: Any, ids: Tensor, length_groups: LengthGroups) -> Iterator[Tensor]:
         """The hidden states of the texts of each length, `[texts, tokens, width]`."""
@@ -237,7 +250,7 @@ class CompiledPadded:
         """Copy the model's weights."""
         self.model, self._forward, self._pooling = copy.deepcopy(model), forward, pooling
         self.device: torch.device = next(model.parameters()).device
-        self.dtype = torch.bfloat16 if bf16_is_fast(self.device) else torch.float32
+        self.dtype = torch.bfloat16 if forward.bf16 and bf16_is_fast(self.device) else torch.float32
         for module in self.model.modules():
             if isinstance(module, nn.Linear):
                 module.to(self.dtype)
@@ -245,5 +258,4 @@ class CompiledPadded:
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
         """See `CompiledBackbone.__call__`."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self._forward(self.model, batch.to(self.device), self._pooling)
+        return self._forward(self.model, batch.to(self.device), self._pooling, self.dtype)

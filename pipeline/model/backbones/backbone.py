@@ -100,6 +100,15 @@ class Backbone(nn.Module, ABC):
         Puts the model into evaluation mode.
         """
 
+    def padded_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states `[texts, tokens, hidden_size]` of texts that are padded on the right.
+
+        `ids` and `mask` (1 for a text's tokens, 0 behind them) are `[texts, tokens]` int64. In operations that can be
+        traced for any number of texts and tokens, because exported graphs compute it.
+        """
+        states: Tensor = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return states
+
     @property
     def max_length(self) -> int:
         """Most tokens of a text that are read, special tokens included."""

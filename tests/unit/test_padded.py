@@ -233,6 +233,16 @@ def test_no_student_is_saved_with_padding_before_its_texts(family: str, checkpoi
     assert json.loads((tmp_path / "student/tokenizer_config.json").read_text())["padding_side"] == "right"
 
 
+def test_a_tokenizer_without_a_padding_token_is_saved_with_one(tmp_path: Path) -> None:
+    settings = make_family(tmp_path / "gpt2", "gpt2") / "tokenizer_config.json"
+    kept = {name: value for name, value in json.loads(settings.read_text()).items() if name != "pad_token"}
+    settings.write_text(json.dumps(kept))
+    student = student_of(tmp_path / "gpt2")
+    student.save(tmp_path / "student")
+    plain = SentenceTransformer(str(tmp_path / "student"), device="cpu")
+    assert lowest_cosine(vectors(student, TEXTS), plain.encode(TEXTS)) > 0.9999
+
+
 @pytest.fixture
 def store(tiny_corpus: Path, write_params: Callable[..., Path], tmp_path: Path) -> Store:
     """The vectors of the tiny corpus."""

@@ -81,7 +81,9 @@ def measure(name: str, model: str, sample: list[str], share: float | None, round
     lengths = np.array([len(ids) for ids in teacher.tokenize(sample, "document")])
     tokens, work = int(lengths.sum()), operations(teacher, lengths)
     print(
-        f"{name}: {len(sample)} texts, {tokens:,} tokens ({tokens / len(sample):.0f} a text), {work / 1e9:,.0f} GFLOP"
+        f"{name}: {len(sample)} texts, {tokens:,} tokens ({tokens / len(sample):.0f} a text), {work / 1e9:,.0f} GFLOP; "
+        f"a batch of {LIBRARY} holds {batch_tokens(sample, lengths):,.0f} tokens and padding for "
+        f"{batch_tokens(sample, lengths, padded=True):,.0f}"
     )
     loaded = {f"{LIBRARY} {str(dtype)[6:]}": load(model, dtype) for dtype in (torch.float32, torch.bfloat16)}
     encodings: dict[str, Callable[[], Any]] = {
@@ -121,6 +123,13 @@ def measure(name: str, model: str, sample: list[str], share: float | None, round
         Row(f"encode {name}, worst text", "0.9995", "1 - cosine", 1 - own.min(), 0.0005, 1, less_is_better=True),
         Row(f"encode {name}, mean", "0.9999", "1 - cosine", 1 - own.mean(), 0.0001, 1, less_is_better=True),
     ]
+
+
+def batch_tokens(sample: list[str], lengths: np.ndarray, padded: bool = False) -> float:
+    """Mean tokens of a batch that the library makes of these texts: 32 at a time, sorted by their characters."""
+    by_characters = np.argsort([-len(text) for text in sample])
+    batches = [lengths[by_characters[start : start + 32]] for start in range(0, len(sample), 32)]
+    return float(np.mean([len(batch) * batch.max() - batch.sum() if padded else batch.sum() for batch in batches]))
 
 
 def operations(teacher: LocalTeacher, lengths: np.ndarray) -> float:

@@ -188,3 +188,4 @@ def _merge_adapters(transformer: Any) -> None:
             layer.merge()
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, layer.get_base_layer())
+    model._hf_peft_config_loaded = False  # else saving it would write the adapters alone, which it no longer has

@@ -88,7 +88,7 @@ class PaddedBackbone(Backbone):
 
     @torch.no_grad()
     def _probe(self) -> int:
-        """Find out what a text's hidden states depend on, and whether bfloat16 will do; returns their dimension."""
+        """Find out what hidden states depend on, and whether bfloat16 is near enough; returns their dimension."""
         rows, device = self.token_embeddings.num_embeddings, self.model.device
         ids = (torch.arange(24, device=device) + rows // 2) % rows  # the first rows are special tokens
         training = self.model.training
@@ -169,10 +169,10 @@ class PaddedForward:
         """`token_types` is None for models that take none."""
         self.padding_id, self.token_types = padding_id, token_types
         self.equal_lengths, self.bf16 = False, True
-        """Whether only texts of one length may be computed together; whether bfloat16 will do."""
+        """Whether only texts of one length may be computed together; whether bfloat16 is near enough."""
 
     def __call__(self, model: Any, batch: Batch, pooling: Sequence[Pooling], dtype: torch.dtype) -> Tensor:
-        """Features `[texts, width]` float32, in the order given to `pack`; matrix products in `dtype` if it does."""
+        """Features `[texts, width]` float32, in the order given to `pack`; bfloat16 only where that is near enough."""
         with torch.autocast(batch.ids.device.type, dtype, enabled=self.bf16 and dtype != torch.float32):
             return pooled(self.blocks(model, batch.ids, batch.length_groups), batch.order, pooling)
 

@@ -227,15 +227,17 @@ def test_a_teacher_with_code_of_its_own_is_left_out(tiny_teacher: Path, tiny_stu
 
 
 POOLINGS = ["cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", "mean+cls"]
-GRAPHS = [
-    *(("bert", pooling) for pooling in POOLINGS),
-    *((family, None) for family in ("modernbert", "deberta-v2", "t5", "xlnet", "gpt2", "qwen3", "gemma3", "gemma2")),
+FAMILIES = ["modernbert", "deberta-v2", "t5", "xlnet", "gpt2", "qwen3", "gemma3", "gemma2"]
+GRAPHS: list[tuple[str, dict[str, Any]]] = [
+    *(("bert", {"pooling": pooling}) for pooling in POOLINGS),
+    ("bert", {"architecture": "static"}),
+    *((family, {}) for family in FAMILIES),
 ]
 
 
-@pytest.mark.parametrize(("family", "pooling"), GRAPHS)
-def test_the_graph_of_any_family_gives_pytorchs_vectors(family: str, pooling: str | None, tmp_path: Path) -> None:
-    params = StudentParams(str(make_family(tmp_path / "checkpoint", family)), pooling=pooling)
+@pytest.mark.parametrize(("family", "settings"), GRAPHS, ids=str)
+def test_the_graph_of_any_student_gives_pytorchs_vectors(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    params = StudentParams(str(make_family(tmp_path / "checkpoint", family)), **settings)
     student = build(params, dim=24, normalize=False).eval()
     (tmp_path / "onnx").mkdir()
     assert write_graphs(student, tmp_path / "onnx") is None

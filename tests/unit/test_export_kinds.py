@@ -21,8 +21,9 @@ from pipeline.export.exporter import Exporter
 from pipeline.export.exporters import export
 from pipeline.export.onnx_graph import OnnxExporter, write_graphs
 from pipeline.export.router import NamedRouterExporter, RouterExporter
+from pipeline.fit import fit
 from pipeline.model import Student, build, pack
-from pipeline.params import EncodeParams, ExportParams, StudentParams, TeacherParams
+from pipeline.params import EncodeParams, ExportParams, FitParams, StudentParams, TeacherParams
 from pipeline.params.sections import Prompts
 from pipeline.serve import OnnxEncoder
 from pipeline.store import Store
@@ -184,6 +185,19 @@ def test_cards_and_models_say_what_vectors_are_compared_by(
         assert (
             loaded.similarity_fn_name == Student.load(root / "student").similarity == ("cosine" if normalize else "dot")
         )
+
+
+def test_a_fit_hands_it_on_and_refuses_a_loss_that_leaves_lengths_open(
+    tiny_teacher: Path, tiny_student: Path, tmp_path: Path
+) -> None:
+    directory = made_for_the_dot_product(tiny_teacher, tmp_path / "teacher")
+    exported(TeacherParams(str(directory), normalize=False), tiny_student, tmp_path, [])
+    store, student = Store.open(tmp_path / "embeddings"), StudentParams(str(tiny_student))
+    with pytest.raises(LeafError, match=r"fit\.loss: `cosine` leaves the lengths"):
+        fit(tmp_path / "corpus", store, FitParams(student, loss="cosine"), tmp_path / "fitted", tmp_path / "work")
+    fit(tmp_path / "corpus", store, FitParams(student, max_steps=2), tmp_path / "fitted", tmp_path / "work")
+    assert Student.load(tmp_path / "fitted").similarity == "dot"
+    assert "compared by the dot product" in (tmp_path / "fitted" / "README.md").read_text()
 
 
 def test_an_export_with_vectors_of_another_length_is_refused(

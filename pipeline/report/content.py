@@ -170,9 +170,9 @@ def _profile_plots(
 
 def _truncation(results: Mapping[str, Any], rows: Rows) -> Section:
     text = (
-        "Vectors cut to their first dimensions and, where compared by cosine, normalised again; each mode as a share of "
-        "its own full width. Where the lines lie together, the student has inherited the teacher's profile. Bands are "
-        "95 % intervals."
+        "Vectors cut to their first dimensions and, where compared by cosine, normalised again; each mode as a share "
+        "of its own full width. Where the lines lie together, the student has inherited the teacher's profile. Bands "
+        "are 95 % intervals."
     )
     plots = _profile_plots("share of nDCG@10 kept by dimensions.", rows, "dims", 3.2, figures.truncation)
     return Section("truncation", "Truncation", text, plots, _profile_tables("dimensions, mode", results, "dims"))

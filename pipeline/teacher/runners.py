@@ -272,7 +272,7 @@ def runners_for(model: Any, prompts: Mapping[str, str], limit: int | None, token
     compiled: dict[Any, CompiledBackbone] = {}
     runners: dict[str, Runner] = {}
     for role, prompt in prompts.items():
-        modules = _modules(model, role)
+        modules = role_modules(model, role)
         first = modules[0]
         if type(first).__name__ == "Transformer":
             _check_vocabulary(first)
@@ -290,7 +290,7 @@ def runners_for(model: Any, prompts: Mapping[str, str], limit: int | None, token
     return runners
 
 
-def _modules(model: Any, role: str) -> list[Any]:
+def role_modules(model: Any, role: str) -> list[Any]:
     """The modules that a text of this role passes through, without a normalisation at the end."""
     modules = [*_route(model[0], role), *list(model)[1:]]
     while type(modules[-1]).__name__ == "Normalize":

@@ -36,7 +36,7 @@ class OnnxExporter:
         """Both graphs and the tokenizer; left out is a family that has no right graph. LeafError as `write_graphs`."""
         if not (reason := write_graphs(job.student, directory)):
             return None
-        reason = f"a student of type `{job.student.backbone.model.config.model_type}` has no ONNX graph: {reason}"
+        reason = f"a student of type `{job.student.backbone.model_type}` has no ONNX graph: {reason}"
         card = f"# No ONNX model\n\nLeft out: {reason}. `models/student` runs with sentence-transformers.\n"
         return LeftOut(reason, card)
 

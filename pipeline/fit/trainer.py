@@ -119,7 +119,7 @@ def _input_digests(corpus: Path, source: VectorSource, params: FitParams) -> dic
         "fingerprint": source.meta.fingerprint,
         "corpus": corpus_digest(corpus),
         "store": source.digest(),
-        "student": weights_sha256(model),
+        "student": weights_sha256(model) if params.student.weights == "checkpoint" else "",
         "student's files": " ".join(map(sha256, sorted(model.rglob("*.json")))),  # tokenizer, configuration, pooling
     }
 

@@ -6,6 +6,8 @@ code that lies beside a model is run unless that is asked for.
 
 import hashlib
 import importlib.util
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,6 +136,22 @@ def load_transformer(directory: Path, name: str) -> Any:
         )
     _merge_adapters(module)
     return module
+
+
+def random_transformer(directory: Path, name: str) -> Any:
+    """`load_transformer` of a directory that needs no weights: they are drawn as the family draws its first ones."""
+    from transformers import AutoConfig, AutoModel
+
+    with tempfile.TemporaryDirectory() as place:
+        whole = Path(place)
+        with _load_errors(f"fit.student.model `{name}`: cannot be made from its configuration"):
+            config = AutoConfig.from_pretrained(directory, local_files_only=True)
+            model: Any = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+            model.save_pretrained(whole)
+        for file in directory.iterdir():
+            if file.is_file() and file.suffix != ".safetensors":
+                shutil.copy2(file, whole)
+        return load_transformer(whole, name)
 
 
 @contextmanager

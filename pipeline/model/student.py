@@ -19,11 +19,13 @@ from pipeline.base import LeafError, Similarity, first_line, keep_pages, written
 from pipeline.model.backbones.backbone import Backbone
 from pipeline.model.backbones.padded import UNLIMITED
 from pipeline.model.backbones.registry import backbone_for, backbone_of_modules
+from pipeline.model.backbones.static import StaticBackbone
 from pipeline.model.batch import Batch, pack
 from pipeline.model.model_files import (
     check_sha256,
     load_sentence_transformer,
     load_transformer,
+    random_transformer,
     resolve_model,
 )
 from pipeline.model.older_form import write_older_form
@@ -179,11 +181,14 @@ def build(
         LeafError: the checkpoint is missing, damaged, not the expected one, or the shapes asked for are impossible.
     """
     directory = resolve_model(params.model, params.revision)
-    check_sha256(directory, params.sha256, "fit.student.sha256")
     if dim < 1:
         raise LeafError(f"student: a head into {dim} dimensions is impossible; the store's dim is wrong")
     torch.manual_seed(seed)  # a checkpoint without a pooler gets a random one, which must not differ between runs
-    transformer = load_transformer(directory, params.model)
+    if params.weights == "random":
+        transformer = random_transformer(directory, params.model)
+    else:
+        check_sha256(directory, params.sha256, "fit.student.sha256")
+        transformer = load_transformer(directory, params.model)
     _check_tokenizer(transformer.tokenizer, params.model)
     pooling = stored_pooling(directory) if params.pooling is None else pooling_modes(params.pooling)
     backbone = backbone_for(transformer.auto_model, pooling or ("mean",), transformer)
@@ -193,6 +198,8 @@ def build(
         _check_layers(params.layers, backbone.layers)
         backbone.keep_layers(params.layers)
     _limit_length(backbone, params.max_length)
+    if params.architecture == "static":
+        backbone = StaticBackbone.from_backbone(backbone)
     backbone.set_dropout(dropout)
     head = nn.Linear(backbone.width, dim, bias=params.head_bias)
     return Student(backbone, head, normalize, similarity)
@@ -252,9 +259,20 @@ class StudentEncoder:
         """Vectors `[texts, dim]` float32. The student reads plain text: `role` changes nothing."""
         token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
         vectors = np.empty((len(token_ids), self.student.dim), dtype=np.float32)
-        for rows, part in vectors_in_parts(self._forward, token_ids, self.token_budget, self._compiled.device):
-            vectors[rows] = part
+        if empty := [row for row, ids in enumerate(token_ids) if not ids]:  # without special tokens, "" has none
+            vectors[empty] = self._without_tokens()
+        filled = np.array([row for row, ids in enumerate(token_ids) if ids], dtype=np.int64)
+        chosen = [token_ids[row] for row in filled]
+        for rows, part in vectors_in_parts(self._forward, chosen, self.token_budget, self._compiled.device):
+            vectors[filled[rows]] = part
         return vectors
+
+    @torch.inference_mode()
+    def _without_tokens(self) -> np.ndarray:
+        """The vector of a text of no tokens, whose mean is 0: `[dim]`."""
+        nothing = torch.zeros(1, self.student.width, device=self._compiled.device)
+        vector: np.ndarray = self.student.finish(nothing)[0].float().cpu().numpy()
+        return vector
 
     @torch.inference_mode()
     def _forward(self, token_ids: Sequence[Sequence[int]]) -> Tensor:

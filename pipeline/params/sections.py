@@ -239,6 +239,14 @@ class StudentParams:
     """Branch, tag or commit on the hub."""
     layers: tuple[int, ...] | None = None
     """Layers of the checkpoint to keep, counted from 0, in order; all if it is left out."""
+    architecture: Literal["transformer", "static"] = "transformer"
+    """`static`: a table of token vectors and no layers; a text's features are the mean over its tokens, and a query
+    costs microseconds. The table starts from the checkpoint's vectors of its tokens, each as a text of its own."""
+    vocabulary: Literal["checkpoint", "corpus"] = "checkpoint"
+    """`corpus`: of the checkpoint's tokens only those that the training texts use, and what any text needs: special
+    tokens, single characters, bytes. Texts with other tokens are cut into smaller ones."""
+    weights: Literal["checkpoint", "random"] = "checkpoint"
+    """`random`: the directory's configuration and tokenizer are used alone, with weights drawn by `fit.seed`."""
     max_length: int | None = field(default=None, metadata=bounded(4))
     """Most tokens of a text, special tokens included; the model's own limit if it is left out."""
     pooling: str | None = field(
@@ -258,6 +266,18 @@ class StudentParams:
     """Regularisation of the head `ridge`, as a share of the mean feature variance."""
     head_rows: int = field(default=8192, metadata=positive())
     """Training texts that the head's initial weights are computed from."""
+
+    def __post_init__(self) -> None:
+        """Refuse keys that contradict each other."""
+        if self.weights == "random" and self.sha256 is not None:
+            raise LeafError("fit.student.sha256: must be left out with `weights: random`, which reads no weights")
+        if self.architecture == "static" and self.layers is not None:
+            raise LeafError("fit.student.layers: must be left out with `architecture: static`, which has no layers")
+        if self.architecture == "static" and self.pooling not in (None, "mean"):
+            raise LeafError(
+                f"fit.student.pooling: `{self.pooling}` is impossible with `architecture: static`, which is a mean of "
+                "token vectors; leave it out"
+            )
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,11 @@ class Backbone(nn.Module, ABC):
         """Whether this class computes what the transformers model would; the parameters are those of `__init__`."""
 
     @property
+    def model_type(self) -> str:
+        """The family's name in transformers, for messages."""
+        return str(self.model.config.model_type)
+
+    @property
     @abstractmethod
     def hidden_size(self) -> int:
         """Dimension of a token's hidden state."""

@@ -7,6 +7,7 @@ from pipeline.base import LeafError
 from pipeline.model.backbones.backbone import Backbone
 from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.backbones.padded import PaddedBackbone
+from pipeline.model.backbones.static import StaticBackbone
 from pipeline.model.pooling import Pooling, poolings_of
 
 BACKBONES: list[type[Backbone]] = [PackedBackbone, PaddedBackbone]
@@ -32,6 +33,8 @@ def backbone_of_modules(modules: Sequence[Any]) -> tuple[Backbone, list[Any]]:
         LeafError: no class supports them.
     """
     kinds = [type(module).__name__ for module in modules]
+    if kinds[:1] == ["StaticEmbedding"]:
+        return StaticBackbone.from_module(modules[0]), list(modules[1:])
     if kinds[:2] != ["Transformer", "Pooling"]:
         raise LeafError(f"its modules are {', '.join(kinds)}")
     return backbone_for(modules[0].auto_model, poolings_of(modules[1]), modules[0]), list(modules[2:])

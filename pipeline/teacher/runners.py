@@ -22,7 +22,8 @@ from pipeline.model import CompiledBackbone, PackedBackbone, bf16_is_fast, pack,
 
 PROBES = ("a", "how a text becomes a vector", "the same words again and again, as long as it takes. " * 4)
 """Texts of different lengths, by which a runner finds out what padding and bfloat16 do to the model's vectors."""
-PROBE_TOKENS = (2, 3, 4, 5, 6, 8, 10, 13, 17, 21, 27, 34)  # of further such texts, made of the model's own tokens
+PROBE_TOKENS = (*(2, 3, 4, 5, 6, 8, 10) * 4, 13, 17, 21, 27, 34)
+"""Lengths of further such texts, made of the model's own tokens; most are short, as rounding shows most in those."""
 NOISE = 1e-4  # most that rounding in float32 changes a vector, as a share of its length
 BF16_COSINE = 0.9995  # of vectors in bfloat16 to those in float32; below it a model is computed in float32
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

@@ -23,6 +23,12 @@ POOLING_WORDS: dict[Pooling, str] = {
     "weightedmean": "mean weighted by position",
     "lasttoken": "last token",
 }
+ORIGINS = {"checkpoint": "", "random": " (configuration and tokenizer; its weights began at random)"}
+TOKENS = {
+    "checkpoint": "tokens",
+    "corpus": "of its tokens: those of the training texts, special tokens, characters and bytes",
+}
+FLOAT_BYTES = 4
 
 
 def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[str, Any], student: Student) -> str:
@@ -33,10 +39,10 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
     return Template(files("pipeline.fit").joinpath("templates/student.md").read_text(encoding="utf-8")).substitute(
         teacher=public_name(str(meta.teacher.get("model", "unknown"))),
         fingerprint=meta.fingerprint,
-        base=public_name(params.student.model),
-        layers=student.backbone.layers,
-        width=student.width,
-        parameters=f"{metrics['parameters']:,}",
+        base=public_name(params.student.model) + ORIGINS[params.student.weights],
+        architecture=_architecture(student),
+        vocabulary=f"{student.backbone.token_embeddings.num_embeddings:,} {TOKENS[params.student.vocabulary]}",
+        parameters=f"{metrics['parameters']:,} ({metrics['parameters'] * FLOAT_BYTES / 1e6:,.1f} MB)",
         max_length=student.max_length,
         pooling=", ".join(POOLING_WORDS[mode] for mode in student.backbone.pooling),
         needs=student.backbone.needs,
@@ -57,6 +63,11 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
         params=json.dumps(_public_params(params), indent=1, sort_keys=True, ensure_ascii=False),
         identity=json.dumps(_identity(meta.teacher), indent=1, sort_keys=True, ensure_ascii=False),
     )
+
+
+def _architecture(student: Student) -> str:
+    layers, width = student.backbone.layers, student.width
+    return f"{layers} layers, {width} features" if layers else f"a table of token vectors, {width} wide, and no layers"
 
 
 def corpus_table(corpus: Path) -> str:

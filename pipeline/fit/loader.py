@@ -215,9 +215,9 @@ class Loader:
             texts = self.items.text[np.concatenate(window)]
             yield from pack_sorted(self.tokens, texts, np.array([len(batch) for batch in window]))
 
-    def pack(self, rows: np.ndarray) -> Batch:
-        """Lay the texts of these items end to end."""
-        return pack([self.tokens[text] for text in self.items.text[rows]])
+    def pack(self, rows: np.ndarray, shortest: int = 1) -> Batch:
+        """Lay the texts of these items end to end; errors are those of `pipeline.model.pack`."""
+        return pack([self.tokens[text] for text in self.items.text[rows]], shortest)
 
     def sample(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Up to `rows` training items drawn by the seed from one buffer, and their vectors: for the head's start."""

@@ -49,6 +49,19 @@ def corpus_digest(corpus: Path) -> str:
     return hashlib.sha256("".join(map(sha256, part_files(corpus))).encode()).hexdigest()
 
 
+def token_counts(tokens: Tokens) -> np.ndarray:
+    """How often each token stands in the training texts, `[ids]` int64 up to the highest id that does."""
+    total = np.zeros(0, dtype=np.int64)
+    with tqdm(total=len(tokens), desc="vocabulary", unit="text", unit_scale=True) as bar:
+        for start in range(0, len(tokens), BATCH_ROWS):
+            rows = np.arange(start, min(start + BATCH_ROWS, len(tokens)))
+            ids = tokens.ids[tokens.offsets[rows[0]] : tokens.offsets[rows[-1] + 1]]
+            counts = np.bincount(ids[np.repeat(tokens.train[rows], tokens.lengths(rows))], minlength=len(total))
+            total = np.pad(total, (0, len(counts) - len(total))) + counts
+            bar.update(len(rows))
+    return total
+
+
 def tokenize(corpus: Path, digest: str, tokenizer: Tokenizer, caches: Path) -> Tokens:
     """The cache of this corpus (whose `corpus_digest` is `digest`) and tokenizer, made if it is not there yet.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
@@ -22,7 +23,7 @@ from pipeline.fit.card import write_card
 from pipeline.fit.loader import Loader, Position, TrainingBatch
 from pipeline.fit.optimiser import learning_rate, total_steps
 from pipeline.fit.step import step_for
-from pipeline.fit.token_cache import corpus_digest, tokenize
+from pipeline.fit.token_cache import Tokens, corpus_digest, token_counts, tokenize
 from pipeline.model import (
     Student,
     best_device,
@@ -119,7 +120,7 @@ def _input_digests(corpus: Path, source: VectorSource, params: FitParams) -> dic
         "fingerprint": source.meta.fingerprint,
         "corpus": corpus_digest(corpus),
         "store": source.digest(),
-        "student": weights_sha256(model) if params.student.weights == "checkpoint" else "",
+        "student": weights_sha256(model) if params.student.weights == "checkpoint" else "random",
         "student's files": " ".join(map(sha256, sorted(model.rglob("*.json")))),  # tokenizer, configuration, pooling
     }
 
@@ -143,10 +144,20 @@ class Trainer:
                 f"fit.loss: `cosine` leaves the lengths of the student's vectors open, but those of {source.name} are "
                 "compared by the dot product: use `l2` or `mse`"
             )
+
+        def tokens_by(tokenizer: Tokenizer) -> Tokens:
+            return tokenize(corpus, digest, tokenizer, work / "tokens")
+
         self.student = build(
-            params.student, meta.dim, meta.normalized, params.dropout, params.seed, similarity=meta.similarity
+            params.student,
+            meta.dim,
+            meta.normalized,
+            params.dropout,
+            params.seed,
+            similarity=meta.similarity,
+            count_tokens=lambda tokenizer: token_counts(tokens_by(tokenizer)),
         )
-        tokens = tokenize(corpus, digest, self.student.tokenizer(), work / "tokens")
+        tokens = tokens_by(self.student.tokenizer())
         self.loader = Loader(source, tokens, params.batch_size, params.buffer_rows, params.seed)
         self.total = total_steps(params, self.loader.batches_per_epoch)
         if beyond := [step for step in params.snapshots if step > self.total]:
@@ -220,7 +231,8 @@ class Trainer:
         self.student.eval()
         lengths = self.loader.tokens.lengths(self.loader.items.text[rows])
         for batch in token_batches(lengths, traits_of(self.device).encode_tokens):
-            features = self.student.features(self.loader.pack(rows[batch]).to(self.device), self.dtype)
+            texts = self.loader.pack(rows[batch], self.student.backbone.shortest).to(self.device)
+            features = self.student.features(texts, self.dtype)
             yield features, torch.from_numpy(targets[batch])
 
     def _steps(self, state: Path, out: Path) -> None:
@@ -299,7 +311,8 @@ class Trainer:
         loss = cosine = 0.0
         for rows in token_batches(lengths, traits_of(self.device).encode_tokens):
             expected = torch.from_numpy(targets[rows]).to(self.device)
-            vectors = student(pack([token_ids[row] for row in rows]).to(self.device), self.dtype)
+            texts = pack([token_ids[row] for row in rows], student.backbone.shortest).to(self.device)
+            vectors = student(texts, self.dtype)
             loss += float(self.step.loss(vectors, expected).mean()) * len(rows)
             cosine += float(functional.cosine_similarity(vectors, expected).sum())
         release_pages()

@@ -59,10 +59,14 @@ class Batch:
         return places >= self.lengths[:, None]
 
 
-def pack(token_ids: Sequence[Sequence[int] | np.ndarray]) -> Batch:
-    """Lay texts, given as token ids with their special tokens, end to end in order of length (stable)."""
+def pack(token_ids: Sequence[Sequence[int] | np.ndarray], shortest: int = 1) -> Batch:
+    """Lay texts, given as token ids with their special tokens, end to end in order of length (stable).
+
+    Raises:
+        LeafError: there is no text, or one has fewer than `shortest` tokens.
+    """
     lengths = np.fromiter((len(ids) for ids in token_ids), dtype=np.int64, count=len(token_ids))
-    if lengths.size == 0 or lengths.min() == 0:
+    if lengths.size == 0 or lengths.min() < shortest:
         raise LeafError("a batch needs at least one text and every text at least one token")
     by_length = np.argsort(lengths, kind="stable")
     spare = np.zeros(-int(lengths.sum()) % TOKEN_MULTIPLE, dtype=np.int64)

@@ -6,11 +6,9 @@ code that lies beside a model is run unless that is asked for.
 
 import hashlib
 import importlib.util
-import shutil
-import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +117,11 @@ def load_sentence_transformer(directory: Path, name: str, code_revision: str | N
     return model
 
 
-def load_transformer(directory: Path, name: str) -> Any:
+def load_transformer(directory: Path, name: str, random: bool = False) -> Any:
     """The sentence-transformers Transformer module of a student's checkpoint, in float32.
 
-    `name` is what `fit.student.model` says.
+    `name` is what `fit.student.model` says. If `random`, the directory needs no weights: PyTorch's generator draws them
+    as the model's family does before its training.
 
     Raises:
         LeafError: it cannot be loaded, or lacks weights.
@@ -130,28 +129,12 @@ def load_transformer(directory: Path, name: str) -> Any:
     from sentence_transformers.sentence_transformer.modules import Transformer
 
     called = f"fit.student.model `{name}`"
-    with _load_errors(f"{called}: cannot be loaded"), _whole_checkpoints(name, called):
+    with _load_errors(f"{called}: cannot be loaded"), _new_weights() if random else _whole_checkpoints(name, called):
         module = Transformer.load(
             str(directory), local_files_only=True, trust_remote_code=False, model_kwargs=dict(LOADING)
         )
     _merge_adapters(module)
     return module
-
-
-def random_transformer(directory: Path, name: str) -> Any:
-    """`load_transformer` of a directory that needs no weights: they are drawn as the family draws its first ones."""
-    from transformers import AutoConfig, AutoModel
-
-    with tempfile.TemporaryDirectory() as place:
-        whole = Path(place)
-        with _load_errors(f"fit.student.model `{name}`: cannot be made from its configuration"):
-            config = AutoConfig.from_pretrained(directory, local_files_only=True)
-            model: Any = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
-            model.save_pretrained(whole)
-        for file in directory.iterdir():
-            if file.is_file() and file.suffix != ".safetensors":
-                shutil.copy2(file, whole)
-        return load_transformer(whole, name)
 
 
 @contextmanager
@@ -166,18 +149,14 @@ def _load_errors(message: str) -> Iterator[None]:
         raise LeafError(f"{message}: {first_line(error)}{advice}") from None
 
 
-@contextmanager
-def _whole_checkpoints(name: str, called: str | None = None) -> Iterator[None]:
+def _whole_checkpoints(name: str, called: str | None = None) -> AbstractContextManager[None]:
     """Refuse a checkpoint that lacks weights: transformers would fill them with noise and only log it.
 
     Its own report of what was loaded is asked for, because only it knows how a family's weights were once called.
     """
-    from transformers import PreTrainedModel
 
-    original = PreTrainedModel.__dict__["from_pretrained"]
-
-    def reporting(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        model, report = original.__func__(cls, *args, **{**kwargs, "output_loading_info": True})
+    def reporting(original: Any, cls: Any, *args: Any, **kwargs: Any) -> Any:
+        model, report = original(cls, *args, **{**kwargs, "output_loading_info": True})
         missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
         if missing:
             raise LeafError(
@@ -186,8 +165,23 @@ def _whole_checkpoints(name: str, called: str | None = None) -> Iterator[None]:
             )
         return model
 
+    return _loading_by(reporting)
+
+
+def _new_weights() -> AbstractContextManager[None]:
+    """Models are made from their configurations alone."""
+    return _loading_by(lambda original, cls, *args, config, **kwargs: cls._from_config(config, dtype=LOADING["dtype"]))
+
+
+@contextmanager
+def _loading_by(load: Callable[..., Any]) -> Iterator[None]:
+    """Have transformers load models by a function, which is given its own one first, then the class."""
+    from transformers import PreTrainedModel
+
+    original = PreTrainedModel.__dict__["from_pretrained"]
     with _LOADING_LOCK:
-        PreTrainedModel.from_pretrained = classmethod(reporting)  # type: ignore[assignment, method-assign]
+        by = classmethod(lambda cls, *args, **kwargs: load(original.__func__, cls, *args, **kwargs))
+        PreTrainedModel.from_pretrained = by  # type: ignore[assignment, method-assign]
         try:
             yield
         finally:

@@ -4,7 +4,7 @@ It is saved as a plain sentence-transformers directory (the backbone's modules, 
 Normalize), which `SentenceTransformer(path)` loads with no code of this project.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,23 @@ from pipeline.model.model_files import (
     check_sha256,
     load_sentence_transformer,
     load_transformer,
-    random_transformer,
     resolve_model,
 )
 from pipeline.model.older_form import write_older_form
 from pipeline.model.parallel import vectors_in_parts
 from pipeline.model.pooling import stored_pooling
+from pipeline.model.vocabulary import cut_vocabulary
 from pipeline.params import StudentParams, pooling_modes
 
 TOKEN_BUDGET = 8192  # tokens computed at once in inference
+PROBE_TOKENS = 16  # by which a backbone is compared before and after its vocabulary is cut
+TokenCounts = Callable[[Tokenizer], np.ndarray]
+"""How often each token of a tokenizer stands in a corpus, `[ids]`; ids behind the last that does may be left out."""
+
+
+def no_tokens(tokenizer: Tokenizer) -> np.ndarray:
+    """The counts of an empty corpus."""
+    return np.zeros(0, dtype=np.int64)
 
 
 class Student(nn.Module):
@@ -174,21 +182,22 @@ def build(
     seed: int = 0,
     *,
     similarity: Similarity = "cosine",
+    count_tokens: TokenCounts = no_tokens,
 ) -> Student:
     """A student from a checkpoint: its chosen layers, and a head (width -> dim) with random weights.
+
+    `count_tokens` is asked where the vocabulary is the corpus's, and for a static student.
 
     Raises:
         LeafError: the checkpoint is missing, damaged, not the expected one, or the shapes asked for are impossible.
     """
     directory = resolve_model(params.model, params.revision)
+    if params.weights == "checkpoint":
+        check_sha256(directory, params.sha256, "fit.student.sha256")
     if dim < 1:
         raise LeafError(f"student: a head into {dim} dimensions is impossible; the store's dim is wrong")
     torch.manual_seed(seed)  # a checkpoint without a pooler gets a random one, which must not differ between runs
-    if params.weights == "random":
-        transformer = random_transformer(directory, params.model)
-    else:
-        check_sha256(directory, params.sha256, "fit.student.sha256")
-        transformer = load_transformer(directory, params.model)
+    transformer = load_transformer(directory, params.model, random=params.weights == "random")
     _check_tokenizer(transformer.tokenizer, params.model)
     pooling = stored_pooling(directory) if params.pooling is None else pooling_modes(params.pooling)
     backbone = backbone_for(transformer.auto_model, pooling or ("mean",), transformer)
@@ -198,11 +207,38 @@ def build(
         _check_layers(params.layers, backbone.layers)
         backbone.keep_layers(params.layers)
     _limit_length(backbone, params.max_length)
+    if params.vocabulary == "corpus":
+        backbone = _with_vocabulary(backbone, transformer, count_tokens(backbone.tokenizer()), params.model)
     if params.architecture == "static":
-        backbone = StaticBackbone.from_backbone(backbone)
+        backbone = StaticBackbone.of_transformer(backbone, transformer.tokenizer)
+        backbone.weigh(count_tokens(backbone.tokenizer()))
     backbone.set_dropout(dropout)
     head = nn.Linear(backbone.width, dim, bias=params.head_bias)
     return Student(backbone, head, normalize, similarity)
+
+
+@torch.no_grad()
+def _with_vocabulary(backbone: Backbone, transformer: Any, counts: np.ndarray, name: str) -> Backbone:
+    """The backbone with only the tokens that are there (see TokenCounts) and those that its tokenizer needs.
+
+    Raises:
+        LeafError: it cannot be cut, or would give other features.
+    """
+    used = np.flatnonzero(counts).tolist()
+    probe = used[:: max(1, len(used) // PROBE_TOKENS)][: backbone.max_length]
+    before = backbone.eval().features(pack([probe]))
+    try:
+        new_ids = cut_vocabulary(transformer, used)
+        cut = backbone_for(transformer.auto_model, backbone.pooling, transformer)
+        same = torch.equal(before, cut.eval().features(pack([[new_ids[number] for number in probe]])))
+    except (LeafError, IndexError, KeyError, RuntimeError) as error:
+        raise LeafError(f"fit.student.vocabulary: that of `{name}` cannot be cut: {first_line(error)}") from None
+    if not same:
+        raise LeafError(
+            f"fit.student.vocabulary: that of `{name}` cannot be cut, as the model computes other vectors without the "
+            "tokens that are left out; use `checkpoint`"
+        )
+    return cut
 
 
 def _check_tokenizer(tokenizer: Any, name: str) -> None:
@@ -259,21 +295,10 @@ class StudentEncoder:
         """Vectors `[texts, dim]` float32. The student reads plain text: `role` changes nothing."""
         token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
         vectors = np.empty((len(token_ids), self.student.dim), dtype=np.float32)
-        if empty := [row for row, ids in enumerate(token_ids) if not ids]:  # without special tokens, "" has none
-            vectors[empty] = self._without_tokens()
-        filled = np.array([row for row, ids in enumerate(token_ids) if ids], dtype=np.int64)
-        chosen = [token_ids[row] for row in filled]
-        for rows, part in vectors_in_parts(self._forward, chosen, self.token_budget, self._compiled.device):
-            vectors[filled[rows]] = part
+        for rows, part in vectors_in_parts(self._forward, token_ids, self.token_budget, self._compiled.device):
+            vectors[rows] = part
         return vectors
 
     @torch.inference_mode()
-    def _without_tokens(self) -> np.ndarray:
-        """The vector of a text of no tokens, whose mean is 0: `[dim]`."""
-        nothing = torch.zeros(1, self.student.width, device=self._compiled.device)
-        vector: np.ndarray = self.student.finish(nothing)[0].float().cpu().numpy()
-        return vector
-
-    @torch.inference_mode()
     def _forward(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
-        return self.student.finish(self._compiled(pack(token_ids))).float()
+        return self.student.finish(self._compiled(pack(token_ids, self.student.backbone.shortest))).float()

@@ -33,6 +33,8 @@ class Backbone(nn.Module, ABC):
     takes_padding: ClassVar[bool] = False
     """Whether `features` also takes texts padded to one length (`Batch.lengths`), and does the same work for all such
     batches of one shape, without waiting for the device: steps that can be recorded are made of that."""
+    shortest: ClassVar[int] = 1
+    """Fewest tokens of a text."""
     causal = False
     """Whether no token's hidden state depends on the tokens behind it, as in decoders."""
 

@@ -34,7 +34,7 @@ def backbone_of_modules(modules: Sequence[Any]) -> tuple[Backbone, list[Any]]:
     """
     kinds = [type(module).__name__ for module in modules]
     if kinds[:1] == ["StaticEmbedding"]:
-        return StaticBackbone.from_module(modules[0]), list(modules[1:])
+        return StaticBackbone.of_module(modules[0]), list(modules[1:])
     if kinds[:2] != ["Transformer", "Pooling"]:
         raise LeafError(f"its modules are {', '.join(kinds)}")
     return backbone_for(modules[0].auto_model, poolings_of(modules[1]), modules[0]), list(modules[2:])

@@ -1,62 +1,70 @@
-"""A static backbone: a table of token vectors. A text's features are the mean of its tokens' rows, in whatever order.
+"""A table of token vectors and nothing else: a text's features are the mean of its tokens' vectors.
 
-It is saved as sentence-transformers' StaticEmbedding, which reads a text without special tokens. The table starts from
-a checkpoint's vectors of its tokens, each computed as a text of its own (as Model2Vec does,
-https://github.com/MinishLab/model2vec), so that it begins with what the checkpoint knows of words.
+No special tokens are added to a text: they would add the same to all. A text without tokens has features of zero. It is
+saved as the StaticEmbedding of sentence-transformers, which computes the same.
 """
 
 import copy
+import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
 
 from pipeline.base import LeafError
 from pipeline.model.backbones.backbone import Backbone
-from pipeline.model.batch import Batch, pack, token_batches
-from pipeline.model.pooling import Pooling, pooled
+from pipeline.model.backbones.padded import UNLIMITED
+from pipeline.model.batch import Batch, pack
+from pipeline.model.device import best_device, traits_of
+from pipeline.model.pooling import Pooling
 
-UNLIMITED = 1 << 30  # tokens of a text, where no truncation is set
-TABLE_TOKENS = 8192  # tokens computed at once while a table is made
+SIF = 1e-3
+"""The share of all tokens at which a token counts half as much as a rare one."""
 
 
 class StaticBackbone(Backbone):
-    """A table of token vectors and the tokenizer that names its rows."""
+    """A table of token vectors."""
 
     scope = "tables of token vectors"
+    shortest = 0
 
-    def __init__(self, table: nn.Embedding, tokenizer: Tokenizer) -> None:
-        """`tokenizer` adds no special tokens; where it cuts texts, it is saved so."""
-        super().__init__(nn.ModuleDict({"embedding": table}))
-        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        self._tokenizer.post_processor = None  # type: ignore[assignment, unused-ignore]
-        self._tokenizer.no_padding()
+    def __init__(self, tokenizer: Tokenizer, table: Tensor, max_length: int) -> None:
+        """`table` [tokens, width] float32 has a row for each id of `tokenizer`; of a text, `max_length` are read."""
+        super().__init__(nn.Embedding(table.shape[0], table.shape[1], _weight=table.clone()))
+        self._tokenizer, self._max_length = _without_special_tokens(tokenizer), max_length
+
+    @classmethod
+    def of_module(cls, module: Any) -> "StaticBackbone":
+        """That of a StaticEmbedding of sentence-transformers."""
+        limit = (module.tokenizer.truncation or {}).get("max_length", UNLIMITED)
+        return cls(module.tokenizer, module.embedding.weight.detach(), limit)
+
+    @classmethod
+    def of_transformer(cls, backbone: Backbone, tokenizer: Any) -> "StaticBackbone":
+        """From the vectors of a transformer's tokens, each as a text of its own; `tokenizer` is of transformers."""
+        table = token_vectors(backbone, tokenizer.backend_tokenizer)
+        return cls(tokenizer.backend_tokenizer, table, backbone.max_length)
+
+    def weigh(self, counts: np.ndarray) -> None:
+        """Make frequent tokens count less: a vector is scaled by a / (a + the token's share of all tokens).
+
+        That is smooth inverse frequency (SIF: Arora, Liang and Ma, ICLR 2017). `counts` [ids] are the tokens' own in a
+        corpus; ids behind the last that occurs may be left out.
+        """
+        counts = np.pad(counts, (0, self.token_embeddings.num_embeddings - len(counts)))
+        weights = SIF / (SIF + torch.from_numpy(counts / max(1, counts.sum())).float())
+        with torch.no_grad():
+            self.token_embeddings.weight.mul_(weights[:, None])
 
     @classmethod
     def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> bool:
-        """No transformers model: `from_backbone` makes a static one of it."""
+        """See `Backbone.supports`; a table is no transformers model, and is asked for by name."""
         return False
-
-    @classmethod
-    def from_backbone(cls, backbone: Backbone) -> "StaticBackbone":
-        """The table of a checkpoint's own vectors of its tokens, and its tokenizer with its most length."""
-        tokenizer = backbone.tokenizer()
-        rows = backbone.token_embeddings.num_embeddings
-        texts = [_alone(tokenizer, number) for number in range(rows)]
-        vectors = torch.empty(rows, backbone.width)
-        compiled = backbone.compiled(TABLE_TOKENS)
-        for batch in token_batches(torch.tensor([len(text) for text in texts]).numpy(), TABLE_TOKENS):
-            vectors[torch.from_numpy(batch)] = compiled(pack([texts[row] for row in batch])).float().cpu()
-        static = cls(_table(vectors), tokenizer)
-        static.max_length = backbone.max_length
-        return static
-
-    @classmethod
-    def from_module(cls, module: Any) -> "StaticBackbone":
-        """The backbone that a StaticEmbedding of sentence-transformers is."""
-        return cls(_table(module.embedding.weight.detach().float()), module.tokenizer)
 
     @property
     def model_type(self) -> str:
@@ -66,63 +74,59 @@ class StaticBackbone(Backbone):
     @property
     def hidden_size(self) -> int:
         """See `Backbone.hidden_size`."""
-        return int(self.token_embeddings.embedding_dim)
+        return self.token_embeddings.embedding_dim
 
     @property
     def layers(self) -> int:
-        """None: 0."""
+        """None."""
         return 0
 
     @property
     def max_tokens(self) -> int:
-        """See `Backbone.max_tokens`; nothing limits a mean."""
+        """See `Backbone.max_tokens`."""
         return UNLIMITED
+
+    @property
+    def token_embeddings(self) -> nn.Embedding:
+        """See `Backbone.token_embeddings`."""
+        table: nn.Embedding = self.model
+        return table
+
+    def keep_layers(self, layers: Sequence[int]) -> None:
+        """Refused."""
+        raise LeafError("a table of token vectors has no layers to keep")
+
+    def set_dropout(self, share: float) -> None:
+        """There is nothing to drop out."""
+
+    def features(self, batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
+        """See `Backbone.features`; in float32 whatever `dtype`, as there is no product to speed up."""
+        return _means(batch, self.model.weight, self.model.sparse)
+
+    def compiled(self, token_budget: int) -> "CompiledStatic":
+        """See `Backbone.compiled`."""
+        return CompiledStatic(self.model.weight.detach().clone())
 
     @property
     def max_length(self) -> int:
         """See `Backbone.max_length`."""
-        truncation: Any = self._tokenizer.truncation
-        return int(truncation["max_length"]) if truncation else UNLIMITED
+        return self._max_length
 
     @max_length.setter
     def max_length(self, tokens: int) -> None:
-        self._tokenizer.enable_truncation(tokens)
+        self._max_length = tokens
 
     @property
     def needs(self) -> str:
         """See `Backbone.needs`."""
         return "sentence-transformers 5 or later"
 
-    @property
-    def token_embeddings(self) -> nn.Embedding:
-        """See `Backbone.token_embeddings`."""
-        table: Any = self.model.embedding
-        assert isinstance(table, nn.Embedding)
-        return table
-
-    def keep_layers(self, layers: Sequence[int]) -> None:
-        """There are none: LeafError."""
-        raise LeafError("fit.student.layers: a static student has no layers; leave it out")
-
-    def set_dropout(self, share: float) -> None:
-        """Nothing: a table drops out nothing."""
-
     def tokenizer(self) -> Tokenizer:
-        """See `Backbone.tokenizer`; it adds no special tokens."""
-        return Tokenizer.from_str(self._tokenizer.to_str())
-
-    def features(self, batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
-        """See `Backbone.features`; in float32, as there is nothing to multiply."""
-        rows = self.token_embeddings(batch.ids)
-        blocks, start = [], 0
-        for count, length in batch.length_groups:
-            blocks.append(rows[start : start + count * length].view(count, length, -1))
-            start += count * length
-        return pooled(blocks, batch.order, self.pooling)
-
-    def compiled(self, token_budget: int) -> "CompiledStatic":
-        """See `Backbone.compiled`."""
-        return CompiledStatic(copy.deepcopy(self).eval())
+        """See `Backbone.tokenizer`."""
+        tokenizer = copy.deepcopy(self._tokenizer)
+        if self.max_length < UNLIMITED:
+            tokenizer.enable_truncation(self.max_length)
+        return tokenizer
 
     def padded_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """See `Backbone.padded_states`."""
@@ -133,31 +137,50 @@ class StaticBackbone(Backbone):
         """See `Backbone.sentence_modules`."""
         from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-        weight = self.token_embeddings.weight.detach().cpu().clone()
-        return [StaticEmbedding(self.tokenizer(), embedding_weights=weight)]
-
-
-def _table(vectors: Tensor) -> nn.Embedding:
-    rows, width = vectors.shape
-    return nn.Embedding(rows, width, _weight=vectors.clone())
-
-
-def _alone(tokenizer: Tokenizer, number: int) -> list[int]:
-    """A token's id among the special tokens that the tokenizer puts around a text."""
-    encoding = tokenizer.encode("a")
-    first = [place for place, special in enumerate(encoding.special_tokens_mask) if not special] or [0]
-    return [*encoding.ids[: first[0]], number, *encoding.ids[first[-1] + 1 :]]
+        return [StaticEmbedding(self.tokenizer(), embedding_weights=self.model.weight.detach().cpu().clone())]
 
 
 class CompiledStatic:
-    """A static backbone for inference."""
+    """A copy of a table."""
 
-    def __init__(self, backbone: StaticBackbone) -> None:
-        """`backbone` is a copy that nobody trains."""
-        self.backbone = backbone
-        self.device = backbone.token_embeddings.weight.device
+    def __init__(self, table: Tensor) -> None:
+        self.table, self.device = table, table.device
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
         """See `CompiledBackbone.__call__`."""
-        return self.backbone.features(batch.to(self.device))
+        return _means(batch.to(self.device), self.table)
+
+
+def token_vectors(backbone: Backbone, tokenizer: Tokenizer) -> Tensor:
+    """The features `[tokens, width]` float32 of every token of a transformer as a text of its own, on the CPU."""
+    encoding = tokenizer.encode("a")
+    special = [number for number, mask in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if mask]
+    words = [place for place, mask in enumerate(encoding.special_tokens_mask) if not mask] or [0]
+    before, after = special[: words[0]], special[words[0] :]
+    rows = backbone.token_embeddings.num_embeddings
+    device = best_device()
+    budget = traits_of(device).encode_tokens
+    compiled = backbone.to(device).compiled(budget)
+    step = budget // (len(special) + 1)
+    table = torch.empty(rows, backbone.width)
+    with tqdm(total=rows, desc="token vectors", unit="token", unit_scale=True) as bar:
+        for start in range(0, rows, step):
+            ids = range(start, min(start + step, rows))
+            table[ids.start : ids.stop] = compiled(pack([[*before, number, *after] for number in ids])).cpu()
+            bar.update(len(ids))
+    return table
+
+
+def _means(batch: Batch, table: Tensor, sparse: bool = False) -> Tensor:
+    counts, each = torch.tensor(batch.length_groups, device=table.device).unbind(1)
+    lengths = each.repeat_interleave(counts)
+    ids = batch.ids[: sum(count * length for count, length in batch.length_groups)]
+    offsets = lengths.cumsum(0) - lengths
+    return functional.embedding_bag(ids, table, offsets, mode="mean", sparse=sparse)[batch.order]
+
+
+def _without_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that neither adds special tokens nor cuts nor pads."""
+    state = json.loads(tokenizer.to_str())
+    return Tokenizer.from_str(json.dumps(state | {"post_processor": None, "truncation": None, "padding": None}))

@@ -11,7 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -134,6 +137,21 @@ def texts(count: int) -> list[str]:
         from pipeline.corpus import texts as docstrings
 
         frame = pl.DataFrame({"text": [text for _, text, _ in docstrings(("stdlib",))]})
+    return _sample(frame, count)
+
+
+def passages(count: int) -> list[str]:
+    """Distinct passages of about 75 tokens from shared/text/broad; none where it is absent."""
+    import polars as pl
+
+    files = sorted((SHARED / "text" / "broad").glob("*.parquet"))
+    if not files:
+        return []
+    frames = [pl.read_parquet(file, columns=["role", "text"]).filter(pl.col("role") == "document") for file in files]
+    return _sample(pl.concat(frames).select("text"), count)
+
+
+def _sample(frame: "polars.DataFrame", count: int) -> list[str]:
     frame = frame.unique(maintain_order=True)
     chosen: list[str] = frame.sample(min(count, len(frame)), seed=0, shuffle=True)["text"].to_list()
     return chosen

@@ -34,7 +34,7 @@ from pipeline.params import EncodeParams, ExportParams, FitParams, StudentParams
 from pipeline.store import Store
 from pipeline.teacher import LocalTeacher
 from tests.conftest import WORDS, corpus_frame, sentence
-from tests.families import CAUSAL, FAMILIES, RELATIVES, make_family
+from tests.families import FAMILIES, RELATIVES, make_teacher
 
 DOCUMENT = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- families -->\n", "<!-- /families -->\n"
@@ -54,8 +54,7 @@ class KilledError(Exception):
 
 def measure(family: str, folder: Path) -> list[str]:
     """The cells of a family's row, behind its name."""
-    checkpoint = make_family(folder / "checkpoint", family)
-    model = _saved_as_teacher(checkpoint, folder / "teacher", "lasttoken" if family in CAUSAL else "mean")
+    model, checkpoint = make_teacher(folder / "teacher", family), folder / "teacher-checkpoint"
     cells = [_cell(partial(_parity, model, False)), _cell(partial(_parity, model, True)), _cell(partial(_path, model))]
     if cells[0].startswith("refused"):
         return [*cells, *["-"] * 6]
@@ -70,16 +69,6 @@ def _cell(figure: Callable[[], str]) -> str:
         return figure()
     except LeafError as error:
         return f"refused: {error}"
-
-
-def _saved_as_teacher(checkpoint: Path, out: Path, pooling: str) -> Path:
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-
-    transformer = Transformer(str(checkpoint))
-    modules = [transformer, Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling), Normalize()]
-    SentenceTransformer(modules=modules, device="cpu").save(str(out), create_model_card=False)
-    return out
 
 
 @contextmanager

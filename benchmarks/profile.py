@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.common import machine, texts
-from benchmarks.encode import BUDGET, MAX_LENGTH, linear_operations, models
+from benchmarks.common import machine
+from benchmarks.encode import BUDGET, MAX_LENGTH, inputs, linear_operations, models
 from pipeline.model import pack, token_batches
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.teacher import LocalTeacher
@@ -30,16 +30,17 @@ KINDS = {
 
 
 def main() -> None:
-    """Profile both models and print a table for each."""
+    """Profile both models on both kinds of input and print a table for each."""
     torch.set_num_threads(1)
     print(machine())
-    for name, model, count, _ in models("profile"):
-        _profile(name, model, count)
+    for name, model in models("profile"):
+        for title, sample in inputs(name, "profile"):
+            _profile(title, model, sample)
 
 
-def _profile(name: str, model: str, count: int) -> None:
+def _profile(name: str, model: str, sample: list[str]) -> None:
     teacher = LocalTeacher(TeacherParams(model, max_length=MAX_LENGTH), EncodeParams(token_budget=BUDGET))
-    ids = teacher.tokenize(texts(count), "document")
+    ids = teacher.tokenize(sample, "document")
     lengths = np.array([len(text) for text in ids])
     batches = [pack([ids[row] for row in rows]) for rows in token_batches(lengths, BUDGET // 2)]
     runner = teacher._runners["document"]

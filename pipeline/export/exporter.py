@@ -82,11 +82,10 @@ class Exporter(Protocol):
     """Key of its figures in the metrics, and prefix of its encoders' names. Exporters of one model may share it."""
     directory: str
 
-    def left_out(self, job: ExportJob) -> LeftOut | None:
-        """Why this student or teacher cannot be exported so; None if it can."""
+    def write(self, job: ExportJob, directory: Path) -> LeftOut | None:
+        """Write the model's files into an empty directory; or say why this student or teacher cannot be exported so.
 
-    def write(self, job: ExportJob, directory: Path) -> None:
-        """Write the model's files into an empty directory.
+        In that case what it has written is removed.
 
         Raises:
             LeafError: a package is missing, or student and teacher do not fit together.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.base import LeafError, written_directory
+from pipeline.base import LeafError, remove, written_directory
 from pipeline.corpus import scan
 from pipeline.evaluate import metrics
 from pipeline.export.cards import Origin, origin_of
@@ -88,13 +88,14 @@ def _write(
     exporter: Exporter, job: ExportJob, parity: Parity, out: Path
 ) -> tuple[dict[str, Any] | None, dict[str, ExportedEncoder]]:
     """Write one export and put it in its place; its figures (None: it contributes none) and its encoders."""
-    left_out = exporter.left_out(job)
     with written_directory(out) as directory:
+        with write_errors(out):
+            left_out = exporter.write(job, directory)
         if left_out:
+            for path in directory.iterdir():
+                remove(path)
             _write_card(left_out.card, directory, out)
             return {"left_out": left_out.reason}, {}
-        with write_errors(out):
-            exporter.write(job, directory)
         encoders = dict(exporter.encoders(job, directory))
         compared = {variant: parity.compare(encoder, variant, out) for variant, encoder in encoders.items()}
         figures = {variant: entry for variant, entry in compared.items() if entry}

@@ -4,22 +4,26 @@ import copy
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.base import import_optional
+from pipeline.base import Array, first_line, import_optional
 from pipeline.export.cards import fill_template, front_matter, results_table
 from pipeline.export.exporter import ExportedEncoder, ExportJob, LeftOut
-from pipeline.model import Student
-from pipeline.serve import MODELS, TOKENIZER, OnnxEncoder
+from pipeline.model import Student, pack
+from pipeline.serve import MODELS, TOKENIZER, OnnxEncoder, padded
 
 OPSET = 18
 EXAMPLE_SHAPE = (2, 8)  # texts, tokens of the traced batch; both are free in the graph
 LOWEST_COSINE = 0.9999  # of the float32 graph to PyTorch
+PROBE_LENGTHS = (3, 4, 7, 12, 20, 33, 65, 200)  # tokens of made texts by which a graph is tried
+NOISE = 0.01  # most that a graph's vector may differ from PyTorch's, as a share of its length
 
 
 class OnnxExporter:
@@ -28,13 +32,13 @@ class OnnxExporter:
     name = "onnx"
     directory = "onnx"
 
-    def left_out(self, job: ExportJob) -> LeftOut | None:
-        """Never."""
-        return None
-
-    def write(self, job: ExportJob, directory: Path) -> None:
-        """Both graphs and the tokenizer; LeafError as `write_graphs`."""
-        write_graphs(job.student, directory)
+    def write(self, job: ExportJob, directory: Path) -> LeftOut | None:
+        """Both graphs and the tokenizer; left out is a family that has no right graph. LeafError as `write_graphs`."""
+        if not (reason := write_graphs(job.student, directory)):
+            return None
+        reason = f"a student of type `{job.student.backbone.model_type}` has no ONNX graph: {reason}"
+        card = f"# No ONNX model\n\nLeft out: {reason}. `models/student` runs with sentence-transformers.\n"
+        return LeftOut(reason, card)
 
     def encoders(self, job: ExportJob, directory: Path) -> Mapping[str, ExportedEncoder]:
         """By precision; only float32 must agree with PyTorch."""
@@ -71,47 +75,64 @@ class OnnxExporter:
 
 
 class Graph(nn.Module):
-    """`input_ids`, `attention_mask` [texts, tokens] int64 -> vectors [texts, dim] float32."""
+    """`input_ids`, `attention_mask` [texts, tokens] int64, padded on the right -> vectors [texts, dim] float32."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """`model` is a Student, or has its `backbone` and `finish` (what follows the mean of the hidden states)."""
+    def __init__(self, model: Any) -> None:
+        """`model` is a Student, or has its `backbone` and `finish` (what follows the pooled hidden states)."""
+        from sentence_transformers.sentence_transformer.modules import Pooling
+
         super().__init__()
-        self.model: Any = model
+        self.model = model
+        self.pooling = Pooling(model.backbone.hidden_size, pooling_mode=list(model.backbone.pooling))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Makes the additive 4-D mask itself: the libraries' functions branch on shapes, which tracing would fix."""
-        mask = attention_mask.to(torch.float32)
-        hidden_by = (1 - mask)[:, None, None, :] * torch.finfo(torch.float32).min
-        states = self.model.backbone.model(input_ids=input_ids, attention_mask=hidden_by).last_hidden_state
-        vectors: Tensor = self.model.finish((states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True))
+        """Pools by the library's module, which is written to be traced."""
+        states = self.model.backbone.padded_states(input_ids, attention_mask)
+        pooled = self.pooling({"token_embeddings": states, "attention_mask": attention_mask})
+        vectors: Tensor = self.model.finish(pooled["sentence_embedding"])
         return vectors
 
 
-def write_graphs(student: Student, directory: Path) -> None:
+def write_graphs(student: Student, directory: Path) -> str | None:
     """Write `model.onnx`, `model_int8.onnx` and `tokenizer.json` into an existing directory.
+
+    Returns:
+        None; or, for a model that has no right graph, why. What lies in the directory is then of no use.
 
     Raises:
         LeafError: the package `onnx` or `onnxruntime` is missing.
     """
     for module in ("onnx", "onnxruntime"):
         import_optional(module, "onnx", "export to ONNX")
-    _trace(student, directory / MODELS["float32"])
-    _quantise(directory / MODELS["float32"], directory / MODELS["int8"])
-    student.tokenizer().save(str(directory / TOKENIZER))
-
-
-def _trace(student: Student, file: Path) -> None:
-    """Write the float32 graph by TorchScript: `torch.export` takes four times as long and two more packages."""
+    exact = directory / MODELS["float32"]
     graph = Graph(copy.deepcopy(student)).float().cpu().eval()
+    try:
+        _trace(graph, exact)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a family's own code and the tracer raise
+        return f"its computation cannot be traced ({first_line(error):.200})"
+    if reason := _wrong(graph.model, exact):
+        return reason
+    _quantise(exact, directory / MODELS["int8"])
+    student.tokenizer().save(str(directory / TOKENIZER))
+    return None
+
+
+def _trace(graph: Graph, file: Path) -> None:
+    """Write the float32 graph by TorchScript: `torch.export` takes four times as long and two more packages."""
     backbone: Any = graph.model.backbone.model
-    backbone.set_attn_implementation("eager")
-    inputs = tuple(torch.ones(EXAMPLE_SHAPE, dtype=torch.int64) for _ in range(2))
+    if hasattr(backbone, "set_attn_implementation"):
+        backbone.set_attn_implementation("eager")
+        backbone.config.use_cache = False
+    ids, mask = torch.ones(2, *EXAMPLE_SHAPE, dtype=torch.int64)
+    mask[-1, -2:] = 0  # so that no code that passes by padding where there is none is what is traced
     free = {0: "texts", 1: "tokens"}
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _masks_by_broadcasting():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             graph,
-            inputs,
+            (ids, mask),
             str(file),
             input_names=["input_ids", "attention_mask"],
             output_names=["vectors"],
@@ -119,6 +140,47 @@ def _trace(student: Student, file: Path) -> None:
             opset_version=OPSET,
             dynamo=False,
         )
+
+
+@contextmanager
+def _masks_by_broadcasting() -> Iterator[None]:
+    """Have transformers make every attention mask by broadcasting; for some (Gemma 3) it uses vmap: it has no trace."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    functions: Any = ALL_MASK_ATTENTION_FUNCTIONS
+    make = functions["eager"]
+    functions["eager"] = lambda *args, **given: make(*args, **{**given, "use_vmap": False})
+    try:
+        yield
+    finally:
+        functions["eager"] = make
+
+
+def _wrong(student: Student, file: Path) -> str | None:
+    """What is wrong with a graph of `student`, tried on made texts alone and in one batch; None if nothing is."""
+    import onnxruntime
+
+    rows = student.backbone.token_embeddings.num_embeddings
+    lengths = sorted({min(length, student.max_length) for length in PROBE_LENGTHS})
+    texts = [[(rows // 2 + place) % rows for place in range(length)] for length in lengths]
+    with torch.inference_mode():
+        expected = torch.cat([student(pack([text])) for text in texts]).numpy()
+    try:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # it prints what it raises
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        alone = np.concatenate([session.run(None, padded([text]))[0] for text in texts])
+        together = session.run(None, padded(texts))[0]
+    except Exception as error:  # bare exceptions of its own
+        return f"onnxruntime cannot run it ({first_line(error):.200})"
+    if not _near(alone, expected):
+        return "it gives other vectors than PyTorch"
+    return None if _near(together, expected) else "its vectors depend on how far a batch is padded"
+
+
+def _near(vectors: Array, expected: Array) -> bool:
+    differences = np.linalg.norm(vectors - expected, axis=1)
+    return bool((differences <= NOISE * np.linalg.norm(expected, axis=1)).all())
 
 
 def _quantise(source: Path, file: Path) -> None:

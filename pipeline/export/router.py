@@ -33,13 +33,12 @@ class RouterExporter:
     name = "asymmetric"
     directory = "asymmetric"
 
-    def left_out(self, job: ExportJob) -> LeftOut | None:
-        """A teacher that is no plain sentence-transformers model cannot be part of one."""
-        return _without_teacher(job)
-
-    def write(self, job: ExportJob, directory: Path) -> None:
+    def write(self, job: ExportJob, directory: Path) -> LeftOut | None:
         """A sentence-transformers directory; LeafError as `build_router`."""
+        if left_out := _without_teacher(job):
+            return left_out
         build_router(job).save(str(directory), create_model_card=False, safe_serialization=True)
+        return None
 
     def encoders(self, job: ExportJob, directory: Path) -> Mapping[str, ExportedEncoder]:
         """The document route of the written model, which must give the stored vectors."""
@@ -61,12 +60,10 @@ class NamedRouterExporter:
     name = "asymmetric"
     directory = "asymmetric-named"
 
-    def left_out(self, job: ExportJob) -> LeftOut | None:
-        """A teacher that the loader could not load."""
-        return _without_teacher(job)
-
-    def write(self, job: ExportJob, directory: Path) -> None:
+    def write(self, job: ExportJob, directory: Path) -> LeftOut | None:
         """`student/`, `teacher.json` and `asymmetric.py`. Without a hub id whoever loads it names the teacher."""
+        if left_out := _without_teacher(job):
+            return left_out
         router = build_router(job)
         check_vector = [round(x, CHECK_DIGITS) for x in router.encode_document(CHECK_TEXT).tolist()]
         named = {
@@ -82,6 +79,7 @@ class NamedRouterExporter:
         shutil.copytree(job.student_directory, directory / "student")
         (directory / "teacher.json").write_text(text, encoding="utf-8")
         (directory / "asymmetric.py").write_text(loader, encoding="utf-8")
+        return None
 
     def encoders(self, job: ExportJob, directory: Path) -> Mapping[str, ExportedEncoder]:
         """The document route of what the written loader loads, which must give the stored vectors."""

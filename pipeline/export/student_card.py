@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.export.cards import FRONT_MATTER, Origin, front_matter, results_table
-from pipeline.export.exporter import ExportedEncoder, ExportJob, LeftOut
+from pipeline.export.exporter import ExportedEncoder, ExportJob
 from pipeline.params import public_name
 
 NAMED = ("# A student of {}\n", "**{}**", "| teacher | {} |", 'SentenceTransformer("{}")')
@@ -17,10 +17,6 @@ class StudentCardExporter:
 
     name = "cards"
     directory = "cards"
-
-    def left_out(self, job: ExportJob) -> LeftOut | None:
-        """Never."""
-        return None
 
     def write(self, job: ExportJob, directory: Path) -> None:
         """`student.md`, made of the student's README.md."""

@@ -200,3 +200,7 @@ def _merge_adapters(transformer: Any) -> None:
             layer.merge()
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, layer.get_base_layer())
+    # Else it would be saved as the adapters that it no longer has, and under the names of their weights.
+    model._hf_peft_config_loaded = False
+    if hasattr(model, "_weight_conversions"):
+        del model._weight_conversions

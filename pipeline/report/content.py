@@ -84,6 +84,10 @@ def sections(metrics: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Sec
 
 def _answers(evaluated: Mapping[str, Any]) -> Iterator[str]:
     """Sentences that answer the usual questions about each data set."""
+    if note := evaluated.get("similarity_note"):
+        yield f"{note[0].upper()}{note[1:]}."
+    elif evaluated.get("similarity") == "dot":
+        yield "Vectors keep their lengths and are compared by the dot product, which the teacher is made for."
     for name, result in evaluated["retrieval"].items():
         standard, asymmetric = (result[mode] for mode in MODES[1:])
         n = result["queries"]
@@ -166,8 +170,9 @@ def _profile_plots(
 
 def _truncation(results: Mapping[str, Any], rows: Rows) -> Section:
     text = (
-        "Vectors cut to their first dimensions and normalised again; each mode as a share of its own full width. Where "
-        "the lines lie together, the student has inherited the teacher's profile. Bands are 95 % intervals."
+        "Vectors cut to their first dimensions and, where compared by cosine, normalised again; each mode as a share "
+        "of its own full width. Where the lines lie together, the student has inherited the teacher's profile. Bands "
+        "are 95 % intervals."
     )
     plots = _profile_plots("share of nDCG@10 kept by dimensions.", rows, "dims", 3.2, figures.truncation)
     return Section("truncation", "Truncation", text, plots, _profile_tables("dimensions, mode", results, "dims"))

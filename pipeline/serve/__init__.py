@@ -6,7 +6,7 @@ The three modes in which teacher and student share the two sides of a search are
 from pipeline.serve import index
 from pipeline.serve.index import Kind
 from pipeline.serve.modes import MODES
-from pipeline.serve.onnx_encoder import MODELS, TOKENIZER, OnnxEncoder
+from pipeline.serve.onnx_encoder import MODELS, TOKENIZER, OnnxEncoder, padded
 from pipeline.serve.search import Answer, Searcher, Vectors, check_dim, read_vectors
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "Vectors",
     "check_dim",
     "index",
+    "padded",
     "read_vectors",
 ]

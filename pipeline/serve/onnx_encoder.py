@@ -28,7 +28,8 @@ class OnnxEncoder:
 
         model = directory / MODELS[precision]
         if not model.is_file() or not (directory / TOKENIZER).is_file():
-            raise LeafError(f"{directory}: holds no {model.name} with its {TOKENIZER}; run the export stage first")
+            why = "its README.md may say why" if (directory / "README.md").is_file() else "run the export stage first"
+            raise LeafError(f"{directory}: holds no {model.name} with its {TOKENIZER}; {why}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or _usable_cores()
         try:

@@ -9,6 +9,8 @@ from pipeline.teacher.api.identity import PROBE_TEXTS
 from pipeline.teacher.api.journal import Journal
 from pipeline.teacher.api.rate_limit import Stopped
 from pipeline.teacher.local import LocalTeacher, TokenisedTexts
+from pipeline.teacher.local_identity import trusted_revision
+from pipeline.teacher.runners import role_modules
 from pipeline.teacher.teacher import Teacher, open_teacher
 
 __all__ = [
@@ -22,4 +24,6 @@ __all__ = [
     "Teacher",
     "TokenisedTexts",
     "open_teacher",
+    "role_modules",
+    "trusted_revision",
 ]

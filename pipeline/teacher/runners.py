@@ -22,7 +22,8 @@ from pipeline.model import CompiledBackbone, PackedBackbone, bf16_is_fast, pack,
 
 PROBES = ("a", "how a text becomes a vector", "the same words again and again, as long as it takes. " * 4)
 """Texts of different lengths, by which a runner finds out what padding and bfloat16 do to the model's vectors."""
-PROBE_TOKENS = (2, 3, 4, 5, 6, 8, 10, 13, 17, 21, 27, 34)  # of further such texts, made of the model's own tokens
+PROBE_TOKENS = (*(2, 3, 4, 5, 6, 8, 10) * 4, 13, 17, 21, 27, 34)
+"""Lengths of further such texts, made of the model's own tokens; most are short, as rounding shows most in those."""
 NOISE = 1e-4  # most that rounding in float32 changes a vector, as a share of its length
 BF16_COSINE = 0.9995  # of vectors in bfloat16 to those in float32; below it a model is computed in float32
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -272,7 +273,7 @@ def runners_for(model: Any, prompts: Mapping[str, str], limit: int | None, token
     compiled: dict[Any, CompiledBackbone] = {}
     runners: dict[str, Runner] = {}
     for role, prompt in prompts.items():
-        modules = _modules(model, role)
+        modules = role_modules(model, role)
         first = modules[0]
         if type(first).__name__ == "Transformer":
             _check_vocabulary(first)
@@ -290,7 +291,7 @@ def runners_for(model: Any, prompts: Mapping[str, str], limit: int | None, token
     return runners
 
 
-def _modules(model: Any, role: str) -> list[Any]:
+def role_modules(model: Any, role: str) -> list[Any]:
     """The modules that a text of this role passes through, without a normalisation at the end."""
     modules = [*_route(model[0], role), *list(model)[1:]]
     while type(modules[-1]).__name__ == "Normalize":

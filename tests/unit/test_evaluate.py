@@ -54,10 +54,12 @@ def teacher_vectors(texts: pl.DataFrame) -> np.ndarray:
     return bag_of_words(texts["text"].to_list())
 
 
-def write_store(frame: pl.DataFrame, root: Path) -> Store:
+def write_store(
+    frame: pl.DataFrame, root: Path, meta: StoreMeta = META, vectors: Callable[..., np.ndarray] = bag_of_words
+) -> Store:
     rows = frame.select("key", "role", "id", "source").with_columns(tokens=pl.lit(1, pl.Int32))
-    with ShardCache(root / "made", META) as cache:
-        cache.write(rows, bag_of_words(frame["text"].to_list()))
+    with ShardCache(root / "made", meta) as cache:
+        cache.write(rows, vectors(frame["text"].to_list()))
         cache.publish(root / "embeddings", frame["key"].to_list())
     return Store.open(root / "embeddings")
 
@@ -97,6 +99,61 @@ def test_a_student_that_equals_the_teacher_keeps_everything(tiny_corpus: Path, s
         assert tiny[mode]["ndcg@10"] == tiny["teacher"]["ndcg@10"] > 0
         assert tiny[mode]["retention"] == 1
         assert tiny[mode]["interval"]["retention"] == [1, 1]
+
+
+def lengthened(texts: Sequence[str], role: str = "document") -> np.ndarray:
+    """The same directions, with lengths between 1 and 4 that depend on the text."""
+    lengths = [1 + 3 * np.random.default_rng(list(text.encode())).random() for text in texts]
+    vectors: np.ndarray = (bag_of_words(texts) * np.array(lengths)[:, None]).astype(np.float32)
+    return vectors
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_everything_that_ranks_follows_what_the_teacher_is_made_for(
+    similarity: str, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    meta = replace(META, normalized=False, teacher={"model": "words", "similarity": similarity})
+    store = write_store(corpus_frame(400), tmp_path, meta, lengthened)
+    scored = tmp_path / "scored.csv"
+    pairs = [(" ".join(text.split()[:2]), text) for text in corpus_frame(60)["text"].to_list()]
+    dots = [float(lengthened([one])[0] @ lengthened([other])[0]) for one, other in pairs]
+    pl.DataFrame(pairs, ["sentence1", "sentence2"], orient="row").with_columns(score=pl.Series(dots)).write_csv(scored)
+    params = EvaluateParams(bootstrap=0, dims=(6,), moved=400, sts=(str(scored),))
+    result = evaluate(tiny_corpus, store, lengthened, lambda texts: lengthened(texts["text"].to_list()), params)
+    held = corpus_frame(400).filter(split="heldout").sort("role", "key")
+    queries, documents = (held.filter(role=role) for role in ("query", "document"))
+    documents = documents.filter(pl.col("source") == "tiny")
+    queries = queries.filter(pl.col("id").is_in(documents["id"].to_list()))
+
+    def ndcg(dim: int) -> float:
+        first, second = (lengthened(frame["text"].to_list())[:, :dim] for frame in (queries, documents))
+        if similarity == "cosine":
+            second = second / np.linalg.norm(second, axis=1, keepdims=True)
+        scores = first @ second.T
+        rows = [documents["id"].to_list().index(record) for record in queries["id"].to_list()]
+        ranks = [int((row > row[relevant]).sum()) for row, relevant in zip(scores, rows, strict=True)]
+        return float(np.mean([1 / np.log2(rank + 2) if rank < 10 else 0 for rank in ranks]))
+
+    figures = result.figures
+    assert figures["similarity"] == similarity and "similarity_note" not in figures
+    expected, cut = pytest.approx(ndcg(DIM), abs=1e-4), pytest.approx(ndcg(6), abs=1e-4)
+    assert figures["retrieval"]["tiny"]["teacher"]["ndcg@10"] == expected
+    assert figures["quantisation"]["tiny"]["variants"]["float32"]["teacher"]["ndcg@10"] == expected
+    assert figures["truncation"]["tiny"]["dims"]["6"]["teacher"]["ndcg@10"] == cut
+    ranks = [entry["teacher"]["rank"] or np.inf for entry in result.moved]
+    assert np.mean([1 / np.log2(rank + 1) if rank <= 10 else 0 for rank in ranks]) == expected
+    assert (figures["sts"]["scored"]["teacher"]["spearman"] == pytest.approx(1)) is (similarity == "dot")
+
+
+def test_a_teacher_for_the_dot_product_with_normalised_vectors_is_named(tiny_corpus: Path, tmp_path: Path) -> None:
+    meta = replace(META, teacher={"model": "words", "similarity": "dot"})
+    store = write_store(corpus_frame(400), tmp_path, meta)
+    figures = evaluate(tiny_corpus, store, bag_of_words, teacher_vectors, PARAMS).figures
+    assert figures["similarity"] == "cosine"
+    assert "made for the dot product" in figures["similarity_note"]
+    assert "made for the dot product" in stages.evaluate.table(figures)[0]
+    assert replace(META, teacher={"similarity": "manhattan"}).similarity_note is not None
+    assert META.similarity_note is None
 
 
 def test_the_figures_depend_on_the_seed_alone(tiny_corpus: Path, store: Store) -> None:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 import stages.export
 from pipeline.base.arrays import Array
 from pipeline.encode.encoding import encode
-from pipeline.export.exporter import ExportedEncoder, ExportJob, LeftOut
+from pipeline.export.exporter import ExportedEncoder, ExportJob
 from pipeline.export.exporters import EXPORTERS
 from pipeline.model.student import build
 from pipeline.params.sections import EncodeParams, StudentParams, TeacherParams
@@ -33,9 +33,6 @@ class TableExporter:
 
     def __init__(self, lowest_cosine: float = LOWEST_COSINE) -> None:
         self.lowest_cosine = lowest_cosine
-
-    def left_out(self, job: ExportJob) -> LeftOut | None:
-        return None
 
     def write(self, job: ExportJob, directory: Path) -> None:
         student: Any = job.student

@@ -56,6 +56,13 @@ def test_among_equal_documents_the_first_wins_also_across_blocks(monkeypatch: py
     assert metrics.nearest(np.ones((1, 4)), np.ones((8, 4)), 8).tolist() == [list(range(8))]
 
 
+def test_by_the_dot_product_a_longer_document_comes_first() -> None:
+    documents = np.array([[1, 0], [3, 3], [0.5, 0]], np.float32)
+    queries = np.array([[1, 0], [7, 0]], np.float32)
+    assert metrics.nearest(queries, documents, 3).tolist() == [[0, 2, 1]] * 2
+    assert metrics.nearest(queries, documents, 3, similarity="dot").tolist() == [[1, 0, 2]] * 2
+
+
 def test_a_query_does_not_find_the_document_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "DOCUMENT_ROWS", 4)
     monkeypatch.setattr(metrics, "QUERY_ROWS", 3)

@@ -1,6 +1,7 @@
 """The forward pass without padding gives what transformers' own padded one gives."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,8 @@ def test_what_transformers_would_compute_otherwise_is_not_supported(model: Calla
 def test_a_tokenizer_that_gives_another_type_than_0_is_not_supported(
     kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(families.TYPES, "bert", kind)
+    typed = replace(families.TOKENIZERS["bert"], template=f"[CLS]:{kind} $A [SEP]")
+    monkeypatch.setitem(families.TOKENIZERS, "bert", typed)
     transformer: Any = Transformer(str(families.make_family(tmp_path, "bert")))
     assert PackedBackbone.supports(transformer.auto_model, ("mean",), transformer) == (kind == 0)
 

@@ -183,7 +183,9 @@ def test_a_text_has_the_token_types_that_its_tokenizer_gives(checkpoint: Checkpo
 
 
 def test_lengths_are_limited_by_the_position_table_or_must_be_given(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(LeafError, match=r"fit\.student\.max_length: 64 .* 63 positions"):  # the first is the padding's
+    with pytest.raises(
+        LeafError, match=r"fit\.student\.max_length: 64 .* 62 positions"
+    ):  # two precede the first token's
         student_of(checkpoint("xlm-roberta"), max_length=64)
     assert student_of(checkpoint("t5"), max_length=900).max_length == 900
     endless = make_family(tmp_path / "t5", "t5")
@@ -231,6 +233,16 @@ def test_the_files_are_those_that_version_5_reads(checkpoint: Checkpoint, tmp_pa
 def test_no_student_is_saved_with_padding_before_its_texts(family: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     student_of(checkpoint(family)).save(tmp_path / "student")
     assert json.loads((tmp_path / "student/tokenizer_config.json").read_text())["padding_side"] == "right"
+
+
+def test_a_tokenizer_without_a_padding_token_is_saved_with_one(tmp_path: Path) -> None:
+    settings = make_family(tmp_path / "gpt2", "gpt2") / "tokenizer_config.json"
+    kept = {name: value for name, value in json.loads(settings.read_text()).items() if name != "pad_token"}
+    settings.write_text(json.dumps(kept))
+    student = student_of(tmp_path / "gpt2")
+    student.save(tmp_path / "student")
+    plain = SentenceTransformer(str(tmp_path / "student"), device="cpu")
+    assert lowest_cosine(vectors(student, TEXTS), plain.encode(TEXTS)) > 0.9999
 
 
 @pytest.fixture

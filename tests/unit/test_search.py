@@ -17,7 +17,9 @@ from pipeline.model.student import build
 from pipeline.params.sections import EncodeParams, StudentParams, TeacherParams
 from pipeline.serve import index
 from pipeline.serve.onnx_encoder import OnnxEncoder
-from pipeline.serve.search import Vectors, read_vectors, unit_vectors
+from pipeline.serve.search import Searcher, Vectors, read_vectors, unit_vectors
+from pipeline.store.shard import StoreMeta
+from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
 from pipeline.teacher.teacher import open_teacher
 from stages.leaf import main
@@ -97,6 +99,7 @@ def test_an_index_finds_what_exact_search_finds(searchable: Searchable, kind: st
     assert indexed[0] == exact[0]
     about = json.loads((tmp_path / kind / "index.json").read_text())
     assert about["fingerprint"] == searchable.store.meta.fingerprint
+    assert about["similarity"] == index.load(tmp_path / kind).similarity == "cosine"
 
 
 def test_parquet_holds_every_text_with_its_vector(searchable: Searchable, tmp_path: Path) -> None:
@@ -150,6 +153,24 @@ def test_equal_documents_keep_their_order_and_few_are_all_found() -> None:
     rows, scores = vectors.nearest(np.array([1, 0], np.float32), 10)
     assert rows.tolist() == [0, 2, 1]
     assert scores.tolist() == [1, 1, 0]
+
+
+def test_documents_are_ranked_by_the_dot_product_where_the_teacher_is_made_for_it(tmp_path: Path) -> None:
+    frame = corpus_frame(60)
+    (tmp_path / "corpus").mkdir()
+    frame.write_parquet(tmp_path / "corpus" / "part-00000.parquet")
+    values = np.random.default_rng(0).normal(size=(len(frame), 8)) * np.linspace(1, 9, len(frame))[:, None]
+    meta = StoreMeta("ab" * 32, {"model": "made", "similarity": "dot"}, dim=8, dtype="float32", normalized=False)
+    with ShardCache(tmp_path / "pool", meta) as cache:
+        cache.write(frame.with_columns(tokens=pl.lit(1, pl.Int32)), values.astype(np.float32))
+        store = cache.publish(tmp_path / "store", frame["key"].to_list())
+    query = np.array([[1, 2, 0, 0, 0, 0, 1, -1]], np.float32)
+    documents = frame.with_columns(score=values @ query[0]).filter(role="document").sort("score", descending=True)
+    vectors = read_vectors(store)
+    searcher = Searcher(lambda texts: query, vectors.rows, vectors.nearest, tmp_path / "corpus", vectors.similarity)
+    hits = searcher.search("anything", 10).hits
+    assert [hit.text for hit in hits] == documents["text"].to_list()[:10]
+    assert hits[0].score == pytest.approx(documents["score"][0], rel=1e-5)
 
 
 def test_only_documents_are_searched(searchable: Searchable) -> None:

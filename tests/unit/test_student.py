@@ -209,10 +209,10 @@ def test_losses_are_what_their_names_say() -> None:
         torch.tensor([[3.0, 0.0], [0.0, 1.0]], requires_grad=True),
         torch.tensor([[0.0, 4.0], [0.0, 1.0]]),
     )
-    assert LOSSES["l2"](vectors, targets).item() == 2.5
-    assert LOSSES["mse"](vectors, targets).item() == 12.5
-    assert LOSSES["cosine"](vectors, targets).item() == pytest.approx(0.5)
-    LOSSES["l2"](vectors, targets).backward()  # type: ignore[no-untyped-call]
+    assert LOSSES["l2"](vectors, targets).mean().item() == 2.5
+    assert LOSSES["mse"](vectors, targets).mean().item() == 12.5
+    assert LOSSES["cosine"](vectors, targets).mean().item() == pytest.approx(0.5)
+    LOSSES["l2"](vectors, targets).sum().backward()  # type: ignore[no-untyped-call]
     assert vectors.grad is not None
     assert vectors.grad[1].tolist() == [0, 0]  # a perfect vector has no gradient, rather than NaN
 

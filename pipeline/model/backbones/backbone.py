@@ -56,6 +56,11 @@ class Backbone(nn.Module, ABC):
         """Whether this class computes what the transformers model would; the parameters are those of `__init__`."""
 
     @property
+    def model_type(self) -> str:
+        """The family's name in transformers, for messages."""
+        return str(self.model.config.model_type)
+
+    @property
     @abstractmethod
     def hidden_size(self) -> int:
         """Dimension of a token's hidden state."""
@@ -101,6 +106,15 @@ class Backbone(nn.Module, ABC):
 
         Puts the model into evaluation mode.
         """
+
+    def padded_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states `[texts, tokens, hidden_size]` of texts that are padded on the right.
+
+        `ids` and `mask` (1 for a text's tokens, 0 behind them) are `[texts, tokens]` int64. In operations that can be
+        traced for any number of texts and tokens, because exported graphs compute it.
+        """
+        states: Tensor = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return states
 
     @property
     def max_length(self) -> int:

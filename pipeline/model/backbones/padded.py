@@ -52,7 +52,7 @@ class _TokenTypes:
 
     def like(self, lengths: Tensor, longest: int) -> Tensor:
         """`[texts, longest]` for texts of these lengths, padded on the right."""
-        places = torch.arange(longest, device=lengths.device).expand(len(lengths), -1)
+        places = torch.arange(longest, device=lengths.device).expand(lengths.shape[0], -1)
         types = torch.full_like(places, self.between)
         for place, kind in enumerate(self.first):
             types[:, place] = kind
@@ -88,7 +88,7 @@ class PaddedBackbone(Backbone):
 
     @torch.no_grad()
     def _probe(self) -> int:
-        """Find out what a text's hidden states depend on, and whether bfloat16 will do; returns their dimension."""
+        """Find out what hidden states depend on, and whether bfloat16 is near enough; returns their dimension."""
         rows, device = self.token_embeddings.num_embeddings, self.model.device
         ids = (torch.arange(24, device=device) + rows // 2) % rows  # the first rows are special tokens
         training = self.model.training
@@ -153,6 +153,10 @@ class PaddedBackbone(Backbone):
         """See `Backbone.features`; matrix products in `dtype`, by autocast."""
         return self._forward(self.model, batch, self.pooling, dtype)
 
+    def padded_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """See `Backbone.padded_states`."""
+        return self._forward.padded_states(self.model, ids, mask)
+
     def compiled(self, token_budget: int) -> "CompiledPadded":
         """See `Backbone.compiled`."""
         return CompiledPadded(self.model.eval(), self._forward, self.pooling)
@@ -165,10 +169,10 @@ class PaddedForward:
         """`token_types` is None for models that take none."""
         self.padding_id, self.token_types = padding_id, token_types
         self.equal_lengths, self.bf16 = False, True
-        """Whether only texts of one length may be computed together; whether bfloat16 will do."""
+        """Whether only texts of one length may be computed together; whether bfloat16 is near enough."""
 
     def __call__(self, model: Any, batch: Batch, pooling: Sequence[Pooling], dtype: torch.dtype) -> Tensor:
-        """Features `[texts, width]` float32, in the order given to `pack`; matrix products in `dtype` if it does."""
+        """Features `[texts, width]` float32, in the order given to `pack`; bfloat16 only where that is near enough."""
         with torch.autocast(batch.ids.device.type, dtype, enabled=self.bf16 and dtype != torch.float32):
             return pooled(self.blocks(model, batch.ids, batch.length_groups), batch.order, pooling)
 
@@ -189,17 +193,20 @@ class PaddedForward:
         places = torch.arange(longest, device=ids.device)
         there = places < lengths[:, None]
         flat = (lengths.cumsum(0) - lengths)[:, None] + places
-        inputs = {
-            "input_ids": torch.where(there, ids[flat.clamp(max=len(ids) - 1)], self.padding_id),
-            "attention_mask": there.long(),
-        }
-        if self.token_types is not None:
-            inputs["token_type_ids"] = self.token_types.like(lengths, longest)
-        hidden = model(**inputs).last_hidden_state
+        padded = torch.where(there, ids[flat.clamp(max=len(ids) - 1)], self.padding_id)
+        hidden = self.padded_states(model, padded, there.long())
         row = 0
         for count, length in length_groups:
             yield hidden[row : row + count, :length]
             row += count
+
+    def padded_states(self, model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+        """See `Backbone.padded_states`."""
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self.token_types is not None:
+            inputs["token_type_ids"] = self.token_types.like(mask.sum(1), mask.shape[1])
+        states: Tensor = model(**inputs).last_hidden_state
+        return states
 
 
 def _close(hidden: Tensor, expected: Tensor) -> bool:

@@ -67,6 +67,11 @@ class StaticBackbone(Backbone):
         return False
 
     @property
+    def model_type(self) -> str:
+        """See `Backbone.model_type`."""
+        return "static"
+
+    @property
     def hidden_size(self) -> int:
         """See `Backbone.hidden_size`."""
         return self.token_embeddings.embedding_dim
@@ -122,6 +127,11 @@ class StaticBackbone(Backbone):
         if self.max_length < UNLIMITED:
             tokenizer.enable_truncation(self.max_length)
         return tokenizer
+
+    def padded_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """See `Backbone.padded_states`."""
+        states: Tensor = self.token_embeddings(ids)
+        return states
 
     def sentence_modules(self) -> list[nn.Module]:
         """See `Backbone.sentence_modules`."""

@@ -360,7 +360,11 @@ def _start(place: Path, name: str, steps: int, environment: dict[str, str]) -> "
 
 
 def against_the_cpu(sizes: Sizes, folder: Path) -> list[Row]:
-    """How far the weights of a fit here are from those of the same fit on the CPU, as a share of how far they moved."""
+    """How far the weights of a fit here are from those of the same fit on the CPU, as a share of how far they moved.
+
+    Adam moves a weight as far for a gradient of rounding as for a large one. On one CPU, texts with and without padding
+    end a ninth of the way apart after 200 steps of a small model; a mistake would lead somewhere else entirely.
+    """
     settings = {"precision": "float32", "dropout": 0.0, "snapshots": [0], "checkpoint_every": 10**6}
     place = _prepared(sizes, folder, "equal", settings)
     hidden = {ACCELERATED: "", "CUDA_VISIBLE_DEVICES": "", "ZE_AFFINITY_MASK": "none"}
@@ -375,7 +379,7 @@ def against_the_cpu(sizes: Sizes, folder: Path) -> list[Row]:
             apart += float((ours[name] - value).square().sum())
             moved += float((value - start[name]).square().sum())
     name = f"fit, {sizes.equal_steps} steps in float32, distance to the CPU's weights"
-    return [Row(name, "5 % of the way", "share", (apart / moved) ** 0.5, 0.05, 1, less_is_better=True)]
+    return [Row(name, "a quarter of the way", "share", (apart / moved) ** 0.5, 0.25, 1, less_is_better=True)]
 
 
 def killed(sizes: Sizes, folder: Path) -> list[Row]:

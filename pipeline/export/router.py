@@ -149,7 +149,8 @@ def _depends_on_neighbours(model: Any) -> bool:
 
 def _documents(name: str, router: Any) -> dict[str, ExportedEncoder]:
     def encode(texts: Any) -> Array:
-        return np.asarray(router.encode_document(list(texts), show_progress_bar=False))
+        # One by one, as the stored vectors are of texts alone: in a few families (Funnel) a batch changes them.
+        return np.asarray(router.encode_document(list(texts), batch_size=1, show_progress_bar=False))
 
     return {name: ExportedEncoder(encode, "document", LOWEST_COSINE)}
 

@@ -188,9 +188,9 @@ class LocalTeacher:
         Queries and documents share a batch where one runner computes both.
         """
         self.load()
-        rows_of: dict[int, list[int]] = {}
+        rows_of: dict[object, list[int]] = {}
         for row, role in enumerate(texts.roles):
-            rows_of.setdefault(id(self._runners[role].shared), []).append(row)
+            rows_of.setdefault(self._runners[role].shared, []).append(row)
         for rows in rows_of.values():
             runner = self._runners[texts.roles[rows[0]]]
             inputs, places = [texts.inputs[row] for row in rows], np.array(rows)

@@ -40,7 +40,7 @@ class Runner(ABC):
 
     @property
     def shared(self) -> object:
-        """Runners with the same object here compute alike: their texts may share a batch."""
+        """Runners with an equal value here compute alike: their texts may share a batch."""
         return self
 
     @abstractmethod
@@ -62,8 +62,8 @@ class PackedRunner(Runner):
 
     @property
     def shared(self) -> object:
-        """See `Runner.shared`."""
-        return self.compiled
+        """See `Runner.shared`. Routes of a Router may share a transformer and go on with different modules."""
+        return (self.compiled, *self.tail)
 
     @staticmethod
     def supports(modules: Sequence[Any], prompt: str) -> bool:
@@ -280,10 +280,10 @@ def runners_for(model: Any, prompts: Mapping[str, str], limit: int | None, token
         if limit is not None:
             first.max_seq_length = limit
         if limit is not None and PackedRunner.supports(modules, prompt):
-            if first not in compiled:
-                backbone = PackedBackbone(first.auto_model, poolings_of(modules[1]))
-                compiled[first] = backbone.compiled(token_budget)
-            runners[role] = PackedRunner(modules, prompt, limit, compiled[first])
+            which = first, poolings_of(modules[1])  # a copy of the weights for each, so one for both roles if it can be
+            if which not in compiled:
+                compiled[which] = PackedBackbone(first.auto_model, which[1]).compiled(token_budget)
+            runners[role] = PackedRunner(modules, prompt, limit, compiled[which])
         elif limit is not None and TransformerRunner.supports(modules):
             runners[role] = TransformerRunner(model, modules, role, prompt, limit)
         else:

@@ -214,6 +214,21 @@ def test_a_router_sends_each_role_its_own_way(tiny_teacher: Path, tmp_path: Path
     assert teacher_of(tmp_path / "router").meta.fingerprint != before
 
 
+@pytest.mark.parametrize("differ", ["heads", "poolings"])
+def test_routes_that_share_a_transformer_do_not_share_what_follows(
+    differ: str, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    transformer, pooling = modules_of(tiny_teacher)[:2]
+    if differ == "heads":
+        routes: Any = [[transformer, pooling, Dense(32, 32)] for _ in ("query", "document")]
+    else:
+        routes = [[transformer, pooling], [transformer, Pooling(32, pooling_mode="cls")]]
+    router = Router.for_query_document(*routes)
+    SentenceTransformer(modules=[router], device="cpu").save(str(tmp_path / "router"))
+    assert lowest_cosine(teacher_of(tmp_path / "router")) > 0.999
+
+
 def test_a_transformer_in_a_directory_of_its_own_is_found(copy: Path) -> None:
     inside = copy / "0_Transformer"
     inside.mkdir()

@@ -1,6 +1,5 @@
 """Students that are smaller by shape: tables of token vectors, the corpus's tokens alone, a configuration alone."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +14,13 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 
 from pipeline.base import LeafError
-from pipeline.export.cards import Origin
-from pipeline.export.exporter import ExportJob
-from pipeline.export.router import RouterExporter
 from pipeline.fit import fit
 from pipeline.fit.loader import pack_sorted
 from pipeline.fit.token_cache import Tokens, token_counts
 from pipeline.fit.trainer import FitResult, Trainer
 from pipeline.model import Student, StudentEncoder, build, pack
-from pipeline.params import EncodeParams, FitParams, StudentParams, TeacherParams, load_section
+from pipeline.params import FitParams, StudentParams, load_section
 from pipeline.store import Store
-from pipeline.teacher import open_teacher
 from stages.encode import main as encode_stage
 from tests.conftest import WORDS, sentence
 
@@ -165,21 +160,6 @@ def store(tiny_corpus: Path, write_params: Callable[..., Path], tmp_path: Path) 
     return Store.open(tmp_path / "store")
 
 
-def test_a_router_has_a_table_on_its_query_route(
-    store: Store, tiny_student: Path, tiny_teacher: Path, tmp_path: Path
-) -> None:
-    settings = StudentParams(model=str(tiny_student), architecture="static")
-    build(settings, dim=store.meta.dim, normalize=True).save(tmp_path / "student")
-    teacher = open_teacher(TeacherParams(model=str(tiny_teacher)), EncodeParams(), store)
-    origin = Origin("lab/teacher", (), None, {})
-    job = ExportJob(tmp_path / "student", Student.load(tmp_path / "student"), teacher, store.meta, origin)
-    RouterExporter().write(job, tmp_path / "router")
-    router = SentenceTransformer(str(tmp_path / "router"), device="cpu")
-    student = SentenceTransformer(str(tmp_path / "student"), device="cpu")
-    np.testing.assert_allclose(router.encode_query([*TEXTS, ""]), student.encode([*TEXTS, ""]), atol=1e-6)
-    assert router.encode_document(TEXTS).shape == (len(TEXTS), store.meta.dim)
-
-
 CARDS = {
     "static": "| architecture | a table of token vectors, 16 wide, and no layers |",
     "static, corpus": "of its tokens: those of the training texts, special tokens, characters and bytes |",
@@ -224,7 +204,6 @@ def test_a_fit_that_is_interrupted_continues_bit_for_bit(
     card = (outputs[0] / "README.md").read_text()
     assert CARDS[shape] in card
     trained = load_file(outputs[0] / "model.safetensors")
-    parameters = json.loads(json.dumps(whole.metrics))["parameters"]
-    assert f"| parameters | {parameters:,} (" in card
+    assert f"| parameters | {whole.metrics['parameters']:,} (" in card
     if "static" in shape:
         assert list(trained) == ["embedding.weight"]

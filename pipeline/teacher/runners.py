@@ -22,8 +22,8 @@ from pipeline.model import CompiledBackbone, PackedBackbone, bf16_is_fast, pack,
 
 PROBES = ("a", "how a text becomes a vector", "the same words again and again, as long as it takes. " * 4)
 """Texts of different lengths, by which a runner finds out what padding and bfloat16 do to the model's vectors."""
-PROBE_TOKENS = (*(2, 3, 4, 5, 6, 8, 10) * 4, 13, 17, 21, 27, 34)
-"""Lengths of further such texts, made of the model's own tokens; most are short, as rounding shows most in those."""
+PROBE_TOKENS = (2, 3, 4, 5, 6, 8, 10, 13, 17, 21, 27, 34)  # of further such texts, made of the model's own tokens
+SHORT_TOKENS = (2, 3, 4, 5, 6, 8) * 6  # of more texts that bfloat16 is tried on, as rounding shows most in short ones
 NOISE = 1e-4  # most that rounding in float32 changes a vector, as a share of its length
 BF16_COSINE = 0.9995  # of vectors in bfloat16 to those in float32; below it a model is computed in float32
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -105,35 +105,40 @@ class LibraryRunner(Runner):
 
     def _probe(self) -> None:
         """Find out whether padding changes vectors, and whether bfloat16 is fast and near enough."""
-        inputs = [text for text in self.tokenize(self._probe_texts()) if len(text)]
+        inputs = self._probe_inputs(PROBE_TOKENS)
         if not inputs:
             return  # a tokenizer that makes no token of any; texts will be refused one by one
         with torch.inference_mode():
             alone = torch.cat([self.forward([text]) for text in inputs]).float()
             apart = (self.forward(inputs).float() - alone).norm(dim=1) / alone.norm(dim=1).clamp_min(1e-9)
             self.equal_lengths = not bool((apart <= NOISE).all())
-            self.bf16 = bf16_is_fast(self.model.device) and not self._routes_tokens()
-            self.bf16 = self.bf16 and self._near(alone, inputs)
+            tried = bf16_is_fast(self.model.device) and not self._routes_tokens()
+            self.bf16 = tried and self._near(inputs + self._probe_inputs(SHORT_TOKENS))
 
     def _routes_tokens(self) -> bool:
         """Whether the model chooses experts for each token: rounding may choose others, which no probe can rule out."""
         config = getattr(getattr(self.modules[0], "auto_model", None), "config", None)
         return any(getattr(config, name, None) for name in EXPERTS)
 
-    def _probe_texts(self) -> list[str]:
+    def _probe_inputs(self, lengths: Sequence[int]) -> list[Any]:
         """Texts of different lengths: sentences, and tokens of the model's own vocabulary in a fixed random order."""
+        texts = list(PROBES)
         tokenizer: Any = getattr(self.modules[0], "tokenizer", None)
-        if not hasattr(tokenizer, "decode") or not hasattr(tokenizer, "get_vocab"):
-            return list(PROBES)
-        ids = sorted(set(tokenizer.get_vocab().values()) - set(getattr(tokenizer, "all_special_ids", ())))
-        chosen = np.random.default_rng(0).choice(ids, sum(PROBE_TOKENS))
-        pieces = np.split(chosen, np.cumsum(PROBE_TOKENS)[:-1])
-        return [*PROBES, *(tokenizer.decode(piece.tolist()) for piece in pieces)]
+        if hasattr(tokenizer, "decode") and hasattr(tokenizer, "get_vocab"):
+            ids = sorted(set(tokenizer.get_vocab().values()) - set(getattr(tokenizer, "all_special_ids", ())))
+            chosen = np.random.default_rng(0).choice(ids, sum(lengths))
+            texts += [tokenizer.decode(piece.tolist()) for piece in np.split(chosen, np.cumsum(lengths)[:-1])]
+        return [text for text in self.tokenize(texts) if len(text)]
 
-    def _near(self, exact: Tensor, inputs: Sequence[Any]) -> bool:
+    def _near(self, inputs: Sequence[Any]) -> bool:
         """Whether the vectors in bfloat16 are near the exact ones; not where an operation has no such form."""
+        batches: dict[int, list[Any]] = {}
+        for text in inputs:
+            batches.setdefault(len(text) if self.equal_lengths else 0, []).append(text)
+        exact = torch.cat([self.forward(batch) for batch in batches.values()]).float()
+        self.bf16 = True
         try:
-            rounded = torch.cat([self.forward([text]) for text in inputs]).float()
+            rounded = torch.cat([self.forward(batch) for batch in batches.values()]).float()
         except RuntimeError:
             return False
         return bool((functional.cosine_similarity(exact, rounded) >= BF16_COSINE).all())

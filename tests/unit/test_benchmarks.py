@@ -82,6 +82,23 @@ def test_the_measurement_of_the_loss_fits_both_ways(tmp_path: Path, monkeypatch:
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+def test_the_family_table_says_what_was_measured() -> None:
+    command = [sys.executable, "-m", "benchmarks.families", "bert", "gpt2"]  # the packed and the padded path
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
+    head, rows = lines[0], {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
+    assert list(rows) == ["bert", "gpt2"]
+    for family, path in (("bert", "packed"), ("gpt2", "padded")):
+        row = rows[family]
+        assert row["path"].split(",")[0] == row["student's path"] == path
+        assert row["continued"] == "bit for bit"
+        before, after = map(float, row["loss"].split(" -> "))
+        assert after < before
+        measured = [float(row[name]) for name in (head[1], "saved", "Router", "ONNX")]
+        assert min(measured) > 0.999
+
+
 def test_the_law_is_the_exponent_of_growth() -> None:
     assert scale.law((100, 5.0), (1000, 5.0)) == 0
     assert scale.law((100, 5.0), (1000, 500.0)) == pytest.approx(2)

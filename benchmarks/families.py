@@ -174,12 +174,19 @@ def _exported(corpus: Path, store: Store, teacher: LocalTeacher, params: FitPara
     ]
 
 
+def _shortened(cell: str) -> str:
+    """A reason without what the libraries say in detail, and without what divides the cells of a table."""
+    reason = cell.partition(" has no ONNX graph: ")[2]
+    text = f"none: {reason}" if reason else cell
+    return text.partition(" (")[0].partition(": supported are")[0].replace("|", "/")
+
+
 def rows(families: list[str]) -> list[str]:
     """The table's lines, its head included."""
     lines = [HEAD]
     for family in tqdm(families, unit="family", desc="families"):
         with tempfile.TemporaryDirectory() as folder:
-            cells = [cell.replace(folder, "").replace("|", "/") for cell in measure(family, Path(folder))]
+            cells = [_shortened(cell.replace(folder, "")) for cell in measure(family, Path(folder))]
         lines.append(f"| {' | '.join([family, *cells])} |")
     return lines
 

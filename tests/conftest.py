@@ -151,6 +151,20 @@ def write_params(tmp_path: Path, tiny_teacher: Path, tiny_student: Path) -> Call
 
 
 @pytest.fixture
+def tiny_store(tiny_corpus: Path, write_params: Callable[..., Path], tmp_path: Path) -> Any:
+    """The store of the tiny corpus's vectors, as stage `encode` makes it."""
+    from click.testing import CliRunner
+
+    from pipeline.store import Store
+    from stages.encode import main
+
+    arguments = ["--params", str(write_params()), "--corpus", str(tiny_corpus), "--out", str(tmp_path / "store")]
+    result = CliRunner().invoke(main, [*arguments, "--metrics", str(tmp_path / "encode.json")])
+    assert result.exit_code == 0, result.output
+    return Store.open(tmp_path / "store")
+
+
+@pytest.fixture
 def stage(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """Runs `python -m stages.NAME` in `tmp_path` as a process; keyword arguments are environment variables."""
 

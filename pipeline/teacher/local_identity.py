@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.base import LeafError, sha256
@@ -63,10 +64,11 @@ def describe(params: TeacherParams, dtype: str) -> StoreMeta:
             `teacher.max_length` is more than the model has positions for, or `teacher.dim` more than it has dimensions.
     """
     layout = read_layout(resolve_model(params.model, params.revision))
-    check_digest(input_digest(layout), params.sha256, "teacher.sha256")
+    files = dict(_digests(layout, params.trust_remote_code))
+    check_digest(input_digest(layout, files), params.sha256, "teacher.sha256")
     fingerprinted = {
         "fingerprint_version": FINGERPRINT_VERSION,
-        "files": dict(_digests(layout, params.trust_remote_code)),
+        "files": files,
         "modules": {role: [module.kind for module in layout.routes[role]] for role in ROLES},
         "prompts": effective_prompts(params, layout),
         "max_length": max_length(params, layout),
@@ -94,12 +96,16 @@ def _digests(layout: Layout, with_code: bool) -> Iterator[tuple[str, str]]:
     """SHA-256 of all that decides the vectors, by the path of the file in the model's directory."""
     routers = [module for module in layout.listed if module not in layout.modules]
     for module in [*layout.modules, *routers]:
-        place = module.path.relative_to(layout.directory).as_posix()
         for name, digest in _module_digests(module):
-            yield f"{place}/{name}".removeprefix("./"), digest
+            yield _name_in(layout, module.path, name), digest
     if with_code:
         for file in code_files(layout.directory):
             yield file.relative_to(layout.directory).as_posix(), sha256(file)
+
+
+def _name_in(layout: Layout, directory: Path, name: str) -> str:
+    """What a file of a module is called among the digests."""
+    return f"{directory.relative_to(layout.directory).as_posix()}/{name}".removeprefix("./")
 
 
 def _module_digests(module: ModuleFiles) -> Iterator[tuple[str, str]]:
@@ -136,13 +142,13 @@ def _tokenizer_files(directory: Path) -> list[Path]:
     return sorted({file for pattern in TOKENIZER_FILES for file in directory.glob(pattern)})
 
 
-def input_digest(layout: Layout) -> str:
+def input_digest(layout: Layout, known: Mapping[str, str] = MappingProxyType({})) -> str:
     """What `teacher.sha256` is compared with: the digest of the weights of the module that reads the text.
 
-    Of a Router's several, the digest of their digests.
+    Of a Router's several, the digest of their digests. Those in `known` (`_digests`) are not computed again.
     """
-    directories = list(dict.fromkeys(layout.routes[role][0].path for role in ROLES))
-    digests = [weights_sha256(directory) for directory in directories]
+    directories = dict.fromkeys(layout.routes[role][0].path for role in ROLES)
+    digests = [known.get(_name_in(layout, path, "weights")) or weights_sha256(path) for path in directories]
     return digests[0] if len(digests) == 1 else _digest({"weights": digests})
 
 

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
 from torch import Tensor
 
 from pipeline.base.errors import LeafError
-from pipeline.fit.trainer import FitResult, Trainer, fit
+from pipeline.fit.trainer import FitResult, fit
 from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.backbones.padded import PaddedBackbone
 from pipeline.model.batch import pack
@@ -23,9 +22,9 @@ from pipeline.model.student import Student, StudentEncoder, build
 from pipeline.params.parsing import load_section, parse
 from pipeline.params.sections import FitParams, StudentParams, pooling_modes
 from pipeline.store.store import Store
-from stages.encode import main as encode_stage
 from tests.conftest import sentence
 from tests.families import FAMILIES, LEFT, make_family
+from tests.torn_fit import fitted_whole_and_torn
 
 TEXTS = [sentence(number) for number in range(24)]
 SHORT, LONG = [7, 9, 11], [number % 40 + 5 for number in range(40)]
@@ -245,20 +244,11 @@ def test_a_tokenizer_without_a_padding_token_is_saved_with_one(tmp_path: Path) -
     assert lowest_cosine(vectors(student, TEXTS), plain.encode(TEXTS)) > 0.9999
 
 
-@pytest.fixture
-def store(tiny_corpus: Path, write_params: Callable[..., Path], tmp_path: Path) -> Store:
-    """The vectors of the tiny corpus."""
-    arguments = ["--params", str(write_params()), "--corpus", str(tiny_corpus), "--out", str(tmp_path / "store")]
-    result = CliRunner().invoke(encode_stage, [*arguments, "--metrics", str(tmp_path / "encode.json")])
-    assert result.exit_code == 0, result.output
-    return Store.open(tmp_path / "store")
-
-
 @pytest.mark.parametrize("family", ["t5", "qwen3", "modernbert"])  # the first has its token embeddings under two names
 def test_a_fit_that_is_interrupted_continues_bit_for_bit(
     family: str,
     checkpoint: Checkpoint,
-    store: Store,
+    tiny_store: Store,
     tiny_corpus: Path,
     write_params: Callable[..., Path],
     tmp_path: Path,
@@ -269,23 +259,9 @@ def test_a_fit_that_is_interrupted_continues_bit_for_bit(
     params = load_section(file, "fit", FitParams)
 
     def fitted(name: str) -> FitResult:
-        return fit(tiny_corpus, store, params, tmp_path / name / "student", tmp_path / name / "work")
+        return fit(tiny_corpus, tiny_store, params, tmp_path / name / "student", tmp_path / name / "work")
 
-    whole = fitted("whole")
-    losses = [loss for _, split, loss in whole.curve if split == "train"]
-    assert np.mean(losses[-16:]) < np.mean(losses[:16])
-    advance = Trainer._advance
-
-    def interrupted(trainer: Trainer, batch: Any) -> None:
-        if trainer.progress.step == 17:
-            raise KeyboardInterrupt
-        advance(trainer, batch)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_advance", interrupted)
-        fitted("torn")
-    torn = fitted("torn")
-    assert torn.curve == whole.curve
+    fitted_whole_and_torn(fitted, monkeypatch)
     for name in ("model.safetensors", "2_Dense/model.safetensors"):
         found, expected = (load_file(tmp_path / run / "student" / name) for run in ("torn", "whole"))
         assert found.keys() == expected.keys()

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
@@ -17,12 +16,12 @@ from pipeline.base import LeafError
 from pipeline.fit import fit
 from pipeline.fit.loader import pack_sorted
 from pipeline.fit.token_cache import Tokens, token_counts
-from pipeline.fit.trainer import FitResult, Trainer
+from pipeline.fit.trainer import FitResult
 from pipeline.model import Student, StudentEncoder, build, pack
 from pipeline.params import FitParams, StudentParams, load_section
 from pipeline.store import Store
-from stages.encode import main as encode_stage
 from tests.conftest import WORDS, sentence
+from tests.torn_fit import fitted_whole_and_torn
 
 TEXTS = [sentence(number) for number in range(40)]
 SHORT = "the a of to"
@@ -151,15 +150,6 @@ def test_parameters_that_contradict_each_other_are_refused(settings: dict[str, A
         StudentParams(model="any", **settings)
 
 
-@pytest.fixture
-def store(tiny_corpus: Path, write_params: Callable[..., Path], tmp_path: Path) -> Store:
-    """The vectors of the tiny corpus."""
-    arguments = ["--params", str(write_params()), "--corpus", str(tiny_corpus), "--out", str(tmp_path / "store")]
-    result = CliRunner().invoke(encode_stage, [*arguments, "--metrics", str(tmp_path / "encode.json")])
-    assert result.exit_code == 0, result.output
-    return Store.open(tmp_path / "store")
-
-
 CARDS = {
     "static": "| architecture | a table of token vectors, 16 wide, and no layers |",
     "static, corpus": "of its tokens: those of the training texts, special tokens, characters and bytes |",
@@ -170,7 +160,7 @@ CARDS = {
 @pytest.mark.parametrize("shape", CARDS)
 def test_a_fit_that_is_interrupted_continues_bit_for_bit(
     shape: str,
-    store: Store,
+    tiny_store: Store,
     tiny_student: Path,
     tiny_corpus: Path,
     write_params: Callable[..., Path],
@@ -181,23 +171,9 @@ def test_a_fit_that_is_interrupted_continues_bit_for_bit(
     params = load_section(write_params(fit={"student": student, "max_steps": 60}), "fit", FitParams)
 
     def fitted(name: str) -> FitResult:
-        return fit(tiny_corpus, store, params, tmp_path / name / "student", tmp_path / name / "work")
+        return fit(tiny_corpus, tiny_store, params, tmp_path / name / "student", tmp_path / name / "work")
 
-    whole = fitted("whole")
-    losses = [loss for _, split, loss in whole.curve if split == "train"]
-    assert np.mean(losses[-16:]) < np.mean(losses[:16])
-    advance = Trainer._advance
-
-    def interrupted(trainer: Trainer, batch: Any) -> None:
-        if trainer.progress.step == 17:
-            raise KeyboardInterrupt
-        advance(trainer, batch)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_advance", interrupted)
-        fitted("torn")
-    torn = fitted("torn")
-    assert torn.curve == whole.curve
+    whole = fitted_whole_and_torn(fitted, monkeypatch)
     outputs = [tmp_path / run / "student" for run in ("torn", "whole")]
     files = sorted(path.relative_to(outputs[0]) for path in outputs[0].rglob("*") if path.is_file())
     assert all((outputs[0] / file).read_bytes() == (outputs[1] / file).read_bytes() for file in files)

@@ -8,11 +8,13 @@ from pipeline.corpus.readers.lines import lines
 from pipeline.corpus.readers.records import frames_of_records
 from pipeline.params import SourceParams
 
+SUFFIXES = (".txt", ".text", ".md")
+
 
 def read(source: SourceParams) -> Frames:
     """Frames of the source's files, split as its `unit` says."""
-    split = lines if source.unit == "line" else paragraphs
-    return frames_of_records(source, ((str(file), (text,)) for file in source_files(source) for text in split(file)))
+    split, files = lines if source.unit == "line" else paragraphs, source_files(source, SUFFIXES)
+    return frames_of_records(source, ((str(file), (text,)) for file in files for text in split(file)))
 
 
 def paragraphs(file: Path) -> Iterator[str]:

@@ -6,9 +6,9 @@ import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -55,7 +55,7 @@ def unpacked(file: Path) -> Iterator[IO[bytes]]:
         with file.open("rb") as raw:
             packing = nature(raw.read(HEAD))
             raw.seek(0)
-            with _UNPACK.get(packing or "", lambda stream: stream)(raw) as stream:
+            with _UNPACK.get(packing or "", nullcontext)(raw) as stream:
                 yield stream
     except _DAMAGE as error:
         reason = getattr(error, "strerror", None) or error
@@ -73,8 +73,8 @@ def check_text(file: Path, head: bytes) -> None:
         raise LeafError(f"{file}: is {described}")
 
 
-def _pyarrow(codec: str) -> Callable[[IO[bytes]], IO[bytes]]:
-    return lambda raw: pa.CompressedInputStream(raw, codec)  # type: ignore[no-any-return]
+def _pyarrow(codec: str) -> Callable[[IO[bytes]], AbstractContextManager[Any]]:
+    return lambda raw: pa.CompressedInputStream(raw, codec)
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def _zip_member(raw: IO[bytes]) -> Iterator[IO[bytes]]:
             yield stream
 
 
-_UNPACK: dict[str, Callable[[IO[bytes]], "IO[bytes]"]] = {
+_UNPACK: dict[str, Callable[[Any], AbstractContextManager[Any]]] = {
     "gzip": lambda raw: gzip.GzipFile(fileobj=raw),
     "bzip2": bz2.BZ2File,
     "xz": lzma.LZMAFile,

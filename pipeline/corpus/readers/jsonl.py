@@ -1,9 +1,9 @@
 """Reader of JSON: JSON Lines, one record per line, and documents, whose array or lists hold the records."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ijson
 
@@ -75,7 +75,7 @@ def _document(file: Path, form: TextForm, fields: Fields) -> Iterator[tuple[str,
             raise not_decoded(str(file), form, error) from None
 
 
-def _parsed(text: Iterable[str], prefix: str) -> Iterator[Any]:
+def _parsed(text: TextIO, prefix: str) -> Iterator[Any]:
     """Values at a place in a document (https://github.com/ICRAR/ijson), which is never held whole."""
     values = ijson.sendable_list()
     parser = ijson.items_coro(values, prefix, multiple_values=True, use_float=True)

@@ -65,7 +65,7 @@ def opened_text(file: Path, form: TextForm) -> Iterator[io.TextIOWrapper]:
     """
     with unpacked(file) as stream:
         stream.read(form.mark)
-        with io.TextIOWrapper(io.BufferedReader(stream), form.encoding, newline=form.line_end) as text:  # type: ignore[type-var, arg-type]
+        with io.TextIOWrapper(io.BufferedReader(stream), form.encoding, newline=form.line_end) as text:  # type: ignore[type-var]
             yield text
 
 

@@ -204,7 +204,7 @@ def text(place: str, name: str, value: Any, is_label: bool = False, may_be_numbe
             raise LeafError(f"{place}: column `{name}` is not UTF-8 ({error.reason})") from None
     if isinstance(value, float) and is_label and math.isnan(value):
         return None
-    if isinstance(value, float | Decimal) and is_label and value % 1 == 0 and abs(value) < EXACT:
+    if is_label and isinstance(value, float | Decimal) and value % 1 == 0 and -EXACT < value < EXACT:
         return str(int(value))
     raise LeafError(f"{place}: column `{name}` must hold text, not {_described(value, name)}")
 

@@ -23,8 +23,9 @@ FIELD_CHARACTERS = 16_000_000  # so that a quote that is never closed ends here,
 SAMPLE_ROWS = 1000  # at the beginning of a file, from which the way of quoting is told
 DELIMITERS = ",;\t|"
 QUOTE = '"'
-_EXCEL_HINT = re.compile(r"sep=(.)\s*$", re.IGNORECASE)  # a first line that tells Excel, and us, the delimiter
+_EXCEL_HINT = re.compile(r"sep=(.)[\r\n]", re.IGNORECASE)  # a first line that tells Excel, and us, the delimiter
 
+_CUT = "unexpected end of data"  # the parser's word for a field in quotes that the end of the sample cuts
 _HOW = "; `delimiter`, `quote` and `escape` say how fields are written (docs/sources.md)"
 _NO_HEADER = "; if the first line is a record, name the columns: `columns: [id, text]` (docs/sources.md)"
 
@@ -102,14 +103,18 @@ def _positions(source: SourceParams, file: Path, header: Row) -> list[int]:
 
 
 def _dialect(source: SourceParams, form: TextForm) -> Dialect:
-    """How a file is written: as the source says, and else the first way in which all rows at its beginning fit."""
+    """How a file is written: as the source says, and else the first way in which all rows at its beginning fit.
+
+    If they fit in none, because a row is broken, it is the first one that fits the first row.
+    """
     hint = _EXCEL_HINT.match(form.head)
     usual = "\t" if source.kind == "tsv" else ","
     told = source.delimiter or (hint[1] if hint else None)
     delimiters = [told] if told else sorted(DELIMITERS, key=lambda delimiter: delimiter != usual)
     ways = [Dialect(delimiter, *quoting) for delimiter in delimiters for quoting in _quotings(source)]
     sample = _sample(form, 1 if hint else 0)
-    chosen = next((way for way in ways if _rows_that_fit(source, way, sample)), ways[0])
+    fitting = (way for rows in (sample, sample[:1]) for way in ways if _rows_that_fit(source, way, rows) is not None)
+    chosen = next(fitting, ways[0])
     if source.quote is None and not chosen.quote:
         quoted = replace(chosen, quote=QUOTE)
         if _look_quoted(_rows_that_fit(source, chosen, sample)) and _rows_that_fit(source, quoted, sample):
@@ -131,20 +136,23 @@ def _sample(form: TextForm, skipped: int) -> list[str]:
     return sample[skipped : None if form.whole else -1]
 
 
-def _rows_that_fit(source: SourceParams, dialect: Dialect, sample: list[str]) -> list[Row]:
-    """Rows of the sample, without a header; none if they have not all the same number of fields, or not the columns."""
+def _rows_that_fit(source: SourceParams, dialect: Dialect, sample: list[str]) -> list[Row] | None:
+    """Rows of the sample, without a header; None if their numbers of fields differ, or they have not the columns."""
+    rows: list[Row] = []
     try:
-        rows = [row for row in islice(dialect.rows(sample), SAMPLE_ROWS) if row]
-    except csv.Error:
-        return []
+        rows.extend(row for row in islice(dialect.rows(sample), SAMPLE_ROWS) if row)
+    except csv.Error as error:
+        if _CUT not in str(error):
+            return None
     header = list(source.columns) or [name.strip() for name in next(iter(rows), [])]
     if {len(row) for row in rows} != {len(header)} or not set(column_names(source)) <= set(header):
-        return []
+        return None
     return rows if source.columns else rows[1:]
 
 
-def _look_quoted(rows: list[Row]) -> bool:
+def _look_quoted(rows: list[Row] | None) -> bool:
     """Whether quotes around fields are a way of writing: all fields of a column are in them, or quotes are doubled."""
+    rows = rows or []
     columns = list(zip(*rows, strict=True)) if len(rows) > 1 else []
     whole = any(any(column) and all(_is_in_quotes(field) for field in column if field) for column in columns)
     return whole or any(_is_in_quotes(field) and QUOTE * 2 in field[1:-1] for row in rows for field in row)

@@ -119,17 +119,24 @@ class Fields:
     def _checked(self, values: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         """The values as they come; one of the first must have each field, as later ones need not."""
         values = iter(values)
-        missing, first = self.fields, None
+        sought = self.fields
+        without: dict[str, tuple[str, Any]] = {}
         for place, value in islice(values, CHECKED_RECORDS):
-            first = first or (place, value)
-            missing = [field for field in missing if not self._reaches(field, value)]
+            reached = [self._reaches(field, value) for field in sought]
+            for field, is_there in zip(sought, reached, strict=True):
+                if is_there is False:
+                    without.setdefault(field.name, (place, value))
+            sought = [field for field, is_there in zip(sought, reached, strict=True) if not is_there]
             yield place, value
-        if missing and first:
-            self._refuse(missing[0], *first)
+        for field in sought:
+            if field.name in without:
+                self._refuse(field, *without[field.name])
         yield from values
 
-    def _reaches(self, field: Field, value: Any) -> bool:
-        return (isinstance(value, dict) and field.name in value) or _reaches(value, self._whole_path(field))
+    def _reaches(self, field: Field, value: Any) -> bool | None:
+        if isinstance(value, dict) and field.name in value:
+            return True
+        return _reaches(value, self._whole_path(field))
 
     def _whole_path(self, field: Field) -> Steps:
         return (*chain(*self.lists[: field.depth]), *field.steps)
@@ -217,14 +224,17 @@ def _described(value: Any, name: str = "") -> str:
     return f"{value!r:.40} ({type(value).__name__})"
 
 
-def _reaches(value: Any, steps: Steps) -> bool:
-    """Whether the steps lead somewhere; from an empty list, or null, they may."""
-    if not value or not steps:
+def _reaches(value: Any, steps: Steps) -> bool | None:
+    """Whether the steps lead somewhere; None if that cannot be told, because of an empty list or null on the way."""
+    if not steps:
         return True
+    if not value:
+        return None
     if isinstance(value, list) and _is_position(steps):
         return int(steps[0]) < len(value)
     if isinstance(value, list):
-        return any(_reaches(item, steps) for item in value)
+        reached = [_reaches(item, steps) for item in value]
+        return any(reached) or (None if None in reached else False)
     if isinstance(value, dict):
         return ".".join(steps) in value or (steps[0] in value and _reaches(value[steps[0]], steps[1:]))
     return True

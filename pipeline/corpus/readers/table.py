@@ -71,7 +71,7 @@ def _rows(source: SourceParams, file: Path) -> Iterator[tuple[str, Record]]:
     is_guess = not dialect.quote and source.quote is None
     try:
         header = list(source.columns) or _header(file, reader)
-        positions = _positions(source, file, header)
+        positions = _positions(source, file, [name.strip() for name in header])
         for row in reader:
             if not row or row == header:
                 continue
@@ -90,7 +90,7 @@ def _header(file: Path, rows: Iterable[Row]) -> Row:
     header = next((row for row in rows if row), None)
     if header is None:
         raise LeafError(f"{file}: is empty; its first line must name the columns")
-    return [name.strip() for name in header]
+    return header
 
 
 def _positions(source: SourceParams, file: Path, header: Row) -> list[int]:

@@ -25,6 +25,7 @@ import pytest
 
 from pipeline.base.errors import LeafError
 from pipeline.corpus.readers import jsonl, lines, parquet, table
+from pipeline.corpus.readers.paths import Fields
 from pipeline.corpus.readers.source import batches
 from pipeline.params.sections import SourceParams
 
@@ -211,7 +212,7 @@ def test_a_document_is_read_record_by_record(tmp_path: Path, monkeypatch: pytest
     file = tmp_path / "x.json"
     file.write_text('{"data": [\n{"text": "one"}, {"text": "two"}, and here it is damaged')
     source = SourceParams(name="s", kind="jsonl", path=str(file), text_field="data[].text", role="query")
-    values = jsonl._values(file, jsonl.Fields(source))
+    values = jsonl._values(file, Fields(source))
     assert next(values)[1] == {"data": [{"text": "one"}]}
     with pytest.raises(LeafError, match=r"x\.json: not JSON"):
         list(values)
@@ -252,7 +253,7 @@ def test_the_list_that_all_texts_share_holds_the_records(indent: int | None, tmp
     assert "one id" in complaint(file, **paragraphs, id_field="data[].paragraphs[].qas[].id")
 
 
-NESTED = [
+NESTED: list[dict[str, Any]] = [
     {"id": 7, "t": {"en": "a cat", "fr": None}, "turns": [{"say": "hello"}, {"say": "bye"}], "a.b": "flat"},
     {"id": 8, "t": None, "turns": [], "a.b": "table"},
     {"id": 9, "t": {"en": "a dog", "fr": "un chien"}, "turns": [{"say": "well"}], "a.b": None},

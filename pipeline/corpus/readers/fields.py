@@ -118,12 +118,14 @@ def _text_roles(source: SourceParams) -> list[str]:
 
 def _ids(source: SourceParams, ids: pl.Series | None, first: int, rows: int, place: Place) -> pl.Series:
     """The records' ids; a record that has none in a source with ids gets one that belongs to no other."""
+    if ids is not None and ids.null_count() == 0:
+        return ids
     numbers = pl.Series(range(first, first + rows)).cast(pl.String)
     if ids is None:
         return numbers
-    if first == 0 and ids.is_null().all():
+    if first == 0 and ids.null_count() == rows:
         raise LeafError(f"{place(0)}: id_field `{source.id_field}` has no value; leave it out to number the records")
-    return ids if ids.null_count() == 0 else ids.fill_null("#" + numbers)
+    return ids.fill_null("#" + numbers)
 
 
 def _roles(source: SourceParams, roles: pl.Series, place: Place) -> pl.Series:

@@ -26,19 +26,9 @@ def read(source: SourceParams) -> Frames:
 
 
 def _values(file: Path, fields: Fields) -> Iterator[tuple[str, Any]]:
-    """What records are in: objects and arrays, each with its place.
-
-    A bare string is taken as an object with one field, `text`.
-    """
+    """What records are in, objects and arrays as a rule, each with its place."""
     form = text_form(file)
-    values = _document(file, form, fields) if _is_document(form, fields) else json_lines(file, form)
-    for place, value in values:
-        if isinstance(value, dict | list):
-            yield place, value
-        elif isinstance(value, str):
-            yield place, {"text": value}
-        else:
-            raise LeafError(f"{place}: must be a JSON object or array, not {type(value).__name__}")
+    return _document(file, form, fields) if _is_document(form, fields) else json_lines(file, form)
 
 
 def _is_document(form: TextForm, fields: Fields) -> bool:

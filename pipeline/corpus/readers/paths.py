@@ -95,15 +95,18 @@ class Fields:
             LeafError: no value of the first ones has a field, or what a field holds is no text.
         """
         fields, lists = self.fields, self.lists
+        names = [field.name for field in fields]
         for place, value in self._checked(values):
-            if lists or type(value) is not dict:
-                for stack in self._stacks(place, (value,), lists):
-                    yield place, tuple(_cell(place, field, stack) for field in fields)
-                continue
-            cells = [value.get(field.name) for field in fields]
-            if not all(type(cell) is str for cell in cells):
-                cells = [_cell(place, field, (value,)) for field in fields]
-            yield place, tuple(cells)
+            if type(value) is dict and not lists:
+                cells = [value.get(name) for name in names]
+                for cell in cells:
+                    if type(cell) is not str:
+                        break
+                else:  # the usual record: all is text, and where its name says
+                    yield place, tuple(cells)
+                    continue
+            for stack in self._stacks(place, (_container(place, value),), lists):
+                yield place, tuple(_cell(place, field, stack) for field in fields)
 
     def _stacks(self, place: str, stack: tuple[Any, ...], lists: tuple[Steps, ...]) -> Iterator[tuple[Any, ...]]:
         """For each record, the value, and the elements of lists that lead to the record."""
@@ -143,8 +146,22 @@ class Fields:
 
     def _refuse(self, field: Field, place: str, value: Any) -> None:
         """Say that a field is missing, and which there are where its path comes to an end."""
-        is_nested = isinstance(value, list) or any(isinstance(inner, dict | list) for inner in value.values())
+        inner = value.values() if isinstance(value, dict) else [value]
+        is_nested = any(isinstance(content, dict | list) for content in inner)
         require_columns(place, [field.name], _names(value, self._whole_path(field)), _HINT if is_nested else "")
+
+
+def _container(place: str, value: Any) -> Any:
+    """The object or array that a record is in; a bare string is taken for an object with one field, `text`.
+
+    Raises:
+        LeafError: it is neither.
+    """
+    if isinstance(value, dict | list):
+        return value
+    if isinstance(value, str):
+        return {"text": value}
+    raise LeafError(f"{place}: must be a JSON object or array, not {type(value).__name__}")
 
 
 def _common(paths: list[tuple[Steps, ...]]) -> tuple[Steps, ...]:
@@ -219,7 +236,8 @@ def text(place: str, name: str, value: Any, is_label: bool = False, may_be_numbe
 def _described(value: Any, name: str = "") -> str:
     """What a value is, in words."""
     if isinstance(value, dict):
-        way = f"; name one of them, as `{name}.{next(iter(value), '')}`" if name else ""
+        longest = max(value, key=lambda key: len(value[key]) if isinstance(value[key], str) else -1, default="")
+        way = f"; name one of them, as `{name}.{longest}`" if name else ""
         return f"objects with {shown_names(value)}{way} (docs/sources.md)"
     return f"{value!r:.40} ({type(value).__name__})"
 

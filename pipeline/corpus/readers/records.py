@@ -48,7 +48,9 @@ def batches_of_records(records: Iterable[tuple[str, Record]]) -> Iterator[Batch]
     for place, record in records:
         places.append(place)
         rows.append(record)
-        characters += sum(len(value) if type(value) is str else _characters(value) for value in record if value)
+        for value in record:
+            if value:
+                characters += len(value) if type(value) is str else _characters(value)
         if len(rows) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
             yield _batch(places, rows)
             places, rows, characters = [], [], 0

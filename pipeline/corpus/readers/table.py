@@ -79,7 +79,9 @@ def _rows(source: SourceParams, file: Path) -> Iterator[tuple[str, Record]]:
             if len(row) != len(header):
                 raise LeafError(f"{place}: {len(row)} fields where there are {len(header)} columns{_HOW}")
             if is_guess:
-                _check_unquoted(place, row)
+                for field in row:
+                    if field[:1] == QUOTE:
+                        _check_unquoted(place, field)
             yield place, tuple([row[position] for position in positions])
     except csv.Error as error:
         line = reader.line_num + skipped
@@ -163,11 +165,10 @@ def _is_in_quotes(field: str) -> bool:
     return len(field) > 1 and field[0] == field[-1] == QUOTE and QUOTE not in field[1:-1].replace(QUOTE * 2, "")
 
 
-def _check_unquoted(place: str, row: Row) -> None:
+def _check_unquoted(place: str, field: str) -> None:
     """Refuse a field that shows, too late to be read so, that the file is quoted."""
-    for field in row:
-        if field[:1] == QUOTE and QUOTE * 2 in field[1:-1] and _is_in_quotes(field):
-            raise LeafError(
-                f"{place}: a field in quotes, with quotes doubled inside, in a file that began without: set `quote: "
-                "'\"'` if it is quoted as CSV, or `quote: ''` if quotes are part of the texts"
-            )
+    if QUOTE * 2 in field[1:-1] and _is_in_quotes(field):
+        raise LeafError(
+            f"{place}: a field in quotes, with quotes doubled inside, in a file that began without: set `quote: '\"'` "
+            "if it is quoted as CSV, or `quote: ''` if quotes are part of the texts"
+        )

@@ -44,6 +44,9 @@ class SourceParams:
     """Field that holds a document."""
     id_suffix: str | None = None
     """Regular expression that is removed from ids, so that a query and its document get the same id (`/q$`)."""
+    encoding: str | None = None
+    """Of files of text, where it is not UTF-8 and no byte-order mark tells it (`cp1252`, what Excel writes in Western
+    Europe; `gb18030`)."""
     columns: tuple[str, ...] = ()
     """Kinds `csv` and `tsv`: names of the columns of a file whose first line is a record."""
     delimiter: str | None = field(default=None, metadata=one_character())

@@ -107,6 +107,17 @@ def test_a_byte_order_mark_says_the_encoding(kind: str, end: str, encoding: str,
     assert [(text or "").strip() for text in texts(file, kind)] == ["ä ☂", "漢字"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "content"), [("csv", "text;n\ncafé;1\n"), ("jsonl", '{"text": "café"}'), ("text", "café")]
+)
+def test_an_encoding_can_be_named(kind: str, content: str, tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(content.encode("cp1252"))
+    assert texts(file, kind, encoding="cp1252") == ["café"]
+    assert "name its `encoding`" in complaint(file, kind)
+    assert "`nonsense` is unknown" in complaint(file, kind, encoding="nonsense")
+
+
 def test_a_line_that_is_not_in_the_marked_encoding_is_named(tmp_path: Path) -> None:
     file = tmp_path / "x.txt"
     file.write_bytes("\ufeffone\ntwo\n".encode("utf-16-le") + b"\x00\xd8a\x00\n\x00")
@@ -210,12 +221,43 @@ def test_json_that_is_no_json_lines_is_read(
 def test_a_document_is_read_record_by_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "BLOCK", 16)
     file = tmp_path / "x.json"
-    file.write_text('{"data": [\n{"text": "one"}, {"text": "two"}, and here it is damaged')
+    file.write_text(
+        '{"data": [\n{"text": "one"}, {"text": "two"}, {"text": "three"}, {"text": "four"}, and here it is damaged'
+    )
     source = SourceParams(name="s", kind="jsonl", path=str(file), text_field="data[].text", role="query")
-    values = jsonl._values(file, Fields(source))
+    values = jsonl._values(source, file, Fields(source))
     assert next(values)[1] == {"data": [{"text": "one"}]}
     with pytest.raises(LeafError, match=r"x\.json: not JSON"):
         list(values)
+
+
+TABLES: dict[str, Any] = {
+    "as pandas writes it": {"n": {"0": 1, "1": 2}, "a": {"0": "x", "1": "y"}, "b": {"0": {"c": ["p"]}, "1": None}},
+    "lists": {"n": [1, 2], "a": ["x", "y"], "b": [{"c": "p"}, {"c": None}]},
+}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("content", TABLES.values(), ids=TABLES)
+def test_one_object_of_columns_is_a_table(content: Any, indent: int | None, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(content, indent=indent))
+    assert read(file, id_field="n", query_field="a", document_field="b.c") == [
+        ("1", "x", "query"),
+        ("1", "p", "document"),
+        ("2", "y", "query"),
+        ("2", None, "document"),
+    ]
+
+
+def test_a_list_of_arrays_can_be_read_by_position(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps([{"context": [["T", ["s1", "s2"]], ["U", ["s3"]]]}]))
+    assert read(file, text_field="context[].1", title_field="context[].0") == [
+        ("0", "T s1", "document"),
+        ("0", "T s2", "document"),
+        ("1", "U s3", "document"),
+    ]
 
 
 SQUAD = {
@@ -331,11 +373,15 @@ def test_a_typed_column_of_numbers_times_or_other_bytes_is_no_text(value: Any, t
     assert "column `text`" in message and str(tmp_path / "x.parquet") in message
 
 
-IDS = {
+IDS: dict[str, tuple[Any, list[str]]] = {
     "doubles with gaps": (pa.array([1.0, None, 3.0]), ["1", "#1", "3"]),
     "NaN": (pa.array([1.0, float("nan"), 3.0]), ["1", "#1", "3"]),
     "large whole numbers": (pa.array([2**60, None, 3]), [str(2**60), "#1", "3"]),
     "decimals": (pa.array([Decimal(1), None, Decimal(10**25)]), ["1", "#1", str(10**25)]),
+    "UUIDs": (
+        pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0123456789abcdef", None, b"\0" * 16], pa.binary(16))),
+        ["30313233-3435-3637-3839-616263646566", "#1", "00000000-0000-0000-0000-000000000000"],
+    ),
     "bytes": (pa.array([b"a", None, b"c"]), ["a", "#1", "c"]),
     "large strings": (pa.array(["a", "b", "c"], pa.large_string()), ["a", "b", "c"]),
     "string views": (pa.array(["a", "b", "c"], pa.string_view()), ["a", "b", "c"]),
@@ -359,6 +405,22 @@ def test_an_id_that_is_no_exact_whole_number_is_refused(kind: str, value: float,
     else:
         pq.write_table(pa.table({"id": [value], "text": ["a"]}), file)
     assert "column `id` must hold text" in complaint(file, kind, id_field="id")
+
+
+def test_an_empty_id_of_a_table_is_a_missing_one(tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text("id,text\na,one\n,two\n,three\n")
+    assert [number for number, _, _ in read(file, "csv", id_field="id")] == ["a", "#1", "#2"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_nan_is_a_missing_text_as_pandas_has_it(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    if kind == "jsonl":
+        file.write_text(json.dumps({"text": "a", "title": float("nan")}))
+    else:
+        pq.write_table(pa.table({"text": ["a"], "title": [float("nan")]}), file)
+    assert texts(file, kind, title_field="title") == ["a"]
 
 
 def test_ids_that_are_all_missing_are_refused(tmp_path: Path) -> None:
@@ -409,6 +471,11 @@ TABLE = [["id", "text"], ["1", 'the "great" book; or, more'], ["2", "two\tparts\
 def test_a_table_is_read_as_it_was_written(kind: str, quoting: Any, delimiter: str, tmp_path: Path) -> None:
     file = written(tmp_path, TABLE, delimiter=delimiter, quoting=quoting)
     assert read(file, kind, id_field="id") == [(number, text, "document") for number, text in TABLE[1:]]
+
+
+def test_rows_of_a_spreadsheet_may_end_otherwise_than_lines_within_its_cells(tmp_path: Path) -> None:
+    file = written(tmp_path, TABLE, lineterminator="\r", quoting=csv.QUOTE_ALL)
+    assert texts(file, "csv") == [text for _, text in TABLE[1:]]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -467,8 +534,8 @@ def test_a_message_never_prints_a_long_header(kind: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"columns": ("a",)}, "`columns` belongs to the kinds csv and tsv"),
-        ({"quote": ""}, "`quote` belongs to the kinds csv and tsv"),
+        ({"columns": ("a",)}, "`columns` belongs to the kinds csv, tsv"),
+        ({"quote": ""}, "`quote` belongs to the kinds csv, tsv"),
         ({"kind": "csv", "quote": "", "escape": "/"}, "leave one out"),
         ({"kind": "text", "title_field": "t"}, "has no fields to name"),
     ],

@@ -62,8 +62,10 @@ class Columns:
         """A column as strings: text, and in ids and roles whole numbers."""
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
+        if isinstance(column.type, pa.UuidType):
+            column = pa.array([value and str(value) for value in column.to_pylist()], pa.string())
         kind = column.type
-        if pa.types.is_null(kind):
+        if pa.types.is_null(kind) or (pa.types.is_floating(kind) and _is_all_missing(column)):
             return pl.Series(name, [None] * len(column), dtype=pl.String)
         if any(is_kind(kind) for is_kind in _TEXT):
             return _checked_text(name, column, place)
@@ -111,6 +113,11 @@ def _first_not_utf8(column: pa.Array) -> int:
         except UnicodeDecodeError:
             return row
     return 0
+
+
+def _is_all_missing(column: pa.Array) -> bool:
+    """Whether a column of numbers holds none, as those of pandas for texts that are all missing."""
+    return bool(pl.Series(column).fill_nan(None).null_count() == len(column))
 
 
 def _whole_numbers(name: str, column: pa.Array, place: Place) -> pl.Series:

@@ -118,6 +118,8 @@ def _text_roles(source: SourceParams) -> list[str]:
 
 def _ids(source: SourceParams, ids: pl.Series | None, first: int, rows: int, place: Place) -> pl.Series:
     """The records' ids; a record that has none in a source with ids gets one that belongs to no other."""
+    if ids is not None and (is_empty := ids == "").any():
+        ids = ids.set(is_empty.fill_null(False), None)
     if ids is not None and ids.null_count() == 0:
         return ids
     numbers = pl.Series(range(first, first + rows)).cast(pl.String)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,14 +22,38 @@ BLOCK = 1 << 16  # characters of a document that are parsed at a time
 def read(source: SourceParams) -> Frames:
     """Frames of the source's files. Whole numbers are taken as text; a field that an object lacks is null."""
     fields = Fields(source)
-    records = (record for file in source_files(source, SUFFIXES) for record in fields.records(_values(file, fields)))
+    records = (
+        record for file in source_files(source, SUFFIXES) for record in fields.records(_values(source, file, fields))
+    )
     return frames_of_batches(source, batches_of_records(records))
 
 
-def _values(file: Path, fields: Fields) -> Iterator[tuple[str, Any]]:
+def _values(source: SourceParams, file: Path, fields: Fields) -> Iterator[tuple[str, Any]]:
     """What records are in, objects and arrays as a rule, each with its place."""
-    form = text_form(file)
-    return _document(file, form, fields) if _is_document(form, fields) else json_lines(file, form)
+    form = text_form(file, source.encoding)
+    values = _document(file, form, fields) if _is_document(form, fields) else json_lines(file, form)
+    first, second = next(values, None), next(values, None)
+    if first and not second and (columns := _columns(first[1], fields)):
+        place = first[0]
+        rows = zip(*columns.values(), strict=True)
+        yield from ((f"{place}, row {number}", dict(zip(columns, row, strict=True))) for number, row in enumerate(rows))
+        return
+    yield from chain((value for value in (first, second) if value), values)
+
+
+def _columns(value: Any, fields: Fields) -> dict[str, list[Any]] | None:
+    """The columns of a table that is one object: lists of one length, or objects with the numbers of rows as keys.
+
+    The latter is what `DataFrame.to_json` of pandas writes; one list alone may be several texts of one record.
+    """
+    names = dict.fromkeys((*field.steps, field.name)[0] for field in fields.fields)
+    columns = {name: value.get(name) if isinstance(value, dict) else None for name in names}
+    contents = list(columns.values())
+    if all(isinstance(column, dict) and column.keys() == contents[0].keys() for column in contents):
+        is_numbered = contents[0] and all(number.isdecimal() for number in contents[0])
+        return {name: list(column.values()) for name, column in columns.items()} if is_numbered else None
+    is_table = len(columns) > 1 and all(isinstance(column, list) and len(column) > 1 for column in contents)
+    return columns if is_table and len({len(column) for column in contents}) == 1 else None
 
 
 def _is_document(form: TextForm, fields: Fields) -> bool:

@@ -3,6 +3,7 @@
 import codecs
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_CONVERT = "name its `encoding` (`cp1252`, for instance), or convert the file to UTF-8"
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,17 @@ class TextForm:
     mark: int
     """Bytes of the byte-order mark before the text."""
     line_end: str
-    """What ends a line: a carriage return if the file's beginning has no line feed, else a line feed."""
+    """What ends a line: a carriage return if the file's beginning has no line feed, else a line feed; empty: both."""
     head: str
     """The text's beginning, of about HEAD_BYTES."""
     whole: bool
     """Whether `head` is the whole text."""
 
 
-def text_form(file: Path) -> TextForm:
+def text_form(file: Path, encoding: str | None = None) -> TextForm:
     """Encoding and line ends of a file, from its beginning.
+
+    `encoding` is that of a file without a byte-order mark; UTF-8 if it is left out.
 
     Raises:
         LeafError: the file cannot be read, or is no text.
@@ -47,13 +51,13 @@ def text_form(file: Path) -> TextForm:
     with unpacked(file) as stream:
         raw = stream.read(HEAD_BYTES)
         whole = not stream.read(1)
-    mark, encoding = next(((mark, name) for mark, name in _MARKS if raw.startswith(mark)), (b"", "utf-8"))
+    mark, name = next(((mark, name) for mark, name in _MARKS if raw.startswith(mark)), (b"", encoding or "utf-8"))
     if not mark:
         check_text(file, raw)
-        if raw.count(0) > len(raw) // 4:
-            raise LeafError(f"{file}: holds zero bytes, as UTF-16 does, and no byte-order mark; convert it to UTF-8")
-    head = raw[len(mark) :].decode(encoding, "ignore")
-    return TextForm(encoding, len(mark), "\r" if "\r" in head and "\n" not in head else "\n", head, whole)
+        if encoding is None and raw.count(0) > len(raw) // 4:
+            raise LeafError(f"{file}: holds zero bytes, as UTF-16 does, and no byte-order mark; {_CONVERT}")
+    head = raw[len(mark) :].decode(name, "ignore")
+    return TextForm(name, len(mark), "\r" if "\r" in head and "\n" not in head else "\n", head, whole)
 
 
 @contextmanager
@@ -84,14 +88,15 @@ def lines(file: Path, form: TextForm | None = None) -> Iterator[str]:
                 yield line
         except UnicodeDecodeError as error:
             # All lines before the block that cannot be decoded are out: it begins in the next one.
-            within = error.object[: error.start].decode(form.encoding, "replace").count(form.line_end)
+            before = error.object[: error.start].decode(form.encoding, "replace")
+            within = len(re.findall(form.line_end or "\r\n?|\n", before))
             raise not_decoded(f"{file}, line {number + 1 + within}", form, error) from None
 
 
 def not_decoded(place: str, form: TextForm, error: UnicodeDecodeError) -> LeafError:
     """The error of text that is not in its encoding."""
     name = form.encoding.upper().removesuffix("-LE").removesuffix("-BE")
-    return LeafError(f"{place}: not {name} ({error.reason}); convert the file to UTF-8")
+    return LeafError(f"{place}: not {name} ({error.reason}); {_CONVERT}")
 
 
 def json_objects(file: Path, required: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:

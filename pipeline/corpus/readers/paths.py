@@ -170,18 +170,18 @@ def _common(paths: list[tuple[Steps, ...]]) -> tuple[Steps, ...]:
 
 
 def find(place: str, value: Any, steps: Steps) -> Any:
-    """What the steps lead to: a value, or a list of all that they lead to through lists.
+    """What the steps lead to: a value, or a list of all that they lead to from the elements of lists on the way.
 
     Raises:
         LeafError: a step leads into what is neither an object nor an array.
     """
-    if isinstance(value, list) and not _is_position(steps):
-        return [leaf for item in value for leaf in _each(find(place, item, steps))]
     if not steps or value is None:
         return value
+    if isinstance(value, list) and not _is_position(steps):
+        return [leaf for item in value for leaf in _flat(find(place, item, steps))]
     if isinstance(value, dict):
         whole = ".".join(steps)
-        return find(place, value[whole], ()) if whole in value else find(place, value.get(steps[0]), steps[1:])
+        return value[whole] if whole in value else find(place, value.get(steps[0]), steps[1:])
     if isinstance(value, list):
         return find(place, value[int(steps[0])], steps[1:]) if int(steps[0]) < len(value) else None
     raise LeafError(f"{place}: the path `{'.'.join(steps)}` leads into {_described(value)}")
@@ -191,22 +191,23 @@ def _is_position(steps: Steps) -> bool:
     return bool(steps) and steps[0].isdecimal()
 
 
-def _each(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _flat(value: Any) -> list[Any]:
+    """A list's elements, those of lists in it too; of anything else, a list."""
+    return [leaf for item in value for leaf in _flat(item)] if isinstance(value, list) else [value]
 
 
 def _cell(place: str, field: Field, stack: tuple[Any, ...]) -> Any:
     """What the record holds in a field: a text, a list of texts, or None."""
     value = stack[field.depth]
     if field.depth == 0 and isinstance(value, dict) and field.name in value:
-        value = find(place, value[field.name], ())
+        value = value[field.name]
     else:
         value = find(place, value, field.steps)
     if not isinstance(value, list):
         return text(place, field.name, value, field.is_label, field.may_be_number)
     if field.is_label:
         raise LeafError(f"{place}: column `{field.name}` holds {len(value)} values; a record has one id and one role")
-    return [text(place, field.name, item) for item in value]
+    return [text(place, field.name, item) for item in _flat(value)]
 
 
 def text(place: str, name: str, value: Any, is_label: bool = False, may_be_number: bool = False) -> str | None:
@@ -226,7 +227,7 @@ def text(place: str, name: str, value: Any, is_label: bool = False, may_be_numbe
             return value.decode()
         except UnicodeDecodeError as error:
             raise LeafError(f"{place}: column `{name}` is not UTF-8 ({error.reason})") from None
-    if isinstance(value, float) and is_label and math.isnan(value):
+    if isinstance(value, float) and math.isnan(value):  # pandas' missing value, also of texts
         return None
     if is_label and isinstance(value, float | Decimal) and value % 1 == 0 and -EXACT < value < EXACT:
         return str(int(value))

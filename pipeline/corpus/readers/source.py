@@ -26,19 +26,21 @@ class Reader:
     """The parameter that says where the texts are."""
     has_fields: bool = True
     """Whether parameters name the fields of a record; otherwise only `role` applies."""
-    is_table: bool = False
-    """Whether parameters say how columns are named, separated and quoted."""
+    options: tuple[str, ...] = ()
+    """Which of _OPTIONS the kind has: how its files of text are written."""
     knows_roles: bool = False
     """Whether the kind itself tells queries from documents; `role` is then not required, and selects one of them."""
 
 
+_OPTIONS = ("encoding", "columns", "delimiter", "quote", "escape")
+
 READERS: dict[str, Reader] = {
     "parquet": Reader(parquet.read),
     "arrow": Reader(parquet.read),
-    "jsonl": Reader(jsonl.read),
-    "csv": Reader(table.read, is_table=True),
-    "tsv": Reader(table.read, is_table=True),
-    "text": Reader(plain_text.read, has_fields=False),
+    "jsonl": Reader(jsonl.read, options=_OPTIONS[:1]),
+    "csv": Reader(table.read, options=_OPTIONS),
+    "tsv": Reader(table.read, options=_OPTIONS),
+    "text": Reader(plain_text.read, has_fields=False, options=_OPTIONS[:1]),
     "beir": Reader(beir.read, has_fields=False, knows_roles=True),
     "huggingface": Reader(huggingface.read),
     "docstrings": Reader(docstrings.read, location="packages", has_fields=False, knows_roles=True),
@@ -64,18 +66,23 @@ def check(source: SourceParams) -> None:
         raise LeafError(f"{place}: needs one of `role`, `role_field`, or `query_field` and/or `document_field`")
     if paired and source.text_field:
         raise LeafError(f"{place}: `text_field` and `query_field`/`document_field` exclude each other")
-    _check_table(place, source)
+    _check_options(place, source)
     try:
         re.compile(source.id_suffix or "")
     except re.error as error:
         raise LeafError(f"{place}: id_suffix {source.id_suffix!r} is not a regular expression: {error}") from None
 
 
-def _check_table(place: str, source: SourceParams) -> None:
-    """Refuse parameters of tables for other kinds, and `columns` that lack a field."""
-    given = [name for name in ("columns", "delimiter", "quote", "escape") if getattr(source, name) not in (None, ())]
-    if given and not READERS[source.kind].is_table:
-        raise LeafError(f"{place}: `{given[0]}` belongs to the kinds csv and tsv, not to {source.kind}")
+def _check_options(place: str, source: SourceParams) -> None:
+    """Refuse what a kind does not have, an encoding that does not exist, and `columns` that lack a field."""
+    for name in _OPTIONS:
+        if getattr(source, name) not in (None, ()) and name not in READERS[source.kind].options:
+            kinds = ", ".join(kind for kind, reader in READERS.items() if name in reader.options)
+            raise LeafError(f"{place}: `{name}` belongs to the kinds {kinds}, not to {source.kind}")
+    try:
+        "".encode(source.encoding or "utf-8")
+    except LookupError:
+        raise LeafError(f"{place}: encoding `{source.encoding}` is unknown; `cp1252` is one, for instance") from None
     if source.columns:
         require_columns(f"{place}: `columns`", column_names(source), source.columns)
     if source.escape and source.quote == "":

@@ -42,40 +42,66 @@ class Dialect:
     escape: str = ""
     """Stands before a quote inside a field, as Spark writes it."""
 
-    def rows(self, text: Iterable[str]) -> Any:
-        """A `csv.reader` of lines."""
+    def rows(self, text: Iterable[str]) -> Iterator[tuple[int, Row]]:
+        """Rows that are not blank, each with the number of its last line.
+
+        Raises:
+            _RowError: one is not in this dialect.
+        """
         if not self.quote:
-            return csv.reader(text, delimiter=self.delimiter, quoting=csv.QUOTE_NONE)
+            for number, line in enumerate(text, 1):
+                if content := line.rstrip("\r\n"):
+                    yield number, content.split(self.delimiter)
+            return
+        reader = self._parser(text)
+        try:
+            for row in reader:
+                if row:
+                    yield reader.line_num, row
+        except csv.Error as error:
+            raise _RowError(reader.line_num, str(error)) from None
+
+    def _parser(self, text: Iterable[str]) -> Any:
+        """A `csv.reader`."""
+        how: dict[str, Any] = {"delimiter": self.delimiter, "quotechar": self.quote, "strict": True}
         if not self.escape:
-            return csv.reader(text, delimiter=self.delimiter, quotechar=self.quote, strict=True)
-        # The parser drops every escape, which in front of an ordinary character is part of the text (`C:\\new`).
+            return csv.reader(text, **how)
+        # It drops every escape, which before ordinary characters is part of the text (`C:\\new`).
         mark, quote = re.escape(self.escape), re.escape(self.quote)
         escapes = re.compile(f"{mark}({mark}|{quote})|{mark}")
-        doubled = (escapes.sub(lambda found: found[0] if found[1] else self.escape * 2, line) for line in text)
-        return csv.reader(doubled, delimiter=self.delimiter, quotechar=self.quote, escapechar=self.escape, strict=True)
+        kept = (escapes.sub(lambda found: found[0] if found[1] else self.escape * 2, line) for line in text)
+        return csv.reader(kept, escapechar=self.escape, **how)
+
+    def form(self, form: TextForm) -> TextForm:
+        """How lines end in this dialect: the parser of quotes finds the ends of rows among all ends of lines."""
+        return replace(form, line_end="") if self.quote else form
+
+
+class _RowError(Exception):
+    """A row that is not in the dialect: the number of its last line, and why."""
 
 
 def read(source: SourceParams) -> Frames:
     """Frames of CSV (RFC 4180) or TSV files. Quoted fields may hold delimiters and line ends."""
     files = source_files(source, (f".{source.kind}",))
-    return frames_of_records(source, (row for file in files for row in _rows(source, file)))
+    return frames_of_records(source, (row for file in files for row in _records(source, file)))
 
 
-def _rows(source: SourceParams, file: Path) -> Iterator[tuple[str, Record]]:
-    """Values of the named columns in each row that is not blank, nor the header again, with the row's place."""
+def _records(source: SourceParams, file: Path) -> Iterator[tuple[str, Record]]:
+    """Values of the named columns in each row that is not the header again, with the row's place."""
     csv.field_size_limit(FIELD_CHARACTERS)
-    form = text_form(file)
-    dialect, text = _dialect(source, form), lines(file, form)
-    skipped = len(list(islice(text, 1))) if _EXCEL_HINT.match(form.head) else 0
-    reader = dialect.rows(text)
+    form = text_form(file, source.encoding)
+    dialect = _dialect(source, form)
+    text, skipped = lines(file, dialect.form(form)), _hint_lines(form)
+    rows = dialect.rows(islice(text, skipped, None))
     is_guess = not dialect.quote and source.quote is None
     try:
-        header = list(source.columns) or _header(file, reader)
+        header = list(source.columns) or _header(file, rows)
         positions = _positions(source, file, [name.strip() for name in header])
-        for row in reader:
-            if not row or row == header:
+        for number, row in rows:
+            if row == header:
                 continue
-            place = f"{file}, line {reader.line_num + skipped}"
+            place = f"{file}, line {number + skipped}"
             if len(row) != len(header):
                 raise LeafError(f"{place}: {len(row)} fields where there are {len(header)} columns{_HOW}")
             if is_guess:
@@ -83,13 +109,13 @@ def _rows(source: SourceParams, file: Path) -> Iterator[tuple[str, Record]]:
                     if field[:1] == QUOTE:
                         _check_unquoted(place, field)
             yield place, tuple([row[position] for position in positions])
-    except csv.Error as error:
-        line = reader.line_num + skipped
-        raise LeafError(f"{file}, line {line}: not {source.kind.upper()}: {error}{_HOW}") from None
+    except _RowError as error:
+        number, reason = error.args
+        raise LeafError(f"{file}, line {number + skipped}: not {source.kind.upper()}: {reason}{_HOW}") from None
 
 
-def _header(file: Path, rows: Iterable[Row]) -> Row:
-    header = next((row for row in rows if row), None)
+def _header(file: Path, rows: Iterable[tuple[int, Row]]) -> Row:
+    header = next((row for _, row in rows), None)
     if header is None:
         raise LeafError(f"{file}: is empty; its first line must name the columns")
     return header
@@ -114,14 +140,17 @@ def _dialect(source: SourceParams, form: TextForm) -> Dialect:
     told = source.delimiter or (hint[1] if hint else None)
     delimiters = [told] if told else sorted(DELIMITERS, key=lambda delimiter: delimiter != usual)
     ways = [Dialect(delimiter, *quoting) for delimiter in delimiters for quoting in _quotings(source)]
-    sample = _sample(form, 1 if hint else 0)
-    fitting = (way for rows in (sample, sample[:1]) for way in ways if _rows_that_fit(source, way, rows) is not None)
+    fitting = (way for first in (False, True) for way in ways if _rows_that_fit(source, way, form, first) is not None)
     chosen = next(fitting, ways[0])
-    if source.quote is None and not chosen.quote:
-        quoted = replace(chosen, quote=QUOTE)
-        if _look_quoted(_rows_that_fit(source, chosen, sample)) and _rows_that_fit(source, quoted, sample):
-            return quoted
+    quoted = replace(chosen, quote=QUOTE)
+    if source.quote is None and not chosen.quote and _look_quoted(_rows_that_fit(source, chosen, form)):
+        return quoted if _rows_that_fit(source, quoted, form) else chosen
     return chosen
+
+
+def _hint_lines(form: TextForm) -> int:
+    """Lines before the table: one, if it is a hint for Excel."""
+    return 1 if _EXCEL_HINT.match(form.head) else 0
 
 
 def _quotings(source: SourceParams) -> list[tuple[str, str]]:
@@ -132,19 +161,20 @@ def _quotings(source: SourceParams) -> list[tuple[str, str]]:
     return [*plain, *((quote, escape) for escape in escapes)]
 
 
-def _sample(form: TextForm, skipped: int) -> list[str]:
-    """Whole lines at the beginning of a file."""
-    sample = list(io.StringIO(form.head, newline=form.line_end))
-    return sample[skipped : None if form.whole else -1]
+def _rows_that_fit(
+    source: SourceParams, dialect: Dialect, form: TextForm, only_first: bool = False
+) -> list[Row] | None:
+    """Rows at the beginning of a file, without a header, or only what follows the header from the first row.
 
-
-def _rows_that_fit(source: SourceParams, dialect: Dialect, sample: list[str]) -> list[Row] | None:
-    """Rows of the sample, without a header; None if their numbers of fields differ, or they have not the columns."""
+    None if their numbers of fields differ, or if they do not have the columns.
+    """
+    sample = list(io.StringIO(form.head, newline=dialect.form(form).line_end))
+    whole_lines = sample[_hint_lines(form) : None if form.whole else -1]
     rows: list[Row] = []
     try:
-        rows.extend(row for row in islice(dialect.rows(sample), SAMPLE_ROWS) if row)
-    except csv.Error as error:
-        if _CUT not in str(error):
+        rows.extend(row for _, row in islice(dialect.rows(whole_lines), 1 if only_first else SAMPLE_ROWS))
+    except _RowError as error:
+        if _CUT not in error.args[1]:
             return None
     header = list(source.columns) or [name.strip() for name in next(iter(rows), [])]
     if {len(row) for row in rows} != {len(header)} or not set(column_names(source)) <= set(header):

@@ -47,7 +47,7 @@ def _columns(value: Any, fields: Fields) -> dict[str, list[Any]] | None:
     The latter is what `DataFrame.to_json` of pandas writes; one list alone may be several texts of one record.
     """
     names = dict.fromkeys((*field.steps, field.name)[0] for field in fields.fields)
-    columns = {name: value.get(name) if isinstance(value, dict) else None for name in names}
+    columns: dict[str, Any] = {name: value.get(name) if isinstance(value, dict) else None for name in names}
     contents = list(columns.values())
     if all(isinstance(column, dict) and column.keys() == contents[0].keys() for column in contents):
         is_numbered = contents[0] and all(number.isdecimal() for number in contents[0])

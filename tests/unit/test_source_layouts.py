@@ -191,6 +191,19 @@ def test_a_directory_of_files_without_an_ending_and_a_glob_pass_over_what_spark_
     assert texts(tmp_path, "parquet") == texts(tmp_path / "*", "parquet") == ["part-00000", "part-00001"]
 
 
+def test_a_glob_of_directories_gives_their_files_and_hidden_directories_are_passed_over(tmp_path: Path) -> None:
+    for name in ("2025.json/part-0.JSON", "2026.json/part-0.JSON", "2026.json/_temporary/part-1.JSON"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(json.dumps({"text": name}))
+    assert texts(tmp_path / "*.json") == ["2025.json/part-0.JSON", "2026.json/part-0.JSON"]
+
+
+def test_a_delta_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "_delta_log").mkdir()
+    pl.DataFrame({"text": ["of an older version"]}).write_parquet(tmp_path / "part-0.parquet")
+    assert "Delta table" in complaint(tmp_path, "parquet")
+
+
 DOCUMENTS: dict[str, Any] = {
     "on one line": json.dumps([{"text": "one"}, {"text": "two"}]),
     "over many lines": json.dumps([{"text": "one"}, {"text": "two"}], indent=2),
@@ -489,6 +502,11 @@ def test_columns_can_be_named_where_there_is_no_header(delimiter: str, tmp_path:
     rows = read(file, "csv", columns=("pid", "passage"), id_field="pid", text_field="passage")
     assert rows == [(number, text, "document") for number, text in TABLE[1:]]
     assert "`columns`: has no column text" in complaint(file, "csv", columns=("pid", "passage"))
+
+
+def test_a_delimiter_that_does_not_occur_is_no_guess(tmp_path: Path) -> None:
+    file = written(tmp_path, [["1", "one"], ["2", "two"]], delimiter="\t")
+    assert "2 fields where there are 1 columns" in complaint(file, "tsv", columns=("text",))
 
 
 def test_a_quote_in_tsv_stays_a_letter_where_the_rows_do_not_say_otherwise(tmp_path: Path) -> None:

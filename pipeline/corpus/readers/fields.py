@@ -27,22 +27,42 @@ def source_files(source: SourceParams, suffixes: tuple[str, ...]) -> list[Path]:
     """Files of the source's `path`, sorted by name: a file, a glob, or all files below a directory.
 
     Of a directory, those with one of `suffixes` in their name, or all if none has one. What Spark and others lay beside
-    their files, names that begin with `_` or `.`, is passed over, also by a glob that does not ask for it.
+    their files, names that begin with `_` or `.`, is passed over, also by a glob that does not ask for it. A glob that
+    matches directories alone means their files.
 
     Raises:
-        LeafError: there is none.
+        LeafError: there is none, or a directory is not one of plain files.
     """
     path = Path(source.path or "").expanduser()
     if path.is_file():
         return [path]
-    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207
-    hidden = tuple("_." if path.is_dir() or path.name[:1] not in ("_", ".") else "")
-    files = sorted(file for file in found if file.is_file() and not file.name.startswith(hidden))
-    if path.is_dir():
-        files = [file for file in files if not set(suffixes).isdisjoint(file.suffixes)] or files
+    matches = [path] if path.is_dir() else list(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
+    files = [file for file in matches if file.is_file() and (path.name[:1] in _HIDDEN or not _is_hidden(file.name))]
+    if not files:
+        files = [file for directory in matches if directory.is_dir() for file in _files_below(directory, suffixes)]
     if not files:
         raise LeafError(f"corpus.sources `{source.name}`: {path}: no such file")
-    return files
+    return sorted(files)
+
+
+_HIDDEN = ("_", ".")
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(_HIDDEN)
+
+
+def _files_below(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    if (directory / "_delta_log").is_dir():
+        raise LeafError(
+            f"{directory}: is a Delta table, with files of older versions in it; export it as plain Parquet"
+        )
+    files = [
+        file
+        for file in directory.rglob("*")
+        if file.is_file() and not any(map(_is_hidden, file.relative_to(directory).parts))
+    ]
+    return [file for file in files if not set(suffixes).isdisjoint(file.name.lower().split(".")[1:])] or files
 
 
 def text_columns(source: SourceParams) -> list[str]:

@@ -15,7 +15,7 @@ from pipeline.corpus.readers.paths import Fields
 from pipeline.corpus.readers.records import batches_of_records
 from pipeline.params import SourceParams
 
-SUFFIXES = (".jsonl", ".ndjson", ".json")
+SUFFIXES = ("jsonl", "ndjson", "json")
 BLOCK = 1 << 16  # characters of a document that are parsed at a time
 
 

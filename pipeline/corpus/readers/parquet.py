@@ -12,8 +12,8 @@ from pipeline.corpus.readers.contents import HEAD, nature
 from pipeline.corpus.readers.fields import Batch, Frames, frames_of_batches, source_files
 from pipeline.params import SourceParams
 
-PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
-ARROW_SUFFIXES = (".arrow", ".feather", ".ipc")
+PARQUET_SUFFIXES = ("parquet", "parq", "pq")
+ARROW_SUFFIXES = ("arrow", "feather", "ipc")
 
 
 def read(source: SourceParams) -> Frames:

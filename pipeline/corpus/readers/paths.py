@@ -184,7 +184,7 @@ def find(place: str, value: Any, steps: Steps) -> Any:
         return value[whole] if whole in value else find(place, value.get(steps[0]), steps[1:])
     if isinstance(value, list):
         return find(place, value[int(steps[0])], steps[1:]) if int(steps[0]) < len(value) else None
-    raise LeafError(f"{place}: the path `{'.'.join(steps)}` leads into {_described(value)}")
+    raise LeafError(f"{place}: the path `{'.'.join(steps)}` leads into {_described(value)} (docs/sources.md)")
 
 
 def _is_position(steps: Steps) -> bool:
@@ -206,7 +206,10 @@ def _cell(place: str, field: Field, stack: tuple[Any, ...]) -> Any:
     if not isinstance(value, list):
         return text(place, field.name, value, field.is_label, field.may_be_number)
     if field.is_label:
-        raise LeafError(f"{place}: column `{field.name}` holds {len(value)} values; a record has one id and one role")
+        raise LeafError(
+            f"{place}: column `{field.name}` holds {len(value)} values; a record has one id and one role. A list whose "
+            "elements are records has `[]` in the paths of all its fields (docs/sources.md)"
+        )
     return [text(place, field.name, item) for item in _flat(value)]
 
 

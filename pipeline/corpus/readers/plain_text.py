@@ -8,7 +8,7 @@ from pipeline.corpus.readers.lines import TextForm, lines, text_form
 from pipeline.corpus.readers.records import frames_of_records
 from pipeline.params import SourceParams
 
-SUFFIXES = (".txt", ".text", ".md")
+SUFFIXES = ("txt", "text", "md")
 
 
 def read(source: SourceParams) -> Frames:

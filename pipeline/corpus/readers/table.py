@@ -83,7 +83,7 @@ class _RowError(Exception):
 
 def read(source: SourceParams) -> Frames:
     """Frames of CSV (RFC 4180) or TSV files. Quoted fields may hold delimiters and line ends."""
-    files = source_files(source, (f".{source.kind}",))
+    files = source_files(source, (source.kind,))
     return frames_of_records(source, (row for file in files for row in _records(source, file)))
 
 
@@ -136,7 +136,7 @@ def _dialect(source: SourceParams, form: TextForm) -> Dialect:
     If they fit in none, because a row is broken, it is the first one that fits the first row.
     """
     hint = _EXCEL_HINT.match(form.head)
-    usual = "\t" if source.kind == "tsv" else ","
+    usual = _usual_delimiter(source)
     told = source.delimiter or (hint[1] if hint else None)
     delimiters = [told] if told else sorted(DELIMITERS, key=lambda delimiter: delimiter != usual)
     ways = [Dialect(delimiter, *quoting) for delimiter in delimiters for quoting in _quotings(source)]
@@ -146,6 +146,10 @@ def _dialect(source: SourceParams, form: TextForm) -> Dialect:
     if source.quote is None and not chosen.quote and _look_quoted(_rows_that_fit(source, chosen, form)):
         return quoted if _rows_that_fit(source, quoted, form) else chosen
     return chosen
+
+
+def _usual_delimiter(source: SourceParams) -> str:
+    return "\t" if source.kind == "tsv" else ","
 
 
 def _hint_lines(form: TextForm) -> int:
@@ -177,7 +181,9 @@ def _rows_that_fit(
         if _CUT not in error.args[1]:
             return None
     header = list(source.columns) or [name.strip() for name in next(iter(rows), [])]
-    if {len(row) for row in rows} != {len(header)} or not set(column_names(source)) <= set(header):
+    # A single column fits with any delimiter that does not occur.
+    is_told = source.delimiter or len(header) > 1 or dialect.delimiter == _usual_delimiter(source)
+    if not is_told or {len(row) for row in rows} != {len(header)} or not set(column_names(source)) <= set(header):
         return None
     return rows if source.columns else rows[1:]
 

@@ -504,6 +504,13 @@ def test_columns_can_be_named_where_there_is_no_header(delimiter: str, tmp_path:
     assert "`columns`: has no column text" in complaint(file, "csv", columns=("pid", "passage"))
 
 
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_a_carriage_return_inside_a_field_is_white_space(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(b'id\ttext\r\n1\tone\rline\r\n2\t"two\r""lines"""\r\n')
+    assert [" ".join((text or "").split()) for text in texts(file, kind)] == ["one line", 'two "lines"']
+
+
 def test_a_delimiter_that_does_not_occur_is_no_guess(tmp_path: Path) -> None:
     file = written(tmp_path, [["1", "one"], ["2", "two"]], delimiter="\t")
     assert "2 fields where there are 1 columns" in complaint(file, "tsv", columns=("text",))

@@ -25,6 +25,8 @@ DELIMITERS = ",;\t|"
 QUOTE = '"'
 _EXCEL_HINT = re.compile(r"sep=(.)[\r\n]", re.IGNORECASE)  # a first line that tells Excel, and us, the delimiter
 
+_LINE_END = re.compile(r"\r\n?|\n")
+_RETURN_INSIDE = re.compile(r"\r(?!\n)")
 _CUT = "unexpected end of data"  # the parser's word for a field in quotes that the end of the sample cuts
 _HOW = "; `delimiter`, `quote` and `escape` say how fields are written (docs/sources.md)"
 _NO_HEADER = "; if the first line is a record, name the columns: `columns: [id, text]` (docs/sources.md)"
@@ -65,16 +67,27 @@ class Dialect:
         """A `csv.reader`."""
         how: dict[str, Any] = {"delimiter": self.delimiter, "quotechar": self.quote, "strict": True}
         if not self.escape:
-            return csv.reader(text, **how)
+            return csv.reader(_without_returns(text), **how)
         # It drops every escape, which before ordinary characters is part of the text (`C:\\new`).
         mark, quote = re.escape(self.escape), re.escape(self.quote)
         escapes = re.compile(f"{mark}({mark}|{quote})|{mark}")
-        kept = (escapes.sub(lambda found: found[0] if found[1] else self.escape * 2, line) for line in text)
+        kept = (
+            escapes.sub(lambda found: found[0] if found[1] else self.escape * 2, line)
+            for line in _without_returns(text)
+        )
         return csv.reader(kept, escapechar=self.escape, **how)
 
     def form(self, form: TextForm) -> TextForm:
-        """How lines end in this dialect: the parser of quotes finds the ends of rows among all ends of lines."""
-        return replace(form, line_end="") if self.quote else form
+        """How lines end: where the first ends in a carriage return, cells in quotes may yet have line feeds."""
+        first_end = _LINE_END.search(form.head)
+        return replace(form, line_end="") if self.quote and first_end and first_end[0] == "\r" else form
+
+
+def _without_returns(text: Iterable[str]) -> Iterator[str]:
+    """Lines without carriage returns inside, which the parser refuses; in texts they are white space."""
+    for line in text:
+        position = line.find("\r")
+        yield line if position < 0 or position >= len(line) - 2 else _RETURN_INSIDE.sub(" ", line)
 
 
 class _RowError(Exception):

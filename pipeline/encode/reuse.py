@@ -59,7 +59,7 @@ def take_over(
         else:
             store.verify_shard(shard)
             stored = [array[rows["row"].to_numpy()] for array in store.stored(shard)]
-            cache.write_stored(rows.drop("row"), stored)
+            cache.write_stored(rows.drop("row"), stored, store.shards[shard].license)
         reused.rows += len(rows)
         reused.tokens += int(rows["tokens"].sum())
     return reused

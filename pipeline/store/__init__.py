@@ -14,17 +14,19 @@ from pipeline.store.shard_cache import ShardCache, shard_directory
 from pipeline.store.similarity import similarity_note
 from pipeline.store.source import VectorSource
 from pipeline.store.store import Store
-from pipeline.store.validation import SAME_VECTOR, check_replaceable
+from pipeline.store.validation import SAME_LENGTH, SAME_VECTOR, check_free, check_replaceable
 
 __all__ = [
     "CHUNK_ROWS",
     "MAX_DIM",
+    "SAME_LENGTH",
     "SAME_VECTOR",
     "EncodeAgain",
     "ShardCache",
     "Store",
     "StoreMeta",
     "VectorSource",
+    "check_free",
     "check_replaceable",
     "formats",
     "merge",

@@ -60,7 +60,7 @@ def test_merging_takes_each_key_once_and_changes_no_bit(tmp_path: Path, dtype: s
     merged = Store.open(tmp_path / "c")
     merged.verify()
     assert bits(merged) == {**bits(second), **bits(first)}
-    assert (figures["rows"], figures["rows_dropped"]) == (160, 20)
+    assert (figures["rows"], figures["rows_duplicate"]) == (160, 20)
     assert (figures["shards_linked"], figures["shards_rewritten"]) == (3, 1)
     for shard in first.shards:
         for file in shard.files:
@@ -72,7 +72,7 @@ def test_merging_in_either_way_or_twice_gives_a_store_of_the_same_bytes(tmp_path
     first, second = published(tmp_path / "a", 0, (60,)), published(tmp_path / "b", 60, (50,))
     operations.merge(first, second, tmp_path / "c")
     operations.merge(second, first, tmp_path / "d")
-    operations.merge(Store.open(tmp_path / "c"), first, tmp_path / "c")
+    operations.merge(Store.open(tmp_path / "c"), first, tmp_path / "c", replace_out=True)
     assert contents(tmp_path / "c") == contents(tmp_path / "d")
 
 
@@ -127,7 +127,7 @@ def test_compacting_keeps_the_corpus_and_drops_the_rest(tmp_path: Path) -> None:
     frame = rows(20, 40).with_columns(text=pl.lit("x"), split=pl.lit("train")).sort("key")
     frame.select("key", "id", "text", "role", "source", "split").write_parquet(corpus / "part-00000.parquet")
     before = bits(store)
-    figures = operations.compact(store, corpus_keys(corpus), str(corpus), store.path)
+    figures = operations.compact(store, corpus_keys(corpus), str(corpus), store.path, drop_most=True)
     kept = Store.open(store.path)
     kept.verify()
     assert bits(kept) == {key: before[key] for key in frame["key"]}
@@ -330,7 +330,8 @@ def test_the_console_script_tells_checks_and_compares(tmp_path: Path, leaf: Call
     assert told["sources"] == {"tests": {"document": 50, "query": 50}}
     assert leaf("verify", store)["rows"] == 100
     other = published(tmp_path / "b", 90, (20,)).path
-    assert leaf("diff", store, other)["in_both"] == 10
+    differing = CliRunner().invoke(main, ["store", "diff", str(store), str(other), "--json"])
+    assert (differing.exit_code, json.loads(differing.stdout)["in_both"]) == (1, 10)
     assert leaf("merge", store, other, "--out", tmp_path / "c")["rows"] == 110
     assert leaf("export", tmp_path / "c", "--to", "npy", "--out", tmp_path / "d")["rows"] == 110
     damage(store, 0)

@@ -7,6 +7,7 @@ whole stores. `VectorSource` is what training and measuring ask for. Knows no mo
 from pipeline.store import formats, operations, shard, upload
 from pipeline.store.bucket import remote_url
 from pipeline.store.chunks import CHUNK_ROWS
+from pipeline.store.licenses import joint_license, joint_teacher
 from pipeline.store.operations import merge, scratch_cache
 from pipeline.store.repair import EncodeAgain, repair, shard_names
 from pipeline.store.shard import MAX_DIM, StoreMeta, read_rows, shard_name
@@ -29,6 +30,8 @@ __all__ = [
     "check_free",
     "check_replaceable",
     "formats",
+    "joint_license",
+    "joint_teacher",
     "merge",
     "operations",
     "read_rows",

@@ -45,7 +45,7 @@ def fork(url: str, store: Path, number: int) -> int:
 def main(url: str, stores: list[Path], numbers: list[int]) -> None:
     for start in range(0, len(stores), 2):
         pair = [fork(url, stores[start + i], numbers[start + i]) for i in (0, 1)]
-        for child, number in zip(pair, numbers[start : start + 2], strict=True):
+        for child in pair:
             status = os.waitpid(child, 0)[1]
             if os.WIFSIGNALED(status):
                 sys.stdout.write("killed\n")

@@ -25,7 +25,7 @@ from pipeline.store.store import Store
 from pipeline.store.upload import push
 from stages.leaf import main
 from tests.conftest import ROOT
-from tests.store_helpers import DIM, META, rows, vectors
+from tests.store_helpers import META, rows, vectors
 
 moto = pytest.importorskip("moto.s3.responses", reason="needs moto: pip install -e '.[dev]'")
 s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install -e '.[dev]'")
@@ -330,4 +330,3 @@ def test_texts_refused_by_a_teacher_are_listed_unless_the_other_store_has_their_
     push(store_of(tmp_path / "a", (0, 30)), url(bucket))
     push(store_of(tmp_path / "b", (30, 20), refused=refused), url(bucket))
     assert set(Store.open(url(bucket)).meta.refused or {}) == {rows(900, 1)["key"][0].hex()}
-    assert DIM == Store.open(url(bucket)).meta.dim

@@ -28,7 +28,6 @@ from tests.conftest import ROOT
 from tests.store_helpers import META, rows, vectors
 
 moto = pytest.importorskip("moto.s3.responses", reason="needs moto: pip install -e '.[dev]'")
-s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install -e '.[dev]'")
 
 REQUESTS = ("read", "size", "files", "version", "put", "create", "write")
 KILLS = 100
@@ -42,13 +41,6 @@ def store_of(directory: Path, *shards: tuple[int, int], noise: float = 0.0, **ch
             other = exact + noise * vectors(first + 10_000, size)
             cache.write(rows(first, size), (other / np.linalg.norm(other, axis=1, keepdims=True)).astype(np.float32))
         return cache.publish(directory / "store", cache.keys())
-
-
-@pytest.fixture(autouse=True)
-def one_client(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All stores of a test share a client: to make one takes longer than a push of these stores."""
-    client = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
-    monkeypatch.setattr(s3fs, "S3FileSystem", lambda **_: client)
 
 
 @pytest.fixture

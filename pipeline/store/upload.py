@@ -18,13 +18,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from pipeline.base import Array, LeafError, contains, key_array
 from pipeline.store.agreement import check_agreement, check_same_space
 from pipeline.store.bucket import Bucket, ChangedMeanwhileError
 from pipeline.store.licenses import joint_teacher
 from pipeline.store.manifest import GROUP, MAX_DOCUMENT_BYTES, README, Manifest, Sources
-from pipeline.store.operations import copy_rows, progress_bar, shared_keys
+from pipeline.store.operations import copy_rows, shared_keys
 from pipeline.store.readme import readme_text
 from pipeline.store.shard import ShardInfo, StoreMeta
 from pipeline.store.shard_cache import ShardCache
@@ -89,9 +90,10 @@ class Place:
             store = None
         return cls(bucket, version, store, bucket.files())
 
-    def holds(self, info: ShardInfo) -> bool:
-        """Whether the store there has this very shard."""
-        return self.store is not None and any(info.files == other.files for other in self.store.shards)
+    @property
+    def files(self) -> dict[str, dict[str, str]]:
+        """Of each shard of the store there, by name: path -> SHA-256."""
+        return {} if self.store is None else {info.name: info.files for info in self.store.shards}
 
 
 class Sender:
@@ -101,10 +103,11 @@ class Sender:
         """`sent` counts files and bytes over all attempts. `alone`: the place shall hold this store and no other."""
         self.store, self.place, self.bucket, self.sent = store, place, place.bucket, sent
         self.remote = None if alone else place.store
-        held = [i for i, info in enumerate(store.shards) if place.holds(info)]
-        self.held = held
-        self.new = sorted(set(range(len(store.shards))) - set(held))
-        self.taken = key_array([]) if self.remote is None or not self.new else np.sort(self.remote.keys())
+        there = place.files
+        self.held = [i for i, info in enumerate(store.shards) if there.get(info.name) == info.files]
+        self.new = [i for i, info in enumerate(store.shards) if there.get(info.name) != info.files]
+        self.taken = key_array([])
+        """Keys, sorted, that the store there has; known once `check` has looked at them."""
 
     def check(self) -> None:
         """LeafError where the two stores do not belong together, or a shard to be sent is damaged."""
@@ -112,6 +115,8 @@ class Sender:
             try:
                 check_same_space(self.remote, self.store, "cannot be added to")
                 self._check_licenses(self.remote)
+                if self.new:  # else all that is here is there, and no list of rows need be fetched
+                    self.taken = np.sort(self.remote.keys())
                 check_agreement(self.remote, self.store, shared_keys(self.taken, self.store))
             except LeafError as error:
                 raise LeafError(
@@ -155,10 +160,10 @@ class Sender:
         for i in self.held:
             self._mend(i)
         counts, added = [], []
-        for i in progress_bar(self.store, "push"):
+        for i in tqdm(self.new, desc="push", unit="shard", disable=len(self.new) < 2):
             frame = self.store.shard_rows_frame(i)
             rows = np.flatnonzero(~contains(self.taken, key_array(frame["key"])))
-            if i in self.new and len(rows):
+            if len(rows):
                 counts.append(count_by_source(frame[rows]))
                 added.append(self._send_shard(i, rows))
         manifest = self._manifest(added, total_by_source(counts))
@@ -268,11 +273,13 @@ class Sender:
 
 def _joint_meta(remote: Store, store: Store) -> StoreMeta:
     """What the shards of the union share. Of the refused texts, it lists those that have no vector in either store."""
-    refused = {**(remote.meta.refused or {}), **(store.meta.refused or {})}
-    keys = key_array([bytes.fromhex(key) for key in refused])
-    without = (remote.locate(keys) < 0) & (store.locate(keys) < 0) if refused else []
-    listed = {key: reason for (key, reason), absent in zip(refused.items(), without, strict=True) if absent}
     teacher = joint_teacher(remote.meta.teacher, store.meta.teacher)
+    refused = {**(remote.meta.refused or {}), **(store.meta.refused or {})}
+    if not refused:
+        return replace(remote.meta, teacher=teacher)
+    keys = key_array([bytes.fromhex(key) for key in refused])
+    without = (remote.locate(keys) < 0) & (store.locate(keys) < 0)
+    listed = {key: reason for (key, reason), absent in zip(refused.items(), without.tolist(), strict=True) if absent}
     return replace(remote.meta, teacher=teacher, refused=dict(sorted(listed.items())) or None)
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import aiobotocore.client
+import aiobotocore.client  # type: ignore[import-untyped, unused-ignore]
 
 from pipeline.store.store import Store
 from pipeline.store.upload import push

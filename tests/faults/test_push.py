@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def check_union(place: str, first: Store, second: Store) -> Store:
 
 
 @contextmanager
-def at_request(number: int, action: Callable[[], None], *, after: bool = False) -> Iterator[list[str]]:
+def at_request(number: int, action: Callable[[], object], *, after: bool = False) -> Iterator[list[str]]:
     """Calls `action` once, at the `number`-th request of this process to a bucket; yields the names of all requests."""
     made: list[str] = []
 
@@ -147,7 +148,7 @@ def test_a_push_that_happens_at_any_request_of_another_loses_nothing(
         place = url(bucket, f"{number}")
         if not empty:
             push(base, place)
-        with at_request(number, lambda place=place: push(pair[1], place)):  # type: ignore[misc]
+        with at_request(number, partial(push, pair[1], place)):
             push(pair[0], place)
         if empty:
             union = check_union(place, *pair)

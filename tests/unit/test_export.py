@@ -223,11 +223,12 @@ def test_the_students_card_names_the_teacher_by_its_hub_id_where_fit_named_its_d
 
 def test_fits_card_tells_no_place_on_the_machine(made: Made) -> None:
     meta = Store.open(made.root / "embeddings").meta
-    meta = replace(meta, teacher={**meta.teacher, "model": "/home/alice/served"})
+    meta = replace(meta, teacher={**meta.teacher, "model": "/home/alice/served"}, license="CC-BY-NC-4.0")
     params = FitParams(StudentParams(model="/home/alice/checkpoint"))
     student = Student.load(made.student)
     card = write_card(meta, made.root / "corpus", params, FITTED, student)
     assert "alice" not in card
+    assert "| licence of the teacher's vectors | CC-BY-NC-4.0 |" in card
     assert '"model": "checkpoint"' in card and '"model": "served"' in card
     assert '"model": "lab/small"' in write_card(
         meta, made.root / "corpus", FitParams(StudentParams(model="lab/small")), FITTED, student

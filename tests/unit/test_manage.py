@@ -499,6 +499,8 @@ def test_merging_keeps_the_licence_of_each_shard_and_states_that_of_both_for_a_s
     shown = CliRunner().invoke(main, ["store", "info", str(tmp_path / "c")]).output
     assert re.search(r"^licenses:\n  CC-BY-NC-4.0 +rows 30, shards 1\n", shown, re.MULTILINE)
     assert "| CC-BY-NC-4.0 AND MIT | 20 | 1 |" in (tmp_path / "c/README.md").read_text()
+    formats.convert(merged, tmp_path / "hf", "hf")
+    assert "Licence of the vectors: CC-BY-NC-4.0 AND MIT." in (tmp_path / "hf/README.md").read_text()
     operations.merge(merged, published(tmp_path / "d", 100, (5,)), tmp_path / "e")
     assert Store.open(tmp_path / "e").meta.license == "CC-BY-NC-4.0 AND LicenseRef-not-stated AND MIT"
 

@@ -46,9 +46,9 @@ def store_of(directory: Path, *shards: tuple[int, int], noise: float = 0.0, **ch
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Store, Store]:
-    """Two teams' stores: a shard of the same texts encoded on other machines, two that overlap in part, two of one."""
-    first = store_of(tmp_path / "a", (0, 30), (30, 20), (100, 10))
-    return first, store_of(tmp_path / "b", (0, 30), (40, 25), (200, 10), noise=0.01)
+    """Two teams' stores: a shard of the same texts encoded on other machines, and one that overlaps in part."""
+    first = store_of(tmp_path / "a", (0, 30), (30, 20))
+    return first, store_of(tmp_path / "b", (0, 30), (40, 25), noise=0.01)
 
 
 def url(bucket: Any, name: str = "embeddings") -> str:
@@ -124,14 +124,14 @@ def test_two_pushers_killed_a_hundred_times_in_turns_never_lose_a_row(pair: tupl
         place, safe, turn = url(bucket, f"round-{round_}"), set[bytes](), 0
         while turn < 8 or safe != keys(*pair):
             store = pair[turn % 2]
-            if pushed_until(store, place, generator.randrange(1, 32), after=generator.random() < 0.5):
+            if pushed_until(store, place, generator.randrange(1, 26), after=generator.random() < 0.5):
                 safe |= keys(store)
             else:
                 kills += 1
-            if "store.json" in Bucket(place).files():
-                remote = Store.open(place)
-                remote.verify()
-                assert safe <= keys(remote)
+                if Bucket(place).version("store.json"):
+                    remote = Store.open(place)
+                    remote.verify()
+                    assert safe <= keys(remote)
             turn += 1
         check_union(place, *pair)
         round_ += 1
@@ -175,7 +175,7 @@ def test_processes_that_push_at_once_and_are_killed_lose_nothing(
 ) -> None:
     """Real processes, real kills at the n-th request over the network; the last two run to their ends at once."""
     arguments: list[str] = []
-    for kills in ((5, 9), (16, 12), (20, 25), (14, 0), (0, 0)):
+    for kills in ((5, 9), (12, 14), (16, 18), (10, 0), (0, 0)):
         for store, die_at in zip(pair, kills, strict=True):
             arguments += [str(store.path), str(die_at)]
     command = [sys.executable, "-m", "tests.faults.pushers_killed", url(bucket), *arguments]
@@ -183,7 +183,7 @@ def test_processes_that_push_at_once_and_are_killed_lose_nothing(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("killed") >= 5
+    assert run.stdout.count("killed") >= 4
     check_union(url(bucket), *pair)
     verified = leaf("verify", url(bucket))
     assert verified.exit_code == 0, verified.output
@@ -191,9 +191,9 @@ def test_processes_that_push_at_once_and_are_killed_lose_nothing(
 
 def test_a_smaller_store_adds_nothing_and_drops_nothing(pair: tuple[Store, Store], bucket: Any, tmp_path: Path) -> None:
     push(pair[0], url(bucket))
-    smaller = store_of(tmp_path / "c", (100, 10))
+    smaller = store_of(tmp_path / "c", (30, 20))
     figures = push(smaller, url(bucket))
-    assert (figures["rows_added"], figures["rows_there_before"], figures["rows"]) == (0, 10, 60)
+    assert (figures["rows_added"], figures["rows_there_before"], figures["rows"]) == (0, 20, 50)
     assert figures["files_sent"] == 0
     assert keys(Store.open(url(bucket))) == keys(pair[0])
 
@@ -203,11 +203,11 @@ def test_only_a_replacing_push_drops_shards_and_it_says_which(
 ) -> None:
     push(pair[0], url(bucket))
     names = {info.name: info.rows for info in pair[0].shards}
-    smaller = store_of(tmp_path / "c", (100, 10))
+    smaller = store_of(tmp_path / "c", (30, 20))
     figures = push(smaller, url(bucket), replace_there=True)
-    assert {names[name] for name in figures["shards_removed"]} == {30, 20}
+    assert [names[name] for name in figures["shards_removed"]] == [30]
     assert keys(Store.open(url(bucket))) == keys(smaller)
-    other = store_of(tmp_path / "d", (100, 10), fingerprint="cd" * 32, noise=2)
+    other = store_of(tmp_path / "d", (30, 20), fingerprint="cd" * 32, noise=2)
     result = leaf("push", other.path, url(bucket), "--replace")
     assert result.exit_code == 0, result.output
     replaced = Store.open(url(bucket))
@@ -239,11 +239,11 @@ def test_rows_that_are_there_stay_and_only_the_others_of_a_shard_are_sent(
 ) -> None:
     push(pair[0], url(bucket))
     figures = push(pair[1], url(bucket))
-    assert (figures["rows_added"], figures["rows_there_before"]) == (25, 40)
+    assert (figures["rows_added"], figures["rows_there_before"]) == (15, 40)
     union = check_union(url(bucket), *pair)
     first_keys = pair[0].keys()
     assert np.array_equal(union.lookup(first_keys), pair[0].lookup(first_keys))
-    assert operations.info(union)["roles"] == {"document": 43, "query": 42}
+    assert operations.info(union)["roles"] == {"document": 33, "query": 32}
     assert push(pair[1], url(bucket))["files_sent"] == 0
 
 

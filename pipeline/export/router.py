@@ -128,8 +128,9 @@ def _route_settings(job: ExportJob) -> dict[str, Any]:
     """What `document_route` needs to know about the stored vectors."""
     from pipeline.export.templates.asymmetric import document_route
 
+    limit = job.meta.teacher.get("max_length")
     settings = {
-        "max_length": job.meta.teacher.get("max_length"),
+        "max_length": limit["document"] if isinstance(limit, dict) else limit,
         "padding_side": None,
         "dim": job.meta.dim,
         "normalize": job.meta.normalized,

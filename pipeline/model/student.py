@@ -23,6 +23,7 @@ from pipeline.model.backbones.static import StaticBackbone
 from pipeline.model.batch import Batch, pack
 from pipeline.model.model_files import (
     check_sha256,
+    check_words,
     first_module,
     load_sentence_transformer,
     load_transformer,
@@ -193,6 +194,11 @@ def build(
         LeafError: the checkpoint is missing, damaged, not the expected one, or the shapes asked for are impossible.
     """
     directory = resolve_model(params.model, params.revision)
+    if first_module(directory)[0] in ("Router", "Asym"):
+        raise LeafError(
+            f"fit.student.model `{params.model}`: is a Router of several models; name the directory of one of them "
+            "(document_0_Transformer, say)"
+        )
     if params.weights == "checkpoint":
         check_sha256(directory, params.sha256, "fit.student.sha256")
     if dim < 1:
@@ -274,6 +280,7 @@ def _check_tokenizer(tokenizer: Any, name: str) -> None:
             f"fit.student.model `{name}`: its tokenizer ({type(tokenizer).__name__}) runs Python code for every text, "
             "which students do not; start from a checkpoint with a tokenizer.json"
         )
+    check_words(tokenizer, f"fit.student.model `{name}`")
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)

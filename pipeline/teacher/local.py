@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.base import Array, LeafError, keep_pages
+from pipeline.base import Array, LeafError, first_line, keep_pages
 from pipeline.model import (
     best_device,
     check_digest,
@@ -35,7 +36,8 @@ from pipeline.teacher.local_identity import (
     first_fingerprint,
     full_width,
     input_digest,
-    max_length,
+    max_lengths,
+    normalizes,
     trusted_revision,
 )
 from pipeline.teacher.notices import notices, pooling_notice
@@ -104,6 +106,10 @@ class LocalTeacher:
         """Dimension of what the modules give, before any dimensions are cut off."""
         return full_width(self.params, self.layout)
 
+    @cached_property
+    def _normalizes(self) -> bool:
+        return normalizes(self.params, self.layout)
+
     def load(self) -> None:
         """Load the model unless it is loaded already; its SHA-256 is checked first.
 
@@ -117,12 +123,25 @@ class LocalTeacher:
             if self.params.sha256 is not None:
                 check_digest(input_digest(self.layout), self.params.sha256, "teacher.sha256")
             keep_pages()
-            limit, prompts = max_length(self.params, self.layout), effective_prompts(self.params, self.layout)
+            limits, prompts = max_lengths(self.params, self.layout), effective_prompts(self.params, self.layout)
             model = load_sentence_transformer(self.directory, self.params.model, trusted_revision(self.params))
-            self._runners = runners_for(model, prompts, limit, self.token_budget)
+            with self._run_errors("cannot be run"):
+                self._runners = runners_for(model, prompts, limits, self.token_budget)
             self._model = model
         for notice in self.notices():
             logger.warning("teacher: %s", notice)
+
+    @contextmanager
+    def _run_errors(self, what: str) -> Iterator[None]:
+        """Whatever the model's own code or its libraries raise becomes one sentence."""
+        try:
+            yield
+        except LeafError:
+            raise
+        except Exception as error:
+            raise LeafError(
+                f"teacher `{self.params.model}`: {what} ({type(error).__name__}: {first_line(error)})"
+            ) from error
 
     def notices(self) -> list[str]:
         """What a person should know about this model's prompts, its pooling and its measure, a sentence each."""
@@ -170,15 +189,15 @@ class LocalTeacher:
     def _forward(self, runner: Runner, inputs: Sequence[Any]) -> Tensor:
         """Vectors `[texts, dim]` float32 of one batch; LeafError if their width is not what the model's files name."""
         with torch.inference_mode():
-            vectors = runner.forward(inputs)
+            with self._run_errors(f"breaks off at a text of {max(map(len, inputs))} tokens"):
+                vectors = runner.forward(inputs)
             if vectors.shape[1] != self._width:
                 raise LeafError(
                     f"teacher `{self.params.model}`: gives vectors of {vectors.shape[1]} dimensions, but its "
-                    f"configuration files name {self._width}; correct the width in those of its modules "
-                    "(1_Pooling/config.json)"
+                    f"configuration files name {self._width}; correct the width in those of its modules"
                 )
             vectors = vectors[:, : self.dim].float()
-            if self.params.normalize:
+            if self._normalizes:
                 vectors = functional.normalize(vectors, dim=1)
             return vectors
 

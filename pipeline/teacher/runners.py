@@ -18,13 +18,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.base import LeafError
-from pipeline.model import CompiledBackbone, PackedBackbone, bf16_is_fast, pack, poolings_of
+from pipeline.model import CompiledBackbone, PackedBackbone, bf16_is_fast, check_words, pack, poolings_of
 
 PROBES = ("a", "how a text becomes a vector", "the same words again and again, as long as it takes. " * 4)
 """Texts of different lengths, by which a runner finds out what padding and bfloat16 do to the model's vectors."""
 PROBE_TOKENS = (2, 3, 4, 5, 6, 8, 10, 13, 17, 21, 27, 34)  # of further such texts, made of the model's own tokens
 SHORT_TOKENS = (2, 3, 4, 5, 6, 8) * 6  # of more texts that bfloat16 is tried on, as rounding shows most in short ones
+PACKED_TOKENS = (2, 3, 5, 8)  # the same for models of which only rounding is in doubt: whoever waits for them pays
 NOISE = 1e-4  # most that rounding in float32 changes a vector, as a share of its length
+PACKED_COSINE = 0.999  # of vectors laid end to end in bfloat16 to the library's in float32: what is promised
 BF16_COSINE = 0.9995  # of vectors in bfloat16 to those in float32; below it a model is computed in float32
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Settings by which a configuration names the experts among which a model chooses."""
@@ -77,6 +79,16 @@ class PackedRunner(Runner):
             and PackedBackbone.supports(transformer.auto_model, poolings_of(pooling), transformer)
         )
 
+    def is_near(self, library: "LibraryRunner") -> bool:
+        """Whether vectors are near those of the modules in float32; large weights can make bfloat16 too coarse."""
+        if not bf16_is_fast(self.compiled.device):
+            return True
+        texts = library.drawn_texts(PACKED_TOKENS)
+        with torch.inference_mode():
+            vectors = self.forward(self.tokenize(texts)).float()
+            exact = library.forward(library.tokenize(texts)).float()
+        return bool((functional.cosine_similarity(vectors, exact) >= PACKED_COSINE).all())
+
     def tokenize(self, texts: Sequence[str]) -> list[Any]:
         """See `Runner.tokenize`."""
         if not texts:
@@ -99,13 +111,13 @@ class LibraryRunner(Runner):
     """Any other model: tokenised and computed by the library's own modules, in batches that this class pads."""
 
     def __init__(self, model: Any, modules: Sequence[Any], role: str, prompt: str) -> None:
+        """In float32 and with padding, until `probe` is called."""
         self.model, self.modules, self.role, self.prompt = model, modules, role, prompt
         self.bf16 = False
-        self._probe()
 
-    def _probe(self) -> None:
+    def probe(self) -> None:
         """Find out whether padding changes vectors, and whether bfloat16 is fast and near enough."""
-        inputs = self._probe_inputs(PROBE_TOKENS)
+        inputs = self._probes([*PROBES, *self.drawn_texts(PROBE_TOKENS)])
         if not inputs:
             return  # a tokenizer that makes no token of any; texts will be refused one by one
         with torch.inference_mode():
@@ -113,21 +125,24 @@ class LibraryRunner(Runner):
             apart = (self.forward(inputs).float() - alone).norm(dim=1) / alone.norm(dim=1).clamp_min(1e-9)
             self.equal_lengths = not bool((apart <= NOISE).all())
             tried = bf16_is_fast(self.model.device) and not self._routes_tokens()
-            self.bf16 = tried and self._near(inputs + self._probe_inputs(SHORT_TOKENS))
+            self.bf16 = tried and self._near(inputs + self._probes([*PROBES, *self.drawn_texts(SHORT_TOKENS)]))
 
     def _routes_tokens(self) -> bool:
         """Whether the model chooses experts for each token: rounding may choose others, which no probe can rule out."""
         config = getattr(getattr(self.modules[0], "auto_model", None), "config", None)
         return any(getattr(config, name, None) for name in EXPERTS)
 
-    def _probe_inputs(self, lengths: Sequence[int]) -> list[Any]:
-        """Texts of different lengths: sentences, and tokens of the model's own vocabulary in a fixed random order."""
-        texts = list(PROBES)
+    def drawn_texts(self, lengths: Sequence[int]) -> list[str]:
+        """Texts of the tokens of the model's own vocabulary, in a fixed random order; none without a vocabulary."""
         tokenizer: Any = getattr(self.modules[0], "tokenizer", None)
-        if hasattr(tokenizer, "decode") and hasattr(tokenizer, "get_vocab"):
-            ids = sorted(set(tokenizer.get_vocab().values()) - set(getattr(tokenizer, "all_special_ids", ())))
-            chosen = np.random.default_rng(0).choice(ids, sum(lengths))
-            texts += [tokenizer.decode(piece.tolist()) for piece in np.split(chosen, np.cumsum(lengths)[:-1])]
+        if not hasattr(tokenizer, "decode") or not hasattr(tokenizer, "get_vocab"):
+            return []
+        ids = sorted(set(tokenizer.get_vocab().values()) - set(getattr(tokenizer, "all_special_ids", ())))
+        chosen = np.random.default_rng(0).choice(ids, sum(lengths))
+        return [tokenizer.decode(piece.tolist()) for piece in np.split(chosen, np.cumsum(lengths)[:-1])]
+
+    def _probes(self, texts: Sequence[str]) -> list[Any]:
+        """Those of the texts of which the tokenizer makes any token."""
         return [text for text in self.tokenize(texts) if len(text)]
 
     def _near(self, inputs: Sequence[Any]) -> bool:
@@ -263,37 +278,48 @@ def _reads_plain_text(transformer: Any) -> bool:
     )
 
 
-def runners_for(model: Any, prompts: Mapping[str, str], limit: int | None, token_budget: int) -> dict[str, Runner]:
+def runners_for(
+    model: Any, prompts: Mapping[str, str], limits: Mapping[str, int | None], token_budget: int
+) -> dict[str, Runner]:
     """For each role the fastest runner that gives the library's vectors of its texts, without a last normalisation.
 
     Args:
         model: a SentenceTransformer in evaluation mode.
         prompts: role -> what is put before each of its texts; "" for nothing.
-        limit: most tokens of a text; None for all.
+        limits: role -> most tokens of a text; None for all.
         token_budget: about the number of tokens of a batch.
 
     Raises:
         LeafError: tokenizer and model disagree.
     """
-    compiled: dict[Any, CompiledBackbone] = {}
+    compiled: dict[Any, CompiledBackbone | None] = {}
     runners: dict[str, Runner] = {}
     for role, prompt in prompts.items():
-        modules = role_modules(model, role)
+        modules, limit = role_modules(model, role), limits[role]
         first = modules[0]
         if type(first).__name__ == "Transformer":
             _check_vocabulary(first)
         if limit is not None:
             first.max_seq_length = limit
+        library = _library_runner(model, modules, role, prompt, limit)
         if limit is not None and PackedRunner.supports(modules, prompt):
             which = first, poolings_of(modules[1])  # a copy of the weights for each, so one for both roles if it can be
             if which not in compiled:
-                compiled[which] = PackedBackbone(first.auto_model, which[1]).compiled(token_budget)
-            runners[role] = PackedRunner(modules, prompt, limit, compiled[which])
-        elif limit is not None and TransformerRunner.supports(modules):
-            runners[role] = TransformerRunner(model, modules, role, prompt, limit)
-        else:
-            runners[role] = LibraryRunner(model, modules, role, prompt)
+                tried = PackedBackbone(first.auto_model, which[1]).compiled(token_budget)
+                packed = PackedRunner(modules, prompt, limit, tried)
+                compiled[which] = tried if packed.is_near(library) else None
+            if (shared := compiled[which]) is not None:
+                runners[role] = PackedRunner(modules, prompt, limit, shared)
+                continue
+        library.probe()
+        runners[role] = library
     return runners
+
+
+def _library_runner(model: Any, modules: Sequence[Any], role: str, prompt: str, limit: int | None) -> "LibraryRunner":
+    if limit is not None and TransformerRunner.supports(modules):
+        return TransformerRunner(model, modules, role, prompt, limit)
+    return LibraryRunner(model, modules, role, prompt)
 
 
 def role_modules(model: Any, role: str) -> list[Any]:
@@ -309,14 +335,20 @@ def _route(module: Any, role: str) -> list[Any]:
     if type(module).__name__ not in ROUTERS or module.route_mappings:
         return [module]
     routes = module.sub_modules
-    return list(routes[role if role in routes else module.default_route])
+    return list(routes[role if role in routes else "text"])
 
 
 def _check_vocabulary(transformer: Any) -> None:
-    """Refuse a tokenizer that gives ids for which the model has no row; the model would break off at such a text."""
-    tokenizer, table = transformer.tokenizer, transformer.auto_model.get_input_embeddings()
-    rows = getattr(table, "num_embeddings", None)
-    if rows is None or not hasattr(tokenizer, "get_vocab"):
+    """Refuse a tokenizer that knows no words, or one with ids for which the model has no row to read."""
+    tokenizer = transformer.tokenizer
+    if not hasattr(tokenizer, "get_vocab"):
+        return
+    check_words(tokenizer, "teacher.model")
+    try:
+        rows = getattr(transformer.auto_model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # models of several modalities (CLIP), and those without a table (Canine)
+        rows = None
+    if rows is None:
         return
     beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
     if beyond:

@@ -4,6 +4,7 @@ Version 6 reads these names as well. Tokenizers keep their class's name where tr
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -47,12 +48,13 @@ def _pooling(module: Any) -> dict[str, Any]:
     if [mode for mode in get_args(Pooling) if mode in modes] != list(modes):
         settings: dict[str, Any] = module.get_config_dict()
         return settings
+    return pooling_settings(module.embedding_dimension, modes, module.include_prompt)
+
+
+def pooling_settings(width: int, modes: Sequence[Pooling], include_prompt: bool = True) -> dict[str, Any]:
+    """The config.json of a Pooling over states of `width` in the older keys."""
     switches = {key: mode in modes for mode, key in POOLING_KEYS.items()}
-    return {
-        "word_embedding_dimension": module.embedding_dimension,
-        **switches,
-        "include_prompt": module.include_prompt,
-    }
+    return {"word_embedding_dimension": width, **switches, "include_prompt": include_prompt}
 
 
 def _rename_tokenizer(file: Path, inputs: list[str]) -> None:

@@ -139,6 +139,11 @@ class Backbone(nn.Module, ABC):
         tokenizer.no_padding()
         return tokenizer
 
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The tokenizer's special tokens by what they are for, as transformers names that; always `pad_token`."""
+        return dict(self._transformer[0].tokenizer.special_tokens_map)
+
     def sentence_modules(self) -> list[nn.Module]:
         """Copies, on the CPU, of the sentence-transformers modules that compute the features from a text."""
         from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule

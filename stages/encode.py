@@ -29,6 +29,9 @@ def main(params: Path, corpus: Path, out: Path, metrics: Path) -> None:
         f"encoded {figures['rows_encoded']:,} texts, reused {figures['rows_reused']:,}, "
         f"{figures['tokens_per_s']:,} tokens/s\n{out}\n{metrics}"
     )
+    for name in ("items_per_request", "tokens_per_request"):
+        if limit := cast(dict[str, int], figures.get("api", {})).get(name):
+            click.echo(f"the server takes no larger requests than teacher.api.{name}: {limit}; set it", err=True)
     if refused := cast(list[dict[str, str]], figures.get("refused", [])):
         click.echo(f"left out {len(refused):,} texts that the server refused, all listed in {metrics}:", err=True)
         click.echo("\n".join(f"  {refusal['id']}: {refusal['reason']}" for refusal in refused[:20]), err=True)

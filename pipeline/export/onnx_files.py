@@ -18,7 +18,7 @@ def write_library_files(student: Student, directory: Path) -> None:
     """Write them into a directory that holds the graph of `student` in `onnx/` and its tokenizer.json."""
     special = student.backbone.special_tokens
     contents = {
-        "config.json": _config(student, student.tokenizer().token_to_id(special["pad_token"])),
+        "config.json": _config(student, student.tokenizer().token_to_id(special["pad_token"]) or 0),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_input_names": INPUTS,

@@ -42,7 +42,10 @@ class _Command(click.Command):
 def _nobody_reads() -> bool:
     """Whether the reader of standard output has gone: a broken pipe may also be a connection to a server."""
     output = select.poll()
-    output.register(sys.stdout.fileno(), select.POLLOUT)
+    try:
+        output.register(sys.stdout.fileno(), select.POLLOUT)
+    except OSError:  # it is kept in memory
+        return False
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
 
 

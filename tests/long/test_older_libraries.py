@@ -1,6 +1,5 @@
 """Students load in sentence-transformers 4, 5 and 6 with the same vectors, the asymmetric models in 5 and 6."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pipeline.params.sections import Prompts, StudentParams, TeacherParams
 from tests.conftest import make_model, sentence
 from tests.families import make_family
 from tests.long.conftest import run
-from tests.unit.test_export_kinds import exported, static
+from tests.unit.test_export_kinds import exported
 
 Environment = Callable[..., Path]
 LIBRARIES = [

@@ -121,7 +121,7 @@ def test_at_a_terminal_it_asks_for_one_query_after_another_until_an_empty_one(se
         (("store", "info", "embeddings"), 0),
         (("store", "info", "nowhere"), 1),
     ],
-    ids=" ".join,
+    ids=["search", "info", "an error"],
 )
 def test_output_that_nobody_reads_is_no_error(searchable: Searchable, words: tuple[str, ...], code: int) -> None:
     reader, writer = os.pipe()

@@ -29,8 +29,19 @@ def write_older_form(directory: Path, modules: Sequence[Any]) -> None:
     file = directory / "modules.json"
     listed = _read(file)
     for entry, module in zip(listed, modules, strict=True):
+        if type(module).__name__ == "StaticEmbedding" and not entry["path"]:
+            entry["path"] = _in_its_own_directory(directory)
         entry["type"] = _rewritten(directory / entry["path"], module)
     _write(file, listed)
+
+
+def _in_its_own_directory(directory: Path) -> str:
+    """Move a StaticEmbedding from the top, where version 4 looks for nothing but a Transformer; returns its path."""
+    path = "0_StaticEmbedding"
+    (directory / path).mkdir()
+    for name in ("model.safetensors", "tokenizer.json"):
+        (directory / name).rename(directory / path / name)
+    return path
 
 
 def _rewritten(place: Path, module: Any) -> str:

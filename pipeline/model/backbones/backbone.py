@@ -130,7 +130,7 @@ class Backbone(nn.Module, ABC):
         """The libraries that load the saved modules as they were, in words."""
         config = self.model.config.to_dict()
         newer = any(config.get(name) for name in NEWER_SETTINGS)
-        return "sentence-transformers 5 or later" + " with transformers 5 or later" * newer
+        return "sentence-transformers 4 or later" + " with transformers 5 or later" * newer
 
     def tokenizer(self) -> Tokenizer:
         """A copy of the tokenizer that cuts at `max_length` and does not pad."""

@@ -119,7 +119,7 @@ class StaticBackbone(Backbone):
     @property
     def needs(self) -> str:
         """See `Backbone.needs`."""
-        return "sentence-transformers 5 or later"
+        return "sentence-transformers 4 or later"
 
     def tokenizer(self) -> Tokenizer:
         """See `Backbone.tokenizer`."""

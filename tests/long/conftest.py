@@ -41,7 +41,7 @@ def environment() -> Callable[..., Path]:
         (directory / "lib" / minor / "site-packages" / "beneath.pth").write_text(sysconfig.get_path("purelib") + "\n")
         constraints = directory / "constraints.txt"
         constraints.write_text(f"torch=={version('torch')}\n")
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", constraints]
+        install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(constraints)]
         subprocess.run([*install, *requirements], check=True)
         done.touch()
         return python

@@ -3,7 +3,6 @@
 import hashlib
 import subprocess
 import sys
-import sysconfig
 import venv
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import plain_environment
 from tests.conftest import ROOT
 
 ENVIRONMENTS = ROOT / ".cache" / "environments"  # kept between runs
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def environment() -> Callable[..., Path]:
-    """The Python of an environment with these requirements of pip, beneath them the packages of the running one.
+    """The Python of an environment with these requirements of pip, and PyTorch from the running one.
 
     So PyTorch is not fetched again, and its version is that of the vectors that are compared with.
     """
@@ -38,7 +38,7 @@ def environment() -> Callable[..., Path]:
             return python
         venv.create(directory, with_pip=True, clear=True)
         minor = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        (directory / "lib" / minor / "site-packages" / "beneath.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        plain_environment.link("torch", directory / "lib" / minor / "site-packages")
         constraints = directory / "constraints.txt"
         constraints.write_text(f"torch=={version('torch')}\n")
         install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(constraints)]

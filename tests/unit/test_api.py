@@ -173,6 +173,8 @@ def test_a_server_without_numbers_and_without_order_is_found_out_by_the_probe(se
     server.indices = "shuffled"
     with pytest.raises(LeafError, match="does not answer in the order of the texts"):
         client(server).probe()
+    alone = client(server, items_per_request=1)
+    assert np.allclose(alone.probe(), expected([*PROBE_TEXTS]), atol=1e-6)
 
 
 def test_contradictory_numbers_are_refused_at_once(server: Server) -> None:

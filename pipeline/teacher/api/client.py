@@ -18,6 +18,8 @@ from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import numpy as np
+
 from pipeline.base import Array, LeafError, cosines, import_optional
 from pipeline.params import ApiParams, Role, TeacherParams
 from pipeline.store import MAX_DIM
@@ -106,20 +108,26 @@ class Client:
         does not number its vectors is asked once more, in reverse: it must answer in the order of the texts.
         """
         try:
-            answer = self._whole(PROBE_TEXTS)
+            vectors, numbered = self._probed(PROBE_TEXTS)
         except Refusal as refusal:
             if self.api.encoding != "auto" or self.encoding == "float":
                 raise LeafError(f"teacher.api: the server refuses even the probe texts: {refusal}") from None
             self.encoding = "float"
             return self.probe()
-        if not answer.numbered:
-            again = self._whole(PROBE_TEXTS[::-1]).vectors[::-1]
-            if not cosines(answer.vectors, again).min() >= self.api.probe_cosine:
+        if not numbered:
+            again = self._probed(PROBE_TEXTS[::-1])[0][::-1]
+            if not cosines(vectors, again).min() >= self.api.probe_cosine:
                 raise LeafError(
                     "teacher.api: the server does not say which vector belongs to which text (`index`), and does not "
                     "answer in the order of the texts either; set teacher.api.items_per_request to 1"
                 )
-        return answer.vectors
+        return vectors
+
+    def _probed(self, texts: Sequence[str]) -> tuple[Array, bool]:
+        """Vectors of probe texts, and whether the server says which belongs to which."""
+        groups = self.limits.groups(texts, range(len(texts)))
+        answers = [self._whole([texts[place] for place in group]) for group in groups]
+        return np.concatenate([answer.vectors for answer in answers]), all(answer.numbered for answer in answers)
 
     def _whole(self, texts: Sequence[str]) -> Answer:
         """The answer to probe texts, with a vector for each."""

@@ -75,9 +75,10 @@ def pooling_settings(width: int, modes: Sequence[Pooling], include_prompt: bool 
 
 
 def _dense(place: Path, module: Any) -> None:
-    settings, usual = module.get_config_dict(), type(module)(1, 1).get_config_dict()
-    kept = {key: value for key, value in settings.items() if key in DENSE_KEYS or value != usual.get(key)}
-    _write(place / "config.json", kept)
+    """A Dense that maps other vectors than a text's, or adds them to its own, is left in the newer form."""
+    if module.module_input_name == module.module_output_name == "sentence_embedding" and not module.use_residual:
+        settings = module.get_config_dict()
+        _write(place / "config.json", {key: settings[key] for key in DENSE_KEYS})
 
 
 def _router(place: Path, module: Any) -> None:

@@ -132,7 +132,7 @@ class StaticBackbone(Backbone):
     def special_tokens(self) -> dict[str, str]:
         """See `Backbone.special_tokens`; what padding is does not matter, as it is masked."""
         added = (str(token) for token in self._tokenizer.get_added_tokens_decoder().values() if token.special)
-        return {"pad_token": next(added, None) or self._tokenizer.id_to_token(0)}
+        return {"pad_token": str(next(added, None) or self._tokenizer.id_to_token(0))}
 
     def padded_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """See `Backbone.padded_states`."""

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from pipeline.base import Array, first_line, import_optional
 from pipeline.export.cards import fill_template, front_matter, results_table
 from pipeline.export.exporter import ExportedEncoder, ExportJob, LeftOut
+from pipeline.export.onnx_files import STATES, write_library_files
 from pipeline.model import Student, pack
-from pipeline.serve import MODELS, TOKENIZER, OnnxEncoder, padded
+from pipeline.serve import MODELS, TOKENIZER, VECTORS, OnnxEncoder, padded
 
 OPSET = 18
 EXAMPLE_SHAPE = (2, 8)  # texts, tokens of the traced batch; both are free in the graph
@@ -75,7 +76,10 @@ class OnnxExporter:
 
 
 class Graph(nn.Module):
-    """`input_ids`, `attention_mask` [texts, tokens] int64, padded on the right -> vectors [texts, dim] float32."""
+    """`input_ids`, `attention_mask` [texts, tokens] int64, padded on the right -> vectors [texts, dim] float32.
+
+    And the same once more as the only state of each text, [texts, 1, dim], for libraries that pool (`onnx_files`).
+    """
 
     def __init__(self, model: Any) -> None:
         """`model` is a Student, or has its `backbone` and `finish` (what follows the pooled hidden states)."""
@@ -85,16 +89,16 @@ class Graph(nn.Module):
         self.model = model
         self.pooling = Pooling(model.backbone.hidden_size, pooling_mode=list(model.backbone.pooling))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Pools by the library's module, which is written to be traced."""
         states = self.model.backbone.padded_states(input_ids, attention_mask)
         pooled = self.pooling({"token_embeddings": states, "attention_mask": attention_mask})
         vectors: Tensor = self.model.finish(pooled["sentence_embedding"])
-        return vectors
+        return vectors, vectors[:, None]
 
 
 def write_graphs(student: Student, directory: Path) -> str | None:
-    """Write `model.onnx`, `model_int8.onnx` and `tokenizer.json` into an existing directory.
+    """Write `onnx/model.onnx`, `onnx/model_int8.onnx`, the tokenizer and what libraries look for into a directory.
 
     Returns:
         None; or, for a model that has no right graph, why. What lies in the directory is then of no use.
@@ -105,6 +109,7 @@ def write_graphs(student: Student, directory: Path) -> str | None:
     for module in ("onnx", "onnxruntime"):
         import_optional(module, "onnx", "export to ONNX")
     exact = directory / MODELS["float32"]
+    exact.parent.mkdir()
     graph = Graph(copy.deepcopy(student)).float().cpu().eval()
     try:
         _trace(graph, exact)
@@ -116,6 +121,7 @@ def write_graphs(student: Student, directory: Path) -> str | None:
         return reason
     _quantise(exact, directory / MODELS["int8"])
     student.tokenizer().save(str(directory / TOKENIZER))
+    write_library_files(student, directory)
     return None
 
 
@@ -135,8 +141,8 @@ def _trace(graph: Graph, file: Path) -> None:
             (ids, mask),
             str(file),
             input_names=["input_ids", "attention_mask"],
-            output_names=["vectors"],
-            dynamic_axes={"input_ids": free, "attention_mask": free, "vectors": {0: "texts"}},
+            output_names=[VECTORS, STATES],
+            dynamic_axes={"input_ids": free, "attention_mask": free, VECTORS: {0: "texts"}, STATES: {0: "texts"}},
             opset_version=OPSET,
             dynamo=False,
         )

@@ -3,7 +3,7 @@
 A `Backbone` computes a model's features, with gradients and for inference.
 """
 
-from pipeline.model import attention
+from pipeline.model import attention, older_form
 from pipeline.model.backbones.backbone import Backbone, CompiledBackbone
 from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.backbones.registry import backbone_for, find_backbone
@@ -63,6 +63,7 @@ __all__ = [
     "find_backbone",
     "in_threads",
     "load_sentence_transformer",
+    "older_form",
     "overwrite",
     "pack",
     "pad",

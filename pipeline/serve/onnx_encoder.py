@@ -9,7 +9,8 @@ import numpy as np
 
 from pipeline.base import LeafError, first_line, import_optional
 
-MODELS = {"float32": "model.onnx", "int8": "model_int8.onnx"}
+MODELS = {"float32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
+VECTORS = "sentence_embedding"  # the output `[texts, dim]`; the others are for other libraries (docs/serve.md)
 TOKENIZER = "tokenizer.json"  # truncates to the model's maximal length and does not pad
 BATCH_TEXTS = 32
 
@@ -29,7 +30,7 @@ class OnnxEncoder:
         model = directory / MODELS[precision]
         if not model.is_file() or not (directory / TOKENIZER).is_file():
             why = "its README.md may say why" if (directory / "README.md").is_file() else "run the export stage first"
-            raise LeafError(f"{directory}: holds no {model.name} with its {TOKENIZER}; {why}")
+            raise LeafError(f"{directory}: holds no {MODELS[precision]} with its {TOKENIZER}; {why}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or _usable_cores()
         try:
@@ -37,7 +38,7 @@ class OnnxEncoder:
             self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # both libraries raise bare exceptions of their own
             raise LeafError(f"{model}: cannot be loaded ({first_line(error)}); run the export stage again") from None
-        self.dim = int(self._session.get_outputs()[0].shape[1])
+        self.dim = next(int(output.shape[1]) for output in self._session.get_outputs() if output.name == VECTORS)
 
     def encode(self, texts: Sequence[str], role: str = "query") -> np.ndarray:
         """Vectors `[texts, dim]` float32 in the texts' order. `role` is ignored: a student embeds both roles alike.
@@ -49,7 +50,7 @@ class OnnxEncoder:
         vectors = np.empty((len(token_ids), self.dim), np.float32)
         for start in range(0, len(order), BATCH_TEXTS):
             rows = order[start : start + BATCH_TEXTS]
-            vectors[rows] = self._session.run(None, padded([token_ids[row] for row in rows]))[0]
+            vectors[rows] = self._session.run([VECTORS], padded([token_ids[row] for row in rows]))[0]
         return vectors
 
 

@@ -1,9 +1,14 @@
 """`leaf search`, `leaf index` and `leaf push-hub`."""
 
+import errno
 import json
+import os
+import pty
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -22,8 +27,9 @@ from pipeline.store.shard import StoreMeta
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
 from pipeline.teacher.teacher import open_teacher
+from stages.common import command
 from stages.leaf import main
-from tests.conftest import corpus_frame, make_model
+from tests.conftest import ROOT, corpus_frame, make_model
 
 QUERY = "copy the file to a list"
 LIBRARIES = [pytest.param("faiss"), pytest.param("usearch")]
@@ -43,6 +49,13 @@ class Searchable:
         places = ["--embeddings", str(self.root / "embeddings"), "--corpus", str(self.root / "corpus")]
         model = ["--model", str(self.root / "onnx")] if arguments[0] == "search" else []
         return CliRunner().invoke(main, [*arguments, *places, *model], input=typed)
+
+    def process(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+        """Run the command as a process in the root; `options` are those of `subprocess.run`."""
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+        leaf = [sys.executable, "-m", "stages.leaf", *arguments]
+        return subprocess.run(leaf, cwd=self.root, env=environment, text=True, timeout=60, check=False, **streams)
 
     def hits(self, *arguments: str) -> list[str]:
         result = self.leaf("search", QUERY, "--json", *arguments)
@@ -82,11 +95,50 @@ def test_a_person_sees_texts_and_the_time_taken(searchable: Searchable) -> None:
     assert " ms" in lines[-1]
 
 
-def test_without_a_query_it_asks_for_one_after_another(searchable: Searchable) -> None:
-    result = searchable.leaf("search", "--top", "1", "--json", typed="copy a file\nsort the list\n\n")
+def test_each_piped_line_gets_its_result_and_an_empty_one_none(searchable: Searchable) -> None:
+    result = searchable.leaf("search", "--top", "2", "--json", typed="copy a file\n\nsort the list\n \n\N{DEGREE SIGN}")
     assert result.exit_code == 0
-    assert len([line for line in result.stdout.splitlines() if line.startswith("{")]) == 2
+    assert [len(json.loads(line)["hits"]) for line in result.stdout.splitlines()] == [2, 0, 2, 0, 2]
     assert searchable.leaf("search", typed="").exit_code == 0
+
+
+def test_at_a_terminal_it_asks_for_one_query_after_another_until_an_empty_one(searchable: Searchable) -> None:
+    places = ["--embeddings", "embeddings", "--corpus", "corpus", "--model", "onnx", "--top", "1", "--json"]
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "w") as keyboard:
+        keyboard.write("copy a file\nsort the list\n\nnever read\n")
+        keyboard.flush()
+        result = searchable.process("search", *places, stdin=theirs)
+    os.close(theirs)
+    assert result.returncode == 0
+    assert len([line for line in result.stdout.splitlines() if line.startswith("{")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("search", QUERY, "--embeddings", "embeddings", "--corpus", "corpus", "--model", "onnx"), 0),
+        (("store", "info", "embeddings"), 0),
+        (("store", "info", "nowhere"), 1),
+    ],
+    ids=["search", "info", "an error"],
+)
+def test_output_that_nobody_reads_is_no_error(searchable: Searchable, words: tuple[str, ...], code: int) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does, once it has its lines
+    result = searchable.process(*words, stdout=writer)
+    os.close(writer)
+    assert result.returncode == code, result.stderr
+    assert bool(result.stderr) == bool(code) and "Traceback" not in result.stderr
+
+
+def test_a_broken_connection_is_an_error() -> None:
+    @command
+    def send() -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    result = CliRunner().invoke(send)
+    assert result.exit_code == 1 and "Broken pipe" in result.output
 
 
 @pytest.mark.parametrize("kind", LIBRARIES)

@@ -21,7 +21,7 @@ class EncodeFigures:
     rows: int = 0
     tokens: int = 0
     api: dict[str, int] = field(default_factory=dict)
-    """Requests and retries of a teacher behind an API."""
+    """Of a teacher behind an API: requests, retries, and limits of a request that the server has shown to be lower."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.base import LeafError
 from pipeline.serve import MODELS, Answer, OnnxEncoder, Searcher, Vectors, check_dim, read_vectors
 from pipeline.serve import index as indexes
 from pipeline.store import Store

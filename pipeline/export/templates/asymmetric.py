@@ -55,7 +55,7 @@ def document_route(teacher: Any, named: Mapping[str, Any]) -> list[Any]:
     modules = list(teacher)
     while isinstance(modules[0], Router) and not getattr(modules[0], "route_mappings", None):
         routes: Any = modules[0].sub_modules
-        modules[:1] = routes["document" if "document" in routes else modules[0].default_route]
+        modules[:1] = routes["document" if "document" in routes else "text"]
     while isinstance(modules[-1], Normalize):
         modules.pop()
     if named["max_length"] is not None:

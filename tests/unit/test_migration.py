@@ -69,7 +69,7 @@ def test_a_store_of_the_first_version_is_taken_over_as_it_lies(
     assert new.meta.fingerprint == teacher.meta.fingerprint != store.meta.fingerprint
     assert new.meta.teacher["fingerprint_version"] == 2
     with pytest.raises(LeafError, match="leaf store migrate"):
-        merge([new, store], tmp_path / "both")
+        merge(new, store, tmp_path / "both")
     assert inodes(new.path) & inodes(store.path)
     np.testing.assert_array_equal(new.lookup(new.keys()), store.lookup(new.keys()))
 

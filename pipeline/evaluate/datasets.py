@@ -5,7 +5,8 @@ student's queries against the teacher's documents).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import polars as pl
 
@@ -48,6 +49,10 @@ class Dataset:
     """Made of the corpus's held-out pairs, not read from a BEIR directory."""
     similarity: Similarity = "cosine"
     """What vectors are compared by."""
+    judgments: dict[str, Any] = field(default_factory=dict)
+    """How many were read and passed over, for the metrics."""
+    notices: Sequence[str] = ()
+    """What a person should know about them, a sentence each."""
 
     def nearest(self, queries: Array, documents: Array, k: int) -> Array:
         """`metrics.nearest` of vectors of these queries and documents, which may be shortened or quantised."""

@@ -114,13 +114,18 @@ def evaluate(
         "alignment": {role: _alignment(of_role, params) for role, of_role in by_role.items()},
         "neighbours": neighbours(by_role.get("query"), by_role.get("document"), params, similarity=similarity),
         "retrieval": {
-            data.name: retrieval(data.queries, data.documents, data.judged, params, data.itself, similarity=similarity)
+            data.name: {
+                "judgments": data.judgments,
+                **retrieval(data.queries, data.documents, data.judged, params, data.itself, similarity=similarity),
+            }
             for data in datasets
         },
         "truncation": {data.name: truncation(data, params) for data in datasets},
     }
     if note := source.meta.similarity_note:
         figures["similarity_note"] = note
+    if notices := [f"{data.name}: {notice}" for data in datasets for notice in data.notices]:
+        figures["notices"] = notices
     if calibration is not None:
         figures["quantisation"] = {data.name: quantisation(data, calibration, params) for data in datasets}
     if files := _by_name(params.sts, "sts"):
@@ -165,6 +170,8 @@ def _datasets(
             data.itself,
             heldout=False,
             similarity=encoders.source.meta.similarity,
+            judgments=data.judgments.figures(),
+            notices=data.judgments.notices(),
         )
 
 

@@ -24,6 +24,9 @@ def main(params: Path, out: Path, metrics: Path) -> None:
     for source, roles in figures["rows"].items():
         for role, splits in sorted(roles.items()):
             click.echo(f"{source:24}{role:10}{splits['train']:>12,}{splits['heldout']:>10,}")
+    for source, reasons in figures["dropped"].items():
+        if dropped := [f"{number:,} {reason.replace('_', ' ')}" for reason, number in reasons.items() if number]:
+            click.echo(f"{source}: of {figures['read'][source]:,} texts were dropped: {', '.join(dropped)}")
     click.echo(f"{out}\n{metrics}")
 
 

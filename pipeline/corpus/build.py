@@ -17,6 +17,7 @@ from pipeline.corpus.counts import Counts
 from pipeline.corpus.external_sort import PARTITIONS, Parts, Spill
 from pipeline.corpus.near_duplicates import NearDuplicates
 from pipeline.corpus.readers.source import batches, check
+from pipeline.corpus.scripts import shorter
 from pipeline.corpus.split import held_out, sampled
 from pipeline.corpus.text import clean
 from pipeline.params import CorpusParams, SourceParams
@@ -120,8 +121,7 @@ def _selected(source: SourceParams, seed: int, counts: Counts) -> Iterator[pl.Da
 def _cleaned(batch: pl.DataFrame, source: str, minimum: int, counts: Counts) -> pl.DataFrame:
     """Cleaned texts of at least `minimum` characters; the others are counted as dropped."""
     rows = batch.with_columns(clean(pl.col("text")))
-    length = rows["text"].str.len_chars()
-    empty, short = int((length == 0).sum()), int((length < minimum).sum())
+    short, empty = shorter(rows["text"], max(minimum, 1)), int((rows["text"] == "").sum())
     counts.drop(source, "empty", empty)
-    counts.drop(source, "too_short", short - empty)
-    return rows.filter(length >= max(minimum, 1))
+    counts.drop(source, "too_short", int(short.sum()) - empty)
+    return rows.filter(~short)

@@ -65,7 +65,7 @@ class CorpusParams:
     seed: int = field(default=0, metadata=bounded(0))
     """Of samples and of the hashes that find near duplicates."""
     min_characters: int = field(default=3, metadata=bounded(1))
-    """Texts shorter than this are dropped."""
+    """Texts shorter than this are dropped. A character of a script without spaces (Chinese, Thai) counts as two."""
     near_duplicates: float | None = field(default=None, metadata=bounded(0.5, 1))
     """Jaccard similarity from which the later of two texts with one role is dropped; None keeps both."""
     shard_rows: int = field(default=262_144, metadata=positive())

@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
 import unicodedata
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from pipeline.base.files import workspace
 from pipeline.base.keys import key
 from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
-from pipeline.corpus.near_duplicates import NearDuplicates
+from pipeline.corpus.near_duplicates import NearDuplicates, shingles
 from pipeline.corpus.parts import scan
 from pipeline.corpus.readers import records
 from pipeline.corpus.text import clean
@@ -75,6 +77,15 @@ def test_empty_and_short_texts_are_dropped_and_counted(tmp_path: Path) -> None:
     assert metrics["read"] == {"s": 4}
     dropped = metrics["dropped"]["s"]
     assert (dropped["empty"], dropped["too_short"]) == (2, 1)
+
+
+def test_a_character_of_a_script_without_spaces_counts_as_two(tmp_path: Path) -> None:
+    kept = {"a": "手机", "b": "ไฟ", "c": "すし", "d": "abc", "e": "水a"}
+    dropped = {"f": "水", "g": "ab", "h": "дом"[:2], "i": "ㄱ", "j": "é"}
+    texts = [(number, text, "query") for number, text in (kept | dropped).items()]
+    rows, metrics = built(tmp_path, source(tmp_path, texts), min_characters=3)
+    assert sorted(rows["id"]) == list(kept)
+    assert metrics["dropped"]["s"]["too_short"] == len(dropped)
 
 
 def test_the_first_of_equal_texts_stays_and_the_later_are_counted_against_their_source(tmp_path: Path) -> None:
@@ -176,6 +187,45 @@ def test_near_duplicates_are_removed_per_role_and_counted_apart_from_exact_ones(
     assert (dropped["duplicate"], dropped["near_duplicate"]) == (1, 1)
     kept, _ = built(tmp_path, source(tmp_path, texts))
     assert sorted(kept["id"]) == ["a", "b", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("first", "near", "other"),
+    [
+        (
+            "今天的天气非常好我们决定一起去公园散步然后回家吃晚饭",
+            20,
+            "这家餐厅的菜品种类很多而且价格也比较便宜值得推荐给大家",
+        ),
+        ("วันนี้อากาศดีมากเราจึงตัดสินใจไปเดินเล่นที่สวนสาธารณะด้วยกัน", 50, "ร้านอาหารนี้มีเมนูหลากหลายและราคาไม่แพงจึงขอแนะนำให้ทุกคนลอง"),
+        (
+            "東京でラーメンを食べてから友達と映画を見に行きました",
+            22,
+            "この本はとても面白いので皆さんに読んでほしいと思います",
+        ),
+        (
+            "安装 Python 之后请先运行 setup 命令再打开编辑器修改配置文件",
+            30,
+            "使用 Docker 的时候请注意 volume 的权限以及网络端口的设置",
+        ),
+    ],
+    ids=["Chinese", "Thai", "Japanese", "mixed"],
+)
+def test_texts_without_spaces_are_compared_by_their_characters(first: str, near: int, other: str) -> None:
+    changed = first[:near] + "x" + first[near + 1 :]
+
+    def similarity(text: str) -> float:
+        ours, theirs = set(shingles(first)), set(shingles(text))
+        return len(ours & theirs) / len(ours | theirs)
+
+    assert similarity(changed) >= 0.7
+    assert similarity(other) < 0.1
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=0x2FF)))
+def test_texts_with_spaces_are_compared_by_pairs_of_words(text: str) -> None:
+    words = re.findall(r"\w+", text.casefold())
+    assert shingles(text) == ([f"{a} {b}" for a, b in pairwise(words)] or words or [text])
 
 
 def test_near_duplicates_without_the_optional_package_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

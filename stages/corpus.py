@@ -27,7 +27,7 @@ def main(params: Path, out: Path, metrics: Path) -> None:
     for source, reasons in figures["dropped"].items():
         if dropped := [f"{number:,} {reason.replace('_', ' ')}" for reason, number in reasons.items() if number]:
             click.echo(f"{source}: of {figures['read'][source]:,} texts were dropped: {', '.join(dropped)}")
-    click.echo(f"{out}\n{metrics}")
+    click.echo("\n".join([*figures["notices"], str(out), str(metrics)]))
 
 
 if __name__ == "__main__":

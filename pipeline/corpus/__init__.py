@@ -5,6 +5,7 @@
 
 from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
+from pipeline.corpus.further_records import further_records
 from pipeline.corpus.parts import check_rows, corpus_keys, part_files, read_keys, scan
 from pipeline.corpus.readers.beir import CORPUS, QUERIES
 from pipeline.corpus.readers.docstrings import texts
@@ -19,6 +20,7 @@ __all__ = [
     "clean",
     "corpus_keys",
     "external_sort",
+    "further_records",
     "json_objects",
     "lines",
     "part_files",

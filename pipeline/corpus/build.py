@@ -1,7 +1,7 @@
 """Build the corpus: texts of all sources, cleaned, keyed, without duplicates, split, sorted by key, in Parquet files.
 
-Memory is bounded by the size of a batch and of a partition (about a 256th of the corpus), except that removing near
-duplicates needs memory for every text (`pipeline.corpus.near_duplicates`).
+Memory is bounded by the size of a batch and of a partition (about a 256th of the corpus), except that records that
+share a text need some, and removing near duplicates needs much for every text (`pipeline.corpus.near_duplicates`).
 """
 
 from collections.abc import Iterator
@@ -15,10 +15,12 @@ from tqdm import tqdm
 from pipeline.base import LeafError, keys, written_directory
 from pipeline.corpus.counts import Counts
 from pipeline.corpus.external_sort import PARTITIONS, Parts, Spill
+from pipeline.corpus.further_records import FurtherRecords
 from pipeline.corpus.near_duplicates import NearDuplicates
 from pipeline.corpus.readers.source import batches, check
 from pipeline.corpus.scripts import shorter
-from pipeline.corpus.split import held_out, sampled
+from pipeline.corpus.shared_texts import SharedTexts
+from pipeline.corpus.split import below, record_hashes, sampled
 from pipeline.corpus.text import clean
 from pipeline.params import CorpusParams, SourceParams
 
@@ -46,30 +48,45 @@ def build(params: CorpusParams, out: Path) -> dict[str, Any]:
 def _build(params: CorpusParams, directory: Path) -> dict[str, Any]:
     partitions = directory / "partitions"
     partitions.mkdir()
-    spill, counts = Spill(partitions), Counts(params)
-    parts = Parts(directory, params.shard_rows)
+    spill, shared, counts = Spill(partitions), SharedTexts(partitions), Counts(params)
+    parts, further = Parts(directory, params.shard_rows), FurtherRecords(directory)
     try:
         near = NearDuplicates(params.near_duplicates, params.seed) if params.near_duplicates else None
-        for source in params.sources:
+        for number, source in enumerate(params.sources):
             for rows in _texts(source, params, counts, near):
+                shared.add(rows["text"].hash().to_numpy(), rows["record"].to_numpy(), number)
                 spill.add(rows)
-        for rows in tqdm(spill.sorted(), desc="sort", unit=" partitions", total=PARTITIONS, disable=None):
-            kept = rows.filter(pl.col("key").is_first_distinct())
+        regrouped = shared.regrouped([_share(source, params) for source in params.sources])
+        for spilled in tqdm(spill.sorted(), desc="sort", unit=" partitions", total=PARTITIONS, disable=None):
+            rows = _split(regrouped.apply(spilled))
+            first = rows["key"].is_first_distinct()
+            kept = rows.filter(first)
             counts.keep(rows, kept)
             parts.add(kept)
+            further.add(rows, first)
         parts.finish()
     finally:
         spill.close()
         parts.close()
+        further.close()
     partitions.rmdir()  # empty by now: each partition is removed once it is read
-    return counts.metrics()
+    return counts.metrics(regrouped)
+
+
+def _share(source: SourceParams, params: CorpusParams) -> float:
+    return params.heldout if source.heldout is None else source.heldout
+
+
+def _split(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows of SPILLED with the columns of SCHEMA."""
+    split = pl.when("heldout").then(pl.lit("heldout")).otherwise(pl.lit("train")).alias("split")
+    return rows.with_columns(split).drop("record", "heldout")
 
 
 def _texts(
     source: SourceParams, params: CorpusParams, counts: Counts, near: NearDuplicates | None
 ) -> Iterator[pl.DataFrame]:
-    """Clean texts of a source with key and split, in the source's order; dropped texts are counted."""
-    share = params.heldout if source.heldout is None else source.heldout
+    """Clean texts of a source with the columns of SPILLED, in the source's order; dropped texts are counted."""
     kept = 0
     with tqdm(desc=source.name, unit=" texts", unit_scale=True, disable=None) as bar:
         for batch in _selected(source, params.seed, counts):
@@ -77,10 +94,16 @@ def _texts(
             rows = _cleaned(batch, source.name, params.min_characters, counts)
             kept += len(rows)
             ids, roles, texts = (rows[name].to_list() for name in ("id", "role", "text"))
-            row_keys = keys(roles, texts)
-            split = pl.when(held_out(source.name, ids, share)).then(pl.lit("heldout")).otherwise(pl.lit("train"))
-            key = pl.Series("key", row_keys, dtype=pl.Binary)
-            frame = rows.select(key, "id", "text", "role", source=pl.lit(source.name), split=split)
+            row_keys, records = keys(roles, texts), record_hashes(source.name, ids)
+            frame = rows.select(
+                pl.Series("key", row_keys, dtype=pl.Binary),
+                "id",
+                "text",
+                "role",
+                source=pl.lit(source.name),
+                record=pl.Series(records),
+                heldout=pl.Series(below(records, _share(source, params))),
+            )
             if near:
                 flags = pl.Series(near.flags(row_keys, roles, texts), dtype=pl.Boolean)
                 counts.drop(source.name, "near_duplicate", int(flags.sum()))

@@ -1,11 +1,13 @@
 """Counts of the corpus stage, its metrics: texts read, dropped and kept, and their lengths."""
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import polars as pl
 
 from pipeline.base import ROLES
+from pipeline.corpus.shared_texts import Regrouped
 from pipeline.params import CorpusParams
 
 REASONS = ("sampled_out", "empty", "too_short", "duplicate", "near_duplicate")
@@ -17,6 +19,7 @@ class Counts:
 
     def __init__(self, params: CorpusParams) -> None:
         names = [source.name for source in params.sources]
+        self._shares = [params.heldout if source.heldout is None else source.heldout for source in params.sources]
         self.read: Counter[str] = Counter(dict.fromkeys(names, 0))
         self.dropped = {name: dict.fromkeys(REASONS, 0) for name in names}
         self._kept: dict[str, dict[str, dict[str, int]]] = {name: {} for name in names}
@@ -38,7 +41,7 @@ class Counts:
         for role, length, number in lengths.group_by("role", "length").len().iter_rows():
             self._lengths[role][length] += number
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self, regrouped: Regrouped) -> dict[str, Any]:
         """Counts of texts, and the distribution of their lengths in characters for each role."""
         total = {"heldout": 0, "train": 0}
         for roles in self._kept.values():
@@ -51,8 +54,32 @@ class Counts:
             "read": dict(self.read),
             "rows": self._kept,
             "dropped": self.dropped,
+            "shared_texts": {
+                "records": regrouped.sharing,
+                "groups": regrouped.groups,
+                "largest_group": regrouped.largest,
+            },
+            "notices": list(_notices(total, regrouped, self._shares)),
             "characters": {role: distribution(lengths) for role, lengths in self._lengths.items() if lengths},
         }
+
+
+def _notices(splits: dict[str, int], regrouped: Regrouped, shares: Sequence[float]) -> Iterator[str]:
+    """What a person should know about the split before anything is computed with it, a sentence each."""
+    total = sum(splits.values())
+    if max(shares) > 0 and splits["heldout"] == 0:
+        yield (
+            f"none of {total:,} texts is held out: with corpus.heldout {max(shares):g} that is chance. An evaluation "
+            "has nothing to measure but the collections that it names; add records, or raise corpus.heldout"
+        )
+    if total and splits["train"] == 0:
+        yield f"all of {total:,} texts are held out, and nothing is left to train on; lower corpus.heldout"
+    if regrouped.too_large:
+        yield (
+            f"{regrouped.too_large:,} of {regrouped.groups:,} groups of records that share texts are not held out, as "
+            f"they are larger than corpus.heldout, the largest with {regrouped.largest:,} records; if too little is left, "
+            "remove the text that so many records have"
+        )
 
 
 def distribution(lengths: Counter[int]) -> dict[str, float]:

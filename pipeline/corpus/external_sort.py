@@ -14,16 +14,16 @@ PARTITIONS = 256  # with 10 million short texts, each has 40,000 rows, about 10 
 SPILL_BYTES = 64 << 20  # rows held in memory before they are written into partitions
 GROUP_ROWS = 65_536  # rows in a Parquet row group
 
-SCHEMA = pa.schema(
-    [
-        ("key", pa.binary()),
-        ("id", pa.string()),
-        ("text", pa.string()),
-        ("role", pa.string()),
-        ("source", pa.string()),
-        ("split", pa.string()),
-    ]
-)
+_TEXTS = [
+    ("key", pa.binary()),
+    ("id", pa.string()),
+    ("text", pa.string()),
+    ("role", pa.string()),
+    ("source", pa.string()),
+]
+SCHEMA = pa.schema([*_TEXTS, ("split", pa.string())])
+SPILLED = pa.schema([*_TEXTS, ("record", pa.uint64()), ("heldout", pa.bool_())])
+"""Before it is known which records share a text: the record's hash, and whether it is held out by that alone."""
 
 
 class Spill:
@@ -36,7 +36,7 @@ class Spill:
         self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Add rows with the columns of SCHEMA."""
+        """Add rows with the columns of SPILLED."""
         self._held.append(rows)
         self._bytes += int(rows.estimated_size())
         if self._bytes >= SPILL_BYTES:
@@ -50,10 +50,10 @@ class Spill:
         first_byte = pl.Series("partition", [key[0] for key in rows["key"]], dtype=pl.UInt8)
         for partition in rows.with_columns(first_byte).sort("partition", maintain_order=True).partition_by("partition"):
             number = partition["partition"][0]
-            table = partition.drop("partition").to_arrow().cast(SCHEMA)
+            table = partition.drop("partition").to_arrow().cast(SPILLED)
             if number not in self._writers:
                 options = pa.ipc.IpcWriteOptions(compression="lz4")
-                self._writers[number] = pa.ipc.new_stream(str(self._file(number)), SCHEMA, options=options)
+                self._writers[number] = pa.ipc.new_stream(str(self._file(number)), SPILLED, options=options)
             self._writers[number].write_table(table)
 
     def _file(self, number: int) -> Path:

@@ -37,10 +37,10 @@ def read(directory: Path) -> Collection:
         LeafError: a file is missing, not UTF-8, malformed or empty, with its place; or nothing can be measured.
     """
     directory = directory.expanduser()
-    for file in (CORPUS, QUERIES):
-        if not (directory / file).is_file():
+    for name in (CORPUS, QUERIES):
+        if not (directory / name).is_file():
             raise LeafError(
-                f"evaluate.beir: {directory / file}: no such file; BEIR's layout is {CORPUS}, {QUERIES}, qrels"
+                f"evaluate.beir: {directory / name}: no such file; BEIR's layout is {CORPUS}, {QUERIES}, qrels"
             )
     file = judgments.find(directory)
     documents, queries = _texts(directory / CORPUS), _texts(directory / QUERIES)

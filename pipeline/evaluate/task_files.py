@@ -78,7 +78,7 @@ def _as_written(place: str, name: str, value: Any) -> str | None:
 
 
 def _read_parquet(path: Path, names: list[str]) -> pl.DataFrame:
-    present = pl.read_parquet_schema(path).names()
+    present = list(pl.read_parquet_schema(path))
     return pl.read_parquet(path, columns=[name for name in present if name in names] or present)
 
 

@@ -76,9 +76,9 @@ def _notices(splits: dict[str, int], regrouped: Regrouped, shares: Sequence[floa
         yield f"all of {total:,} texts are held out, and nothing is left to train on; lower corpus.heldout"
     if regrouped.too_large:
         yield (
-            f"{regrouped.too_large:,} of {regrouped.groups:,} groups of records that share texts are not held out, as "
-            f"they are larger than corpus.heldout, the largest with {regrouped.largest:,} records; if too little is left, "
-            "remove the text that so many records have"
+            f"{regrouped.too_large:,} of {regrouped.groups:,} groups of records that share texts are trained on whole, "
+            f"as each is larger than corpus.heldout; the largest has {regrouped.largest:,} records. If too little is held "
+            "out, remove the text that so many records have"
         )
 
 

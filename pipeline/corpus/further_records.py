@@ -8,11 +8,10 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.base import LeafError
 
-NAME = "further-records.parquet"
+NAME = "_further-records.arrow"  # what reads the corpus's *.parquet does not meet it, nor what leaves out `_` names
 SCHEMA = pa.schema([("key", pa.binary()), ("source", pa.string()), ("id", pa.string())])
 
 
@@ -21,7 +20,7 @@ class FurtherRecords:
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / NAME
-        self._writer: pq.ParquetWriter | None = None
+        self._writer: pa.ipc.RecordBatchFileWriter | None = None
 
     def add(self, rows: pl.DataFrame, first: pl.Series) -> None:
         """Add the records of a partition's held-out rows, sorted by key, but for the `first` ones with their key."""
@@ -33,7 +32,8 @@ class FurtherRecords:
         if others.is_empty():
             return
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._file, SCHEMA, compression="zstd", use_dictionary=["source"])
+            options = pa.ipc.IpcWriteOptions(compression="zstd")
+            self._writer = pa.ipc.new_file(str(self._file), SCHEMA, options=options)
         self._writer.write_table(others.to_arrow().cast(SCHEMA))
 
     def close(self) -> None:
@@ -53,6 +53,7 @@ def further_records(corpus: Path) -> pl.DataFrame:
     if not file.exists():
         return pl.DataFrame(schema={"key": pl.Binary, "source": pl.String, "id": pl.String})
     try:
-        return pl.read_parquet(file).select(SCHEMA.names)
-    except (pl.exceptions.PolarsError, OSError) as error:
+        with pa.OSFile(str(file)) as opened, pa.ipc.open_file(opened) as records:
+            return pl.DataFrame(records.read_all()).select(SCHEMA.names)
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
         raise LeafError(f"{file}: damaged ({error!s:.200}); run the stage `corpus` again") from None

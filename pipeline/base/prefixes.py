@@ -50,7 +50,7 @@ class Prefixes:
     """Cuts texts for one tokenizer, which keeps the first `limit` tokens of a text."""
 
     def __init__(self, tokenizer: Tokenizer | None, limit: int, *, from_right: bool = True) -> None:
-        """`from_right`: whether it drops tokens at the end. Nothing is cut where it does not, or without a tokenizer."""
+        """`from_right`: whether it drops a text's last tokens. If not, or without a tokenizer, nothing is cut."""
         self._tokenizer, self._limit = tokenizer, limit
         self._first = max(LEAST, CHARACTERS_PER_TOKEN * limit)
         self._cuts = from_right and tokenizer is not None

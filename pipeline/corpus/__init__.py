@@ -6,7 +6,7 @@
 from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
 from pipeline.corpus.further_records import further_records
-from pipeline.corpus.parts import check_rows, corpus_keys, part_files, read_keys, scan
+from pipeline.corpus.parts import check_rows, corpus_keys, part_files, read_blocks, read_keys, rows_within, scan
 from pipeline.corpus.readers.beir import CORPUS, QUERIES
 from pipeline.corpus.readers.docstrings import texts
 from pipeline.corpus.readers.lines import json_objects, lines
@@ -24,7 +24,9 @@ __all__ = [
     "json_objects",
     "lines",
     "part_files",
+    "read_blocks",
     "read_keys",
+    "rows_within",
     "scan",
     "texts",
 ]

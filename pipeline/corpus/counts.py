@@ -77,8 +77,8 @@ def _notices(splits: dict[str, int], regrouped: Regrouped, shares: Sequence[floa
     if regrouped.too_large:
         yield (
             f"{regrouped.too_large:,} of {regrouped.groups:,} groups of records that share texts are trained on whole, "
-            f"as each is larger than corpus.heldout; the largest has {regrouped.largest:,} records. If too little is held "
-            "out, remove the text that so many records have"
+            f"as each is larger than corpus.heldout; the largest has {regrouped.largest:,} records. If too little is "
+            "held out, remove the text that so many records have"
         )
 
 

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 PARTITIONS = 256  # with 10 million short texts, each has 40,000 rows, about 10 MB
 SPILL_BYTES = 64 << 20  # rows held in memory before they are written into partitions
-GROUP_ROWS = 65_536  # rows in a Parquet row group
+GROUP_ROWS = 65_536  # rows in a Parquet row group, at most
+GROUP_BYTES = 256 << 20  # of text, after which a row group ends: where texts are longer than 4 kB on average
 
 _TEXTS = [
     ("key", pa.binary()),
@@ -93,10 +94,14 @@ class Parts:
     def add(self, rows: pl.DataFrame) -> None:
         """Append rows with the columns of SCHEMA."""
         held = rows if self._held is None else pl.concat([self._held, rows])
-        while len(held) >= (size := min(self._group_rows, self._shard_rows - self._rows)):
+        while len(held) and (len(held) >= (size := self._most_rows()) or _text_bytes(held) >= GROUP_BYTES):
             self._write(held.head(size))
             held = held.slice(size)
         self._held = held
+
+    def _most_rows(self) -> int:
+        """How many rows the next row group may have."""
+        return min(self._group_rows, self._shard_rows - self._rows)
 
     def _write(self, group: pl.DataFrame) -> None:
         if self._writer is None:
@@ -120,3 +125,7 @@ class Parts:
         if self._writer is not None:
             self._writer.close()
         self._writer, self._rows = None, 0
+
+
+def _text_bytes(rows: pl.DataFrame) -> int:
+    return int(rows["text"].str.len_bytes().sum())

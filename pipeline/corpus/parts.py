@@ -56,10 +56,10 @@ def read_keys(part: Path) -> Array:
         raise LeafError(f"{part}: damaged ({error!s:.200}); run the stage `corpus` again") from None
 
 
-def rows_within(file: pq.FileMetaData, size: int = BLOCK_BYTES) -> int:
-    """How many rows of a Parquet file are about `size` bytes, uncompressed; at least 1."""
+def rows_within(file: pq.FileMetaData) -> int:
+    """How many rows of a Parquet file are about BLOCK_BYTES, uncompressed; at least 1."""
     groups = sum(file.row_group(number).total_byte_size for number in range(file.num_row_groups))
-    return max(1, int(size * file.num_rows // max(1, groups)))
+    return max(1, int(BLOCK_BYTES * file.num_rows // max(1, groups)))
 
 
 def read_blocks(part: Path, columns: Sequence[str], chosen: Array) -> Iterator[pl.DataFrame]:

@@ -4,7 +4,7 @@ Memory is bounded by the size of a batch and of a partition (about a 256th of th
 share a text need some, and removing near duplicates needs much for every text (`pipeline.corpus.near_duplicates`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipeline.corpus.counts import Counts
 from pipeline.corpus.external_sort import PARTITIONS, Parts, Spill
 from pipeline.corpus.further_records import FurtherRecords
 from pipeline.corpus.near_duplicates import NearDuplicates
+from pipeline.corpus.passages import FindModel, Passages
 from pipeline.corpus.readers.source import batches, check
 from pipeline.corpus.scripts import shorter
 from pipeline.corpus.shared_texts import SharedTexts
@@ -25,8 +26,10 @@ from pipeline.corpus.text import clean
 from pipeline.params import CorpusParams, SourceParams
 
 
-def build(params: CorpusParams, out: Path) -> dict[str, Any]:
+def build(params: CorpusParams, out: Path, find_model: FindModel = Path) -> dict[str, Any]:
     """Build the corpus in `out`, which is replaced as a whole or not at all, and return its metrics.
+
+    `find_model` gives the directory of a model whose tokens are counted in passages; by default its name is the path.
 
     Raises:
         LeafError: a source is unusable, nothing is left of one, `out` cannot be written, or another run writes it.
@@ -38,14 +41,19 @@ def build(params: CorpusParams, out: Path) -> dict[str, Any]:
         raise LeafError("corpus.sources: is empty; name at least one source")
     for source in params.sources:
         check(source)
+    passages = {
+        source.name: Passages(source.passages, f"corpus.sources `{source.name}`", find_model)
+        for source in params.sources
+        if source.passages
+    }
     try:
         with written_directory(out) as directory:
-            return _build(params, directory)
+            return _build(params, passages, directory)
     except (OSError, pa.ArrowException) as error:
         raise LeafError(f"{out}: the corpus cannot be written: {error}") from error
 
 
-def _build(params: CorpusParams, directory: Path) -> dict[str, Any]:
+def _build(params: CorpusParams, passages: Mapping[str, Passages], directory: Path) -> dict[str, Any]:
     partitions = directory / "partitions"
     partitions.mkdir()
     spill, shared, counts = Spill(partitions), SharedTexts(partitions), Counts(params)
@@ -53,7 +61,7 @@ def _build(params: CorpusParams, directory: Path) -> dict[str, Any]:
     try:
         near = NearDuplicates(params.near_duplicates, params.seed) if params.near_duplicates else None
         for number, source in enumerate(params.sources):
-            for rows in _texts(source, params, counts, near):
+            for rows in _texts(source, params, counts, near, passages.get(source.name)):
                 shared.add(rows["text"].hash().to_numpy(), rows["record"].to_numpy(), number)
                 spill.add(rows)
         regrouped = shared.regrouped([_share(source, params) for source in params.sources])
@@ -84,14 +92,16 @@ def _split(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _texts(
-    source: SourceParams, params: CorpusParams, counts: Counts, near: NearDuplicates | None
+    source: SourceParams, params: CorpusParams, counts: Counts, near: NearDuplicates | None, passages: Passages | None
 ) -> Iterator[pl.DataFrame]:
     """Clean texts of a source with the columns of SPILLED, in the source's order; dropped texts are counted."""
     kept = 0
     with tqdm(desc=source.name, unit=" texts", unit_scale=True, disable=None) as bar:
         for batch in _selected(source, params.seed, counts):
             bar.update(len(batch))
-            rows = _cleaned(batch, source.name, params.min_characters, counts)
+            cut = passages.cut(batch) if passages else batch
+            counts.passages[source.name] += len(cut) - len(batch)
+            rows = _cleaned(cut, source.name, params.min_characters, counts)
             kept += len(rows)
             ids, roles, texts = (rows[name].to_list() for name in ("id", "role", "text"))
             row_keys, records = keys(roles, texts), record_hashes(source.name, ids)

@@ -21,6 +21,8 @@ class Counts:
         names = [source.name for source in params.sources]
         self._shares = [params.heldout if source.heldout is None else source.heldout for source in params.sources]
         self.read: Counter[str] = Counter(dict.fromkeys(names, 0))
+        self.passages: Counter[str] = Counter(dict.fromkeys(names, 0))
+        """Texts that a source has more because its documents were cut into passages."""
         self.dropped = {name: dict.fromkeys(REASONS, 0) for name in names}
         self._kept: dict[str, dict[str, dict[str, int]]] = {name: {} for name in names}
         self._lengths: dict[str, Counter[int]] = {role: Counter() for role in ROLES}
@@ -52,6 +54,7 @@ class Counts:
             "total": sum(total.values()),
             "splits": total,
             "read": dict(self.read),
+            "passages_more": {name: more for name, more in self.passages.items() if more},
             "rows": self._kept,
             "dropped": self.dropped,
             "shared_texts": {

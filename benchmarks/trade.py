@@ -3,7 +3,7 @@
 python -m benchmarks.trade --run runs/trade
 
 Makes corpus and store of params.yaml below RUN (vectors that the shard cache has are not computed again), fits each
-student with the section `fit`, and prints the table. Killed, it continues. About 40 minutes on 2 cores for the demo.
+student with the section `fit`, and prints the table. Killed, it continues. About 45 minutes on 2 cores for the demo.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ from stages.common import command
 QUERIES = 100  # held-out queries that are timed
 ROUNDS = 5  # in each of which every student encodes all of them
 STATIC_RATE = 10  # times `fit.learning_rate`: a row of a table alone needs larger steps than a transformer's
+TWO_POOLINGS = "mean+cls"
 TITLES = ("student", "vocabulary", *(f"nDCG@10 kept, {mode}" for mode in MODES[1:]), "parameters", "MB", "ms a query")
 
 
@@ -65,7 +66,9 @@ def _make_store(params: Path, folder: Path) -> None:
 
 
 def _shapes(params: FitParams, layers: tuple[str, ...]) -> Iterator[tuple[str, FitParams]]:
-    """The students by name: each number of layers, then none, with either vocabulary."""
+    """The students by name: each number of layers, then none, with either vocabulary; and one on two poolings."""
+    both = dataclasses.replace(params.student, pooling=TWO_POOLINGS)
+    yield TWO_POOLINGS, dataclasses.replace(params, student=both)
     vocabularies: tuple[Literal["checkpoint", "corpus"], ...] = ("checkpoint", "corpus")
     for shape, vocabulary in itertools.product((*layers, "static"), vocabularies):
         name, chosen = f"{shape}-{vocabulary}", None
@@ -104,7 +107,7 @@ def _latencies(students: dict[str, Path], corpus: Path) -> dict[str, float]:
 def _row(name: str, path: Path, figures: dict[str, Any], latency: float) -> str:
     student = Student.load(path)
     layers, tokens = student.backbone.layers, student.backbone.token_embeddings.num_embeddings
-    shape = "static" if not layers else f"{layers} layer{'s' * (layers > 1)}"
+    shape = "static" if not layers else f"{layers} layer{'s' * (layers > 1)}{f', {name}' * (name == TWO_POOLINGS)}"
     kept = [fmean(modes[mode]["retention"] for modes in figures["retrieval"].values()) for mode in MODES[1:]]
     parameters = sum(parameter.numel() for parameter in student.parameters())
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

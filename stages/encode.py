@@ -36,6 +36,8 @@ def main(params: Path, corpus: Path, out: Path, metrics: Path) -> None:
             "all characters were never read (teacher.max_length; corpus.sources[].passages cuts texts into passages)"
         )
     click.echo(f"{out}\n{metrics}")
+    if "license" in figures:
+        click.echo(f"the store's licence is {figures['license']}: shards taken over keep theirs (store.json)", err=True)
     if refused := cast(list[dict[str, str]], figures.get("refused", [])):
         click.echo(f"left out {len(refused):,} texts that the server refused, all listed in {metrics}:", err=True)
         click.echo("\n".join(f"  {refusal['id']}: {refusal['reason']}" for refusal in refused[:20]), err=True)

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -25,9 +26,10 @@ def main(*, model: str, repo: str, models: Path, private: bool, upload: bool) ->
     source = models / model
     with tempfile.TemporaryDirectory() as folder:
         staged = _copy_files(source, models / "cards" / f"{model}.md", Path(folder) / "model")
-        _check_card(staged / "README.md")
+        license_ = _check_card(staged / "README.md")
         for file in sorted(path for path in staged.rglob("*") if path.is_file()):
             click.echo(f"{file.stat().st_size / 1e6:9.2f} MB  {file.relative_to(staged)}")
+        click.echo(f"licence on the card: {license_ or 'none'}")
         if upload:
             click.echo(_upload(staged, repo, private))
         else:
@@ -46,13 +48,14 @@ def _copy_files(source: Path, card: Path, folder: Path) -> Path:
     return folder
 
 
-def _check_card(card: Path) -> None:
+def _check_card(card: Path) -> str | None:
+    """The licence that the card tells the hub; LeafError where the hub could not read it."""
     from huggingface_hub import ModelCard
 
     if not card.is_file():
         raise LeafError(f"{card.name}: the model has no card; run the export stage first")
     try:
-        ModelCard.load(card)
+        return cast("str | None", ModelCard.load(card).data.license)
     except ValueError as error:
         raise LeafError(f"{card.name}: the hub would not read its front matter: {error}") from None
 

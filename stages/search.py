@@ -34,19 +34,24 @@ def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, prec
     if index is not None:
         searched: indexes.Index | Vectors = (loaded := indexes.load(index))
         check_dim(encoder.dim, loaded.dim, index)
+        if (embeddings / "store.json").is_file() and (
+            older := indexes.check_origin(loaded, index, Store.open(embeddings))
+        ):
+            click.echo(older, err=True)
     else:
         store = Store.open(embeddings)
         check_dim(encoder.dim, store.meta.dim, embeddings)
         searched = read_vectors(store)
     encoder.encode(["the first call prepares the graph"])
-    rows = searched.rows
-    searcher = Searcher(encoder.encode, rows, searched.nearest, corpus, searched.similarity)
+    searcher = Searcher(encoder.encode, searched.rows, searched.nearest, corpus, searched.similarity)
+    if searcher.absent:
+        click.echo(f"{searcher.absent:,} documents are passed over: their texts are not in {corpus}", err=True)
     if query is not None:
-        _show(searcher.search(query, top), len(rows), as_json)
+        _show(searcher.search(query, top), searcher.documents, as_json)
         return
     while line := _read_query(as_json):
         try:
-            _show(searcher.search(line, top), len(rows), as_json)
+            _show(searcher.search(line, top), searcher.documents, as_json)
         except LeafError as error:
             click.echo(str(error), err=True)
 

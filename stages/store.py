@@ -1,6 +1,7 @@
 """`leaf store`: commands that describe, check, combine, convert, repair and send embedding stores."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import click
 from pipeline.base import LeafError
 from pipeline.corpus import corpus_keys
 from pipeline.params import EncodeParams, TeacherParams, load_section
-from pipeline.store import EncodeAgain, Store, formats, operations, remote_url, upload
+from pipeline.store import EncodeAgain, Store, check_free, formats, operations, remote_url, upload
 from pipeline.store import repair as repair_store
 from stages.common import command, params_option
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+replace_option = click.option("--replace", is_flag=True, help="Replace a store that is at --out already.")
 corpus_option = click.option("--corpus", type=Path, default=Path("data/corpus"), show_default=True, help="Its texts.")
 
 
@@ -63,18 +65,35 @@ def verify(path: str, sample: int, corpus: Path, params: Path, as_json: bool) ->
 @click.argument("first")
 @click.argument("second")
 @click.option("--out", type=Path, required=True, help="Store to write.")
-def merge(first: str, second: str, out: Path, as_json: bool) -> None:
-    """One store of the keys of both. Vectors are moved, never computed; stores of different teachers are refused."""
-    _show(operations.merge(Store.open(first), Store.open(second), out), as_json)
+@replace_option
+def merge(first: str, second: str, out: Path, replace: bool, as_json: bool) -> None:
+    """One store of the texts of both. Vectors are moved, never computed; a text of both is taken from FIRST.
+
+    Refused where the teachers differ, or the vectors of a text that both have: all of these are compared. `rows
+    duplicate` counts the rows of SECOND that FIRST has as well.
+    """
+    _show(operations.merge(Store.open(first), Store.open(second), out, replace), as_json)
 
 
 @_command
 @click.argument("first")
 @click.argument("second")
-@click.option("--cosines", type=click.IntRange(0), default=10_000, show_default=True, help="Shared keys; 0: all.")
+@click.option(
+    "--cosines", type=click.IntRange(0), default=0, help="Compare the vectors of so many texts  [default: all]"
+)
 def diff(first: str, second: str, cosines: int, as_json: bool) -> None:
-    """Keys in one store or in both, and the cosine of the vectors that both have."""
-    _show(operations.diff(Store.open(first), Store.open(second), cosines), as_json)
+    """Texts in one store or in both, and how the vectors compare that both have.
+
+    Exit status, as that of diff(1): 0 if both hold the same texts with the same vectors (cosine of at least 0.999), 1
+    if not, 2 if a store cannot be read.
+    """
+    try:
+        figures = operations.diff(Store.open(first), Store.open(second), cosines)
+    except LeafError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    _show(figures, as_json)
+    sys.exit(0 if figures["agree"] else 1)
 
 
 @_command
@@ -90,11 +109,15 @@ def export(path: str, form: str, out: Path, as_json: bool) -> None:
 @click.argument("path")
 @corpus_option
 @click.option("--out", type=Path, help="Store to write  [default: PATH itself]")
-def compact(path: str, corpus: Path, out: Path | None, as_json: bool) -> None:
+@replace_option
+@click.option("--drop-most", is_flag=True, help="Even if most rows of PATH itself would be lost.")
+def compact(*, path: str, corpus: Path, out: Path | None, replace: bool, drop_most: bool, as_json: bool) -> None:
     """Drop the rows whose text is not in the corpus."""
     if out is None and remote_url(path):
         raise LeafError("--out: name a directory; a store behind a URL is not changed")
-    _show(operations.compact(Store.open(path), corpus_keys(corpus), str(corpus), out or Path(path)), as_json)
+    store, keys = Store.open(path), corpus_keys(corpus)
+    figures = operations.compact(store, keys, str(corpus), out or Path(path), replace_out=replace, drop_most=drop_most)
+    _show(figures, as_json)
 
 
 @_command
@@ -120,8 +143,9 @@ def repair_(
 @click.argument("path")
 @corpus_option
 @click.option("--out", type=Path, help="Store to write  [default: PATH itself]")
+@replace_option
 @params_option
-def migrate(path: str, corpus: Path, out: Path | None, params: Path, as_json: bool) -> None:
+def migrate(*, path: str, corpus: Path, out: Path | None, replace: bool, params: Path, as_json: bool) -> None:
     """Give a store of an earlier version the teacher's fingerprint of this one, beside the same shards.
 
     Texts of the corpus are encoded again with section `teacher` of the parameters, and must agree with the stored.
@@ -132,20 +156,23 @@ def migrate(path: str, corpus: Path, out: Path | None, params: Path, as_json: bo
     if out is None and remote_url(path):
         raise LeafError("--out: name a directory; a store behind a URL is not changed")
     opened, (teacher, encode) = Store.open(path), _sections(params)
+    if out is not None:
+        check_free(out, replace)
     _show(migrate_store(opened, corpus, open_teacher(teacher, encode, opened), out or Path(path)), as_json)
 
 
 @_command
 @click.argument("path", type=Path)
 @click.argument("url")
-def push(path: Path, url: str, as_json: bool) -> None:
-    """Send a store to s3://BUCKET/PREFIX: only the shards that are not there; store.json last.
+@click.option("--replace", is_flag=True, help="Put PATH in the place of the store there, whose other shards drop out.")
+def push(path: Path, url: str, replace: bool, as_json: bool) -> None:
+    """Add a store to the one at s3://BUCKET/PREFIX: only what is not there is sent, and store.json last.
 
-    Refused where a store of other vectors lies there.
+    Refused where the teachers differ, the vectors of a text that both have, or the licences of a shard of both.
     """
     if remote_url(url) is None:
         raise LeafError("URL: must be s3://BUCKET/PREFIX")
-    _show(upload.push(Store.open(path), remote_url(url) or url), as_json)
+    _show(upload.push(Store.open(path), remote_url(url) or url, replace), as_json)
 
 
 def _encoder_of_lost_shards(corpus: Path, params: Path) -> EncodeAgain:

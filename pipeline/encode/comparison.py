@@ -8,10 +8,8 @@ import polars as pl
 
 from pipeline.base import Array, LeafError, contains, cosines
 from pipeline.corpus import corpus_keys, scan
-from pipeline.store import SAME_VECTOR, Store, StoreMeta
+from pipeline.store import SAME_LENGTH, SAME_VECTOR, Store, StoreMeta
 from pipeline.teacher import Teacher
-
-SAME_LENGTH = 0.02  # most that the length of a stored vector may differ from the new one's, as a share
 
 
 def is_of(meta: StoreMeta, teacher: Teacher) -> bool:

@@ -45,7 +45,7 @@ def encode(
         ]
         figures = fill(parts, cache, params.shard_rows, engine or engine_for(teacher))
         refused = [cache.refused[key] for key in sorted(cache.left_out(keys))]
-        cache.publish(out, keys)
+        store = cache.publish(out, keys)
         teacher.remember(Path(params.pool))
     return {
         "rows_encoded": figures.rows,
@@ -54,6 +54,7 @@ def encode(
         **({"refused": [vars(refusal) for refusal in refused]} if refused else {}),
         "taken_over": {path: store.rows for path, store in zip(params.reuse, reused, strict=True)},
         "tokens_saved": sum(store.tokens for store in reused),
+        **({"license": store.meta.license} if store.meta.license != params.license else {}),
         "tokens": figures.tokens,
         **({"cut": _cut(figures)} if isinstance(teacher, LocalTeacher) else {}),
         "tokens_per_s": round(figures.tokens / figures.computing, 1) if figures.rows and figures.computing else 0.0,

@@ -1,12 +1,13 @@
 """Encodes the texts of lost shards again: the part of `leaf store repair` that needs the teacher."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.base import LeafError
 from pipeline.corpus import part_files, scan
 from pipeline.encode.encoding import engine_for, fill
 from pipeline.encode.on_demand import fill_frame
-from pipeline.store import ShardCache, Store, read_rows, scratch_cache, shard_names
+from pipeline.store import ShardCache, Store, joint_license, read_rows, scratch_cache, shard_names
 from pipeline.teacher import Teacher
 
 
@@ -29,7 +30,8 @@ def encode_lost_shards(store: Store, lost: list[int], corpus: Path, teacher: Tea
         )
     if teacher.meta.fingerprint != store.meta.fingerprint:
         raise LeafError(f"{store.name}: shard {names}: the parameters describe another teacher than the store's")
-    with scratch_cache(store.path, store.meta) as cache:
+    license_ = joint_license(store.shards[i].license for i in lost)  # of what takes their place
+    with scratch_cache(store.path, replace(store.meta, license=license_)) as cache:
         for i in range(len(store.shards)):
             if i not in lost:
                 cache.adopt(store.path, store.shards[i])

@@ -1,13 +1,14 @@
 """Taking over vectors from another store instead of encoding its texts again."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import polars as pl
 
 from pipeline.base import Array, LeafError, contains, key_array, workspace
 from pipeline.encode.comparison import compare, is_of
-from pipeline.store import ShardCache, Store, shard_directory
+from pipeline.store import ShardCache, Store, joint_teacher, shard_directory
 from pipeline.teacher import Teacher
 
 EARLIER_ROWS = 64
@@ -24,9 +25,18 @@ class Reused:
 
 
 def take_over(
-    path: str, texts: pl.LazyFrame, corpus_keys: Array, cache: ShardCache, *, teacher: Teacher, verify_rows: int
+    path: str,
+    texts: pl.LazyFrame,
+    corpus_keys: Array,
+    cache: ShardCache,
+    *,
+    teacher: Teacher,
+    verify_rows: int,
+    licenses: Mapping[str, str | None] | None = None,
 ) -> Reused:
     """Bring the vectors of the corpus's keys (sorted) from the store at `path` into the cache.
+
+    They keep the licence of their shard there, whatever that of this run's store; `licenses` has others by shard.
 
     It may have the teacher's fingerprint or that of an earlier version, which is never trusted without a comparison.
 
@@ -52,14 +62,16 @@ def take_over(
         sampled = texts.filter(pl.col("key").is_in(sample.unique().implode())).collect(engine="streaming")
         compare(f"encode.reuse: {path}", sampled, store, teacher)
     reused = Reused()
+    cache.meta = replace(cache.meta, teacher=joint_teacher(cache.meta.teacher, store.meta.teacher))
     for shard in useful_shards:
-        rows = _useful_rows(store, shard, corpus_keys, cache)
-        if len(rows) == store.shards[shard].rows:
-            cache.adopt(store.files.shard(store.shards[shard]), store.shards[shard])
+        rows, info = _useful_rows(store, shard, corpus_keys, cache), store.shards[shard]
+        license_ = info.license if licenses is None else licenses[info.name]
+        if len(rows) == info.rows:
+            cache.adopt(store.files.shard(info), replace(info, license=license_))
         else:
             store.verify_shard(shard)
             stored = [array[rows["row"].to_numpy()] for array in store.stored(shard)]
-            cache.write_stored(rows.drop("row"), stored)
+            cache.write_stored(rows.drop("row"), stored, license_)
         reused.rows += len(rows)
         reused.tokens += int(rows["tokens"].sum())
     return reused
@@ -81,8 +93,11 @@ def take_over_earlier(texts: pl.LazyFrame, corpus_keys: Array, cache: ShardCache
                 continue
             view = directory / "store"
             earlier.publish(view, useful)
+            licenses = {info.name: info.license for info in earlier.shards}  # None: of stores published from here
             try:
-                take_over(str(view), texts, corpus_keys, cache, teacher=teacher, verify_rows=EARLIER_ROWS)
+                take_over(
+                    str(view), texts, corpus_keys, cache, teacher=teacher, verify_rows=EARLIER_ROWS, licenses=licenses
+                )
             except LeafError as error:
                 logger.warning("the shard cache of an earlier version is not used: %s", error)
 

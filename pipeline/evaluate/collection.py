@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.base import LeafError, keys
-from pipeline.corpus import CORPUS, QUERIES, clean, json_objects
+from pipeline.corpus import CORPUS, QUERIES, beir_file, clean, json_objects
 from pipeline.evaluate import judgments
 from pipeline.evaluate.judgments import Judgments
 
@@ -37,13 +37,9 @@ def read(directory: Path) -> Collection:
         LeafError: a file is missing, not UTF-8, malformed or empty, with its place; or nothing can be measured.
     """
     directory = directory.expanduser()
-    for name in (CORPUS, QUERIES):
-        if not (directory / name).is_file():
-            raise LeafError(
-                f"evaluate.beir: {directory / name}: no such file; BEIR's layout is {CORPUS}, {QUERIES}, qrels"
-            )
+    files = [beir_file(directory, name) for name in (CORPUS, QUERIES)]
     file = judgments.find(directory)
-    documents, queries = _texts(directory / CORPUS), _texts(directory / QUERIES)
+    documents, queries = map(_texts, files)
     row_of = {name: row for row, name in enumerate(documents["id"].to_list())}
     judged = judgments.read(file, row_of, set(queries["id"].to_list()))
     queries = queries.filter(pl.col("id").is_in(list(judged.grades)))

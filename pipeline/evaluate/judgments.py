@@ -13,8 +13,9 @@ from pipeline.base import LeafError
 from pipeline.corpus import lines
 
 DIRECTORY = "qrels"
-SPLITS, SUFFIXES = ("test", "dev", "validation"), (".tsv", ".txt", ".trec", ".qrels", ".qrel")
+SPLITS = ("test", "dev", "validation")
 """Names of the file; the first that is there is read. Those for training are not for measuring."""
+_KIND = re.compile(r"(tsv|txt|trec|qrels?)(\.(gz|bz2|xz|zst))?")
 NAMES = {
     "query": re.compile(r"(q(uery|uestion)?|topic)([-_ ]?id)?"),
     "document": re.compile(r"(corpus|doc(ument)?|passage|p|d)([-_ ]?(id|no))?"),
@@ -55,7 +56,7 @@ class Judgments:
     def notices(self) -> list[str]:
         """What a person should know about them, a sentence each."""
         sentences = []
-        if self.file.stem != SPLITS[0]:
+        if self.file.name.partition(".")[0] != SPLITS[0]:
             sentences.append(f"measured by {DIRECTORY}/{self.file.name}, as there are no judgments named {SPLITS[0]}")
         if self.unknown:
             sentences.append(
@@ -73,9 +74,14 @@ def find(directory: Path) -> Path:
     Raises:
         LeafError: there is none.
     """
-    for name in (f"{split}{suffix}" for split in SPLITS for suffix in SUFFIXES):
-        if (directory / DIRECTORY / name).is_file():
-            return directory / DIRECTORY / name
+    names = {
+        file.name.partition(".")[0]: file
+        for file in sorted((directory / DIRECTORY).glob("*"), reverse=True)
+        if file.is_file() and _KIND.fullmatch(file.name.partition(".")[2])
+    }
+    for split in SPLITS:
+        if split in names:
+            return names[split]
     raise LeafError(
         f"evaluate.beir: {directory / DIRECTORY / 'test.tsv'}: no such file; judgments are in "
         f"{', '.join(f'{DIRECTORY}/{split}.tsv' for split in SPLITS)}, the first that is there"

@@ -57,6 +57,14 @@ def _read_table(separator: str, quote: str | None) -> Callable[[Path, list[str]]
     return lambda path, _: pl.read_csv(path, separator=separator, quote_char=quote, infer_schema=False)
 
 
+def _read_tsv(path: Path, names: list[str]) -> pl.DataFrame:
+    """A quote is a letter, unless all fields of a column are in quotes."""
+    frame = _read_table("\t", None)(path, names)
+    in_quotes = frame.select(pl.all().str.contains(r'^"(?s:.*)"$').all())
+    quoted = len(frame) > 0 and any(value for value in in_quotes.row(0))
+    return _read_table("\t", '"')(path, names) if quoted else frame
+
+
 def _read_objects(path: Path, names: list[str]) -> pl.DataFrame:
     """The fields of a file of JSON objects, as they are written: empty columns for those that are not named."""
     rows: list[list[str | None]] = []
@@ -84,7 +92,7 @@ def _read_parquet(path: Path, names: list[str]) -> pl.DataFrame:
 
 READERS: dict[str, Callable[[Path, list[str]], pl.DataFrame]] = {
     ".csv": _read_table(",", '"'),
-    ".tsv": _read_table("\t", None),
+    ".tsv": _read_tsv,
     ".jsonl": _read_objects,
     ".parquet": _read_parquet,
 }

@@ -42,6 +42,8 @@ def origin_of(
     checkpoint: str,
     directories: tuple[Path | None, Path | None],
     evaluation: dict[str, Any],
+    *,
+    vectors_license: str | None,
 ) -> Origin:
     """The origin of a student.
 
@@ -51,12 +53,15 @@ def origin_of(
         checkpoint: `fit.student.model` in the parameters.
         directories: of teacher (None: behind an API) and checkpoint (None: unknown); their cards tell the licence.
         evaluation: metrics of the evaluate stage; may be empty.
+        vectors_license: of the stored vectors that the student was fitted to, where it was stated.
     """
     ids = [
         (hub_id(teacher) if directories[0] is not None else None) or params.teacher_id,
         hub_id(checkpoint) or params.student_id,
     ]
     licenses = {license_of(directory) if directory else None for directory in directories}
+    if vectors_license:
+        licenses.add(vectors_license.lower())  # as the hub writes licences
     inherited = licenses.pop() if len(licenses) == 1 else "other" if None not in licenses else None
     known = tuple(dict.fromkeys(name for name in ids if name))
     measured = evaluation.get("retrieval", {}), evaluation.get("similarity", "cosine")

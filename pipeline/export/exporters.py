@@ -56,7 +56,7 @@ def export(
         LeafError: bad corpus, source, student or teacher; a package is missing; a model does not give the vectors of
             what it was made from.
     """
-    origin = _origin(teacher, checkpoint, params, _read(evaluation) if evaluation else {})
+    origin = _origin(teacher, checkpoint, params, source.meta.license, _read(evaluation) if evaluation else {})
     job = ExportJob(student, Student.load(student), teacher, source.meta, origin)
     texts = _compared_texts(source.answered(scan(corpus)), corpus, params)
     parity = Parity(job.encode_in_pytorch, source, texts, further_records(corpus), params)
@@ -75,13 +75,20 @@ def export(
     return rounded
 
 
-def _origin(teacher: Teacher, checkpoint: StudentParams, params: ExportParams, evaluation: dict[str, Any]) -> Origin:
+def _origin(
+    teacher: Teacher,
+    checkpoint: StudentParams,
+    params: ExportParams,
+    vectors_license: str | None,
+    evaluation: dict[str, Any],
+) -> Origin:
     try:
         of_checkpoint = resolve_model(checkpoint.model, checkpoint.revision)
     except LeafError:
         of_checkpoint = None  # only its card would be read, for the licence
     directories = teacher.directory, of_checkpoint
-    return origin_of(params, teacher.params.model, checkpoint.model, directories, evaluation)
+    models = teacher.params.model, checkpoint.model
+    return origin_of(params, *models, directories, evaluation, vectors_license=vectors_license)
 
 
 def _write(

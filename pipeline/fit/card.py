@@ -39,6 +39,7 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
     return Template(files("pipeline.fit").joinpath("templates/student.md").read_text(encoding="utf-8")).substitute(
         teacher=public_name(str(meta.teacher.get("model", "unknown"))),
         fingerprint=meta.fingerprint,
+        license=meta.license or "not stated",
         base=public_name(params.student.model) + ORIGINS[params.student.weights],
         architecture=_architecture(student),
         vocabulary=f"{student.backbone.token_embeddings.num_embeddings:,} {TOKENS[params.student.vocabulary]}",

@@ -6,6 +6,7 @@ code that lies beside a model is run unless that is asked for.
 
 import hashlib
 import importlib.util
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -59,9 +60,35 @@ def _download(model: str, revision: str | None) -> Path:
         ) from None
 
 
+def stored_modules(directory: Path) -> list[tuple[str, str]]:
+    """Class and subdirectory ("" for none) of each module that a sentence-transformers directory names.
+
+    Empty for a directory of transformers alone.
+
+    Raises:
+        LeafError: its list of modules is damaged.
+    """
+    listing = directory / "modules.json"
+    if not listing.is_file():
+        return []
+    try:
+        modules = json.loads(listing.read_text(encoding="utf-8"))
+        return [(module["type"].rpartition(".")[2], module["path"]) for module in modules]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise LeafError(f"{listing}: cannot be read as a list of modules ({first_line(error)})") from None
+
+
+def first_module(directory: Path) -> tuple[str, str]:
+    """Class and subdirectory of what computes a checkpoint's token vectors; LeafError as `stored_modules`."""
+    return (stored_modules(directory) or [("Transformer", "")])[0]
+
+
 def weights_sha256(directory: Path) -> str:
-    """SHA-256 of `model.safetensors`; of the lines `name sha256` where the weights are split over several files."""
-    files = sorted(directory.glob("*.safetensors"))
+    """SHA-256 of `model.safetensors`; of the lines `name sha256` where the weights are split over several files.
+
+    Of a sentence-transformers directory those of its first module are meant, wherever they lie.
+    """
+    files = sorted((directory / first_module(directory)[1]).glob("*.safetensors"))
     if not files:
         raise LeafError(f"{directory.name}: holds no *.safetensors; weights in other formats are not loaded")
     if len(files) == 1:

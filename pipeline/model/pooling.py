@@ -1,6 +1,5 @@
 """One vector for a text from those of its tokens: the modes of sentence-transformers' Pooling, several side by side."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.base import LeafError, first_line
+from pipeline.model.model_files import stored_modules
 from pipeline.params import Pooling
 
 __all__ = ["Pooling", "pooled", "poolings_of", "stored_pooling"]
@@ -84,11 +84,8 @@ def stored_pooling(directory: Path) -> tuple[Pooling, ...] | None:
     """
     from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
 
-    if not (directory / "modules.json").is_file():
-        return None
+    places = [place for kind, place in stored_modules(directory) if kind == "Pooling"]
     try:
-        modules = json.loads((directory / "modules.json").read_text(encoding="utf-8"))
-        places = [module["path"] for module in modules if module["type"].rpartition(".")[2] == "Pooling"]
         return poolings_of(PoolingModule.load(str(directory), subfolder=places[0])) if places else None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise LeafError(

@@ -23,6 +23,7 @@ from pipeline.model.backbones.static import StaticBackbone
 from pipeline.model.batch import Batch, pack
 from pipeline.model.model_files import (
     check_sha256,
+    first_module,
     load_sentence_transformer,
     load_transformer,
     resolve_model,
@@ -197,7 +198,31 @@ def build(
     if dim < 1:
         raise LeafError(f"student: a head into {dim} dimensions is impossible; the store's dim is wrong")
     torch.manual_seed(seed)  # a checkpoint without a pooler gets a random one, which must not differ between runs
-    transformer = load_transformer(directory, params.model, random=params.weights == "random")
+    is_table = first_module(directory)[0] == "StaticEmbedding"
+    backbone = _table(directory, params) if is_table else _backbone(directory, params, count_tokens)
+    backbone.set_dropout(dropout)
+    head = nn.Linear(backbone.width, dim, bias=params.head_bias)
+    return Student(backbone, head, normalize, similarity)
+
+
+def _table(directory: Path, params: StudentParams) -> Backbone:
+    """The table of a checkpoint that is one already, with its vectors as they are."""
+    wanted = {"architecture": "static", "vocabulary": "checkpoint", "weights": "checkpoint"}
+    for name, value in wanted.items():
+        if getattr(params, name) != value:
+            raise LeafError(
+                f"fit.student.{name}: must be `{value}`, as `{params.model}` holds a table of token vectors"
+            )
+    backbone = StaticBackbone.of_module(load_sentence_transformer(directory, params.model)[0])
+    _limit_length(backbone, params.max_length)
+    return backbone
+
+
+def _backbone(directory: Path, params: StudentParams, count_tokens: TokenCounts) -> Backbone:
+    """A transformer's chosen layers, vocabulary and pooling, or the table made of it."""
+    transformer = load_transformer(
+        directory / first_module(directory)[1], params.model, random=params.weights == "random"
+    )
     _check_tokenizer(transformer.tokenizer, params.model)
     pooling = stored_pooling(directory) if params.pooling is None else pooling_modes(params.pooling)
     backbone = backbone_for(transformer.auto_model, pooling or ("mean",), transformer)
@@ -212,9 +237,7 @@ def build(
     if params.architecture == "static":
         backbone = StaticBackbone.of_transformer(backbone, transformer.tokenizer)
         backbone.weigh(count_tokens(backbone.tokenizer()))
-    backbone.set_dropout(dropout)
-    head = nn.Linear(backbone.width, dim, bias=params.head_bias)
-    return Student(backbone, head, normalize, similarity)
+    return backbone
 
 
 @torch.no_grad()

@@ -32,6 +32,11 @@ def positive() -> dict[str, Check]:
     return {"check": (lambda value: value > 0, "greater than 0")}
 
 
+def one_character(or_none: bool = False) -> dict[str, Check]:
+    """Field metadata: the value must be a single character, or also the empty text."""
+    return {"check": (lambda value: len(value) == 1 or (or_none and not value), f"one character{' or none' * or_none}")}
+
+
 def load_section(file: Path, section: str, cls: type[T]) -> T:
     """Parse `section` of the YAML file into `cls`.
 

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from pipeline.base import LeafError
-from pipeline.params.parsing import bounded, positive
+from pipeline.params.parsing import bounded, one_character, positive
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,22 @@ class SourceParams:
 
     name: str
     """Stands in the corpus's column `source`, and in metrics; each source has its own."""
-    kind: Literal["parquet", "jsonl", "csv", "tsv", "text", "beir", "huggingface", "docstrings"]
+    kind: Literal["parquet", "arrow", "jsonl", "csv", "tsv", "text", "beir", "huggingface", "docstrings"]
+    """How the files are read (`docs/sources.md` has an example of each): `arrow` is Feather too, `jsonl` also JSON that
+    is one array or object."""
     path: str | None = None
-    """A file, a glob, a BEIR directory, or the name of a data set on the hub."""
+    """A file, compressed or not, a glob, a directory of files, or the name of a data set on the hub."""
     role: Literal["query", "document"] | None = None
     """Role of every text. Otherwise give `role_field`, or `query_field` and/or `document_field`."""
     id_field: str | None = None
-    """Field that holds a record's id. Without it, records are numbered."""
+    """Field that holds a record's id. Without it, records are numbered.
+
+    Any field may be a path into nested ones (`translation.en`, `0` for the first of an array) and hold a list, which
+    gives several texts with the record's id. A list under `[]` (`data[].paragraphs[].context`) holds records."""
     text_field: str | None = None
     """Field that holds the text; `text` if it is left out."""
+    title_field: str | None = None
+    """Field whose text is put before the text, or before the document of a pair."""
     role_field: str | None = None
     """Field that holds the text's role, `query` or `document`."""
     query_field: str | None = None
@@ -64,6 +71,20 @@ class SourceParams:
     """Field that holds a document."""
     id_suffix: str | None = None
     """Regular expression that is removed from ids, so that a query and its document get the same id (`/q$`)."""
+    encoding: str | None = None
+    """Of files of text, where it is not UTF-8 and no byte-order mark tells it (`cp1252`, what Excel writes in Western
+    Europe; `gb18030`)."""
+    columns: tuple[str, ...] = ()
+    """Kinds `csv` and `tsv`: names of the columns of a file whose first line is a record."""
+    delimiter: str | None = field(default=None, metadata=one_character())
+    """Kinds `csv` and `tsv`: what separates fields. Left out, the first of the kind's own, comma, semicolon, tab and
+    bar in which the rows at the file's beginning fit."""
+    quote: str | None = field(default=None, metadata=one_character(or_none=True))
+    """Kinds `csv` and `tsv`: what stands around a field, twice for itself inside; `""` if quotes are letters. Left out,
+    double quotes in CSV, and in TSV if the file's beginning shows that they are used so."""
+    escape: str | None = field(default=None, metadata=one_character())
+    """Kinds `csv` and `tsv`: what stands before a quote inside a field (Spark's backslash). Left out, a backslash if
+    the file's beginning fits in no other way."""
     unit: Literal["line", "paragraph"] = "line"
     """Kind `text`: what a text is."""
     packages: tuple[str, ...] = ()

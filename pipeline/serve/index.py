@@ -1,7 +1,8 @@
 """Writes the vectors of a store as an index for faiss or usearch, or as Parquet for a vector database; loads an index.
 
 An index is a directory: `index.json` (kind, rows, dim, what vectors are compared by, fingerprint of the teacher's
-vectors), `rows.parquet` (key, id, source, role; row i belongs to entry i) and the library's own file.
+vectors, digest of the store), `rows.parquet` (key, id, source, role; row i belongs to entry i) and the library's own
+file.
 """
 
 import json
@@ -32,8 +33,10 @@ def write(store: Store, corpus: Path | None, kind: Kind, out: Path, *, role: str
     Parquet files also get the texts where `corpus` is given.
 
     Raises:
-        LeafError: the library is missing, or the store holds no such vectors.
+        LeafError: the library is missing, the store holds no such vectors, or something else than an index is at `out`.
     """
+    if out.is_dir() and any(out.iterdir()) and not ((out / "index.json").exists() or any(out.glob("part-*.parquet"))):
+        raise LeafError(f"{out}: holds something else than an index: name another directory")
     vectors = read_vectors(store, role)
     with written_directory(out) as temporary:
         if kind == "parquet":
@@ -47,6 +50,7 @@ def write(store: Store, corpus: Path | None, kind: Kind, out: Path, *, role: str
                 "dim": store.meta.dim,
                 "similarity": vectors.similarity,
                 "fingerprint": store.meta.fingerprint,
+                "store": store.digest(),
             }
             (temporary / "index.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return len(vectors.rows)
@@ -96,6 +100,9 @@ class Index:
     dim: int
     nearest: Nearest
     similarity: Similarity
+    fingerprint: str
+    store_digest: str | None
+    """`Store.digest` of the store that it was written from; None if an earlier version wrote it."""
 
 
 def load(directory: Path) -> Index:
@@ -104,6 +111,7 @@ def load(directory: Path) -> Index:
         about = json.loads((directory / "index.json").read_text(encoding="utf-8"))
         kind, dim, count = about["kind"], int(about["dim"]), int(about["rows"])
         similarity = cast(Similarity, about.get("similarity", "cosine"))  # indexes written before it was named lack it
+        fingerprint, store_digest = str(about["fingerprint"]), about.get("store")
         rows = pl.read_parquet(directory / "rows.parquet")
         file = directory / FILES[kind]
         if not file.is_file() or len(rows) != count:
@@ -112,7 +120,26 @@ def load(directory: Path) -> Index:
             raise ValueError(f"its vectors are compared by {similarity!r:.40}")
     except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
         raise LeafError(f"{directory}: is no whole index ({error}); write it again with `leaf index`") from None
-    return Index(rows, dim, _load_faiss(file) if kind == "faiss" else _load_usearch(file), similarity)
+    nearest = _load_faiss(file) if kind == "faiss" else _load_usearch(file)
+    return Index(rows, dim, nearest, similarity, fingerprint, store_digest)
+
+
+def check_origin(index: Index, directory: Path, store: Store) -> str | None:
+    """A sentence where the index at `directory` was written from another state of the store; None where from this one.
+
+    LeafError where it holds another teacher's vectors.
+    """
+    if index.fingerprint != store.meta.fingerprint:
+        raise LeafError(
+            f"{directory}: holds vectors of fingerprint {index.fingerprint[:16]}, but {store.name} of "
+            f"{store.meta.fingerprint[:16]}: write the index again with `leaf index`"
+        )
+    if index.store_digest == store.digest():
+        return None
+    when = "by an earlier version" if index.store_digest is None else f"before {store.name} was last changed"
+    return (
+        f"{directory}: was written {when}: documents may be missing, or be there no longer; write it with `leaf index`"
+    )
 
 
 def _load_faiss(file: Path) -> Nearest:

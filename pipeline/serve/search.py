@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pipeline.base import LeafError, Similarity
-from pipeline.corpus import scan
+from pipeline.base import LeafError, Similarity, contains, key_array
+from pipeline.corpus import corpus_keys, scan
 from pipeline.store import Store
 
 Encode = Callable[[Sequence[str]], np.ndarray]
@@ -87,37 +87,53 @@ def unit_vectors(vectors: np.ndarray) -> np.ndarray:
 
 
 class Searcher:
-    """Answers queries with documents: rows `key, id, source`, whose texts are in `corpus`."""
+    """Answers queries with documents: rows `key, id, source`, whose texts are in `corpus`.
+
+    A store may hold documents that were taken out of the corpus since: they are passed over (`absent` counts them).
+    """
 
     def __init__(
         self, encode: Encode, rows: pl.DataFrame, nearest: Nearest, corpus: Path, similarity: Similarity = "cosine"
     ) -> None:
-        """`nearest` finds rows by the dot product with a query's vector, which has length one for the cosine."""
-        self._encode, self._rows, self._nearest, self._similarity = encode, rows, nearest, similarity
-        self._texts = scan(corpus).select("key", "text")
-
-    def search(self, query: str, top: int = 5) -> Answer:
-        """The `top` documents nearest to the query, best first.
+        """`nearest` finds rows by the dot product with a query's vector, which has length one for the cosine.
 
         Raises:
-            LeafError: the query is blank, or the corpus lacks a document's text.
+            LeafError: the corpus has none of the documents.
         """
+        self._encode, self._rows, self._nearest, self._similarity = encode, rows, nearest, similarity
+        self._texts = scan(corpus).select("key", "text")
+        self._present = contains(corpus_keys(corpus), key_array(rows["key"]))
+        self.documents = int(self._present.sum())
+        self.absent = len(rows) - self.documents
+        if not self.documents:
+            raise LeafError(f"{corpus}: has none of the {len(rows):,} documents: name the corpus that was encoded")
+
+    def search(self, query: str, top: int = 5) -> Answer:
+        """The `top` documents of the corpus nearest to the query, best first; LeafError where the query is blank."""
         if not query.strip():
             raise LeafError("the query is empty")
         started = time.perf_counter()
         vector = comparable(self._encode([query]), self._similarity)[0]
         encoded = time.perf_counter()
-        rows, scores = self._nearest(vector, top)
+        rows, scores = self._nearest_present(vector, top)
         searched = time.perf_counter()
         documents = self._rows[rows]
         texts = dict(self._texts.filter(pl.col("key").is_in(documents["key"].to_list())).collect().iter_rows())
-        if missing := [row["id"] for row in documents.iter_rows(named=True) if row["key"] not in texts]:
-            raise LeafError(f"the corpus lacks the text of `{missing[0]}`: name the corpus that was encoded (--corpus)")
         hits = tuple(
             Hit(float(score), row["id"], row["source"], texts[row["key"]])
             for score, row in zip(scores, documents.iter_rows(named=True), strict=True)
         )
         return Answer(hits, 1000 * (encoded - started), 1000 * (searched - encoded))
+
+    def _nearest_present(self, vector: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest rows whose text is in the corpus. More are asked for until there are enough of these."""
+        wanted, asked = min(top, self.documents), top
+        while True:
+            rows, scores = self._nearest(vector, asked)
+            kept = np.flatnonzero(self._present[rows])[:wanted]
+            if len(kept) == wanted or asked >= len(self._rows):
+                return rows[kept], scores[kept]
+            asked = min(4 * asked, len(self._rows))
 
 
 def check_dim(model_dim: int, index_dim: int, place: Path) -> None:

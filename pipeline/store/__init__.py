@@ -7,6 +7,7 @@ whole stores. `VectorSource` is what training and measuring ask for. Knows no mo
 from pipeline.store import formats, operations, shard, upload
 from pipeline.store.bucket import remote_url
 from pipeline.store.chunks import CHUNK_ROWS
+from pipeline.store.licenses import joint_license, joint_teacher
 from pipeline.store.operations import merge, scratch_cache
 from pipeline.store.repair import EncodeAgain, repair, shard_names
 from pipeline.store.shard import MAX_DIM, StoreMeta, read_rows, shard_name
@@ -14,19 +15,23 @@ from pipeline.store.shard_cache import ShardCache, shard_directory
 from pipeline.store.similarity import similarity_note
 from pipeline.store.source import VectorSource
 from pipeline.store.store import Store
-from pipeline.store.validation import SAME_VECTOR, check_replaceable
+from pipeline.store.validation import SAME_LENGTH, SAME_VECTOR, check_free, check_replaceable
 
 __all__ = [
     "CHUNK_ROWS",
     "MAX_DIM",
+    "SAME_LENGTH",
     "SAME_VECTOR",
     "EncodeAgain",
     "ShardCache",
     "Store",
     "StoreMeta",
     "VectorSource",
+    "check_free",
     "check_replaceable",
     "formats",
+    "joint_license",
+    "joint_teacher",
     "merge",
     "operations",
     "read_rows",

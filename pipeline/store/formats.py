@@ -61,7 +61,8 @@ def _dataset_card(store: Store) -> str:
     head = f"---\nlicense: {license_ if license_.replace('-', '').replace('.', '').isalnum() else 'other'}\n"
     about = (
         f"# Embeddings\n\n{store.rows:,} vectors of {store.meta.dim} numbers. `key` is BLAKE2b-128 over role, a zero "
-        f"byte and the text; texts are not included.\n\nFingerprint of the teacher: `{store.meta.fingerprint}`.\n"
+        f"byte and the text; texts are not included.\n\nFingerprint of the teacher: `{store.meta.fingerprint}`.\n\n"
+        f"Licence of the vectors: {store.meta.license or 'not stated'}.\n"
     )
     return f"{head}configs:\n- config_name: default\n  data_files: data/*.parquet\n---\n\n{about}"
 

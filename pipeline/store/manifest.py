@@ -3,21 +3,27 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.base import LeafError, regular_size
+from pipeline.store.content import INSTEAD, describe_content, describe_place
+from pipeline.store.licenses import NOT_STATED, joint_license
 from pipeline.store.shard import DTYPES, MAX_DIM, ShardInfo, StoreMeta, file_sizes
 
 FORMAT = "leaf-embedding-store"
 VERSION = 1
+VERSION_OF_SEVERAL_LICENSES = 2
+"""Of a store whose shards are not all under one licence: they state their own, which readers of version 1 refuse."""
 GROUP = "vectors.zarr/zarr.json"
 README = "README.md"
 MAX_SOURCES = 100_000
 MAX_REFUSED = 1_000_000
 MAX_DOCUMENT_BYTES = 64 * 2**20
 MAX_ROWS = 2**40
+MAX_LICENSE = 10_000  # characters
 REPAIR = (
     "restore the store (`dvc checkout`, or copy it again), or fetch or encode that shard alone with `leaf store repair`"
 )
@@ -42,6 +48,26 @@ class Manifest:
     """Of README.md."""
     sources: Sources | None = None
 
+    @classmethod
+    def of(
+        cls,
+        meta: StoreMeta,
+        shards: Iterable[ShardInfo],
+        group_sha256: str,
+        readme_sha256: str | None = None,
+        sources: Sources | None = None,
+    ) -> "Manifest":
+        """The manifest of these shards. One that states no licence is under `meta.license`; the store is under all."""
+        stated = tuple(replace(info, license=info.license or meta.license or NOT_STATED) for info in shards)
+        whole = joint_license(info.license for info in stated) if stated else meta.license
+        return cls(replace(meta, license=whole), stated, group_sha256, readme_sha256, sources)
+
+    @property
+    def licenses(self) -> dict[str, tuple[ShardInfo, ...]]:
+        """The shards by licence, sorted."""
+        stated = sorted({info.license or NOT_STATED for info in self.shards})
+        return {name: tuple(info for info in self.shards if (info.license or NOT_STATED) == name) for name in stated}
+
     @property
     def files(self) -> dict[str, str]:
         """SHA-256 of the files that belong to no shard."""
@@ -58,8 +84,9 @@ class Manifest:
         _require(document.get("format") == FORMAT, f"{file}: not an embedding store")
         version = document.get("version")
         _require(
-            type(version) is int and version == VERSION,
-            f"{file}: format version {version!r:.40}, but this program reads version {VERSION}: use a later program",
+            type(version) is int and version in (VERSION, VERSION_OF_SEVERAL_LICENSES),
+            f"{file}: format version {version!r:.40}, but this program reads versions {VERSION} and "
+            f"{VERSION_OF_SEVERAL_LICENSES}: use a later program",
         )
         try:
             manifest = _parse(document)
@@ -72,17 +99,18 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The bytes of `store.json`: sorted keys, no timestamps, and a digest over all the rest."""
-        meta = self.meta
+        meta, several = self.meta, len(self.licenses) > 1
+        entries = [info if several else replace(info, license=None) for info in self.shards]
         body: dict[str, Any] = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION_OF_SEVERAL_LICENSES if several else VERSION,
             "fingerprint": meta.fingerprint,
             "teacher": meta.teacher,
             "dim": meta.dim,
             "dtype": meta.dtype,
             "normalized": meta.normalized,
             "files": self.files,
-            "shards": [vars(info) for info in self.shards],
+            "shards": [info.to_json() for info in entries],
             "rows": sum(info.rows for info in self.shards),
             "bytes": sum(info.bytes for info in self.shards),
         }
@@ -97,12 +125,19 @@ def _dump(body: dict[str, Any]) -> bytes:
 
 
 def _load(file: Path) -> tuple[bytes, dict[str, Any]]:
+    if not file.exists() and (other := describe_place(file.parent)):
+        raise LeafError(f"{file.parent}: {other}")
     if regular_size(file, "no embedding store here") > MAX_DOCUMENT_BYTES:
         raise LeafError(f"{file}: larger than {MAX_DOCUMENT_BYTES} bytes: not an embedding store")
     try:
         raw = file.read_bytes()
+    except OSError as error:
+        raise LeafError(f"{file}: cannot be read: {error.strerror}; {REPAIR}") from None
+    try:
         document = json.loads(raw)
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        if other := describe_content(raw):
+            raise LeafError(f"{file}: is {other}, and no embedding store; {INSTEAD}") from None
         raise LeafError(f"{file}: cannot be read as JSON: {error!s:.100}; {REPAIR}") from None
     _require(isinstance(document, dict), f"{file}: not an embedding store")
     return raw, document
@@ -117,14 +152,14 @@ def _parse(document: dict[str, Any]) -> Manifest:
     fields = {name: document[name] for name in ("fingerprint", "teacher", "dim", "dtype", "normalized")}
     meta = StoreMeta(**fields, license=document.get("license"), refused=document.get("refused"))
     check_meta(meta)
-    shards = tuple(parse_shard(entry, meta) for entry in document["shards"])
-    _require(len({info.name for info in shards}) == len(shards), "a shard is listed twice")
+    entries = tuple(parse_shard(entry, meta) for entry in document["shards"])
+    _require(len({info.name for info in entries}) == len(entries), "a shard is listed twice")
     group, readme = document["files"][GROUP], document["files"].get(README)
     for digest in (group, readme):
         valid = digest is None or (isinstance(digest, str) and _HEX64.fullmatch(digest))
         _require(bool(valid), "a SHA-256 under `files` is not one")
-    sources = _parse_sources(document.get("sources"), sum(info.rows for info in shards))
-    return Manifest(meta, shards, group, readme, sources)
+    sources = _parse_sources(document.get("sources"), sum(info.rows for info in entries))
+    return replace(Manifest.of(meta, entries, group, readme, sources), meta=meta)
 
 
 def _parse_sources(sources: Any, rows: int) -> Sources | None:
@@ -159,13 +194,16 @@ def check_meta(meta: StoreMeta) -> None:
 
 def parse_shard(entry: Any, meta: StoreMeta) -> ShardInfo:
     """A ShardInfo from JSON; raises LeafError unless its name, sizes and file names are what the format derives."""
-    _require(isinstance(entry, dict) and set(entry) == {"name", "rows", "bytes", "files"}, "a shard has other fields")
+    known = isinstance(entry, dict) and set(entry) - {"license"} == {"name", "rows", "bytes", "files"}
+    _require(known, "a shard has other fields")
     info = ShardInfo(**entry)
     named = isinstance(info.name, str) and bool(_NAME.fullmatch(info.name))
     _require(named, f"shard name {info.name!r:.60} is impossible")
     for field, value in (("rows", info.rows), ("bytes", info.bytes)):
         possible = type(value) is int and 1 <= value <= MAX_ROWS * MAX_DIM
         _require(possible, f"shard {info.name}: {field} {value!r:.40} is impossible")
+    stated = "license" not in entry or (isinstance(info.license, str) and 0 < len(info.license) <= MAX_LICENSE)
+    _require(stated, f"shard {info.name}: license: not a text of 1 to {MAX_LICENSE} characters")
     _require(info.rows <= MAX_ROWS, f"shard {info.name}: {info.rows} rows are impossible")
     _require(isinstance(info.files, dict), f"shard {info.name}: files is not a mapping")
     expected = set(file_sizes(info.name, info.rows, meta))

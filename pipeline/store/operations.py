@@ -1,20 +1,21 @@
 """Operations on whole stores: describe, check, merge, compare, reduce to a set of keys. Vectors move bit for bit."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from tqdm import tqdm
 
-from pipeline.base import Array, LeafError, contains, cosines, disk, key_array, workspace
-from pipeline.store.shard import StoreMeta
+from pipeline.base import Array, LeafError, contains, disk, key_array, workspace
+from pipeline.store.agreement import check_agreement, check_same_space, compare_shared
+from pipeline.store.licenses import joint_license, joint_teacher
+from pipeline.store.shard import ShardInfo, StoreMeta
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
-from pipeline.store.validation import SAME_VECTOR, check_replaceable
+from pipeline.store.validation import check_free, check_replaceable
 
 OWN_PROMPT = " (the model's own)"
 NORM_TOLERANCE = 0.02  # int8 rounds each number to 1/254 of the row's largest
@@ -36,6 +37,10 @@ def info(store: Store) -> dict[str, Any]:
         "teacher": meta.teacher.get("model"),
         "teacher_license": meta.teacher.get("license"),
         "license": meta.license,
+        "licenses": {
+            license_: {"rows": sum(shard.rows for shard in shards), "shards": len(shards)}
+            for license_, shards in store.manifest.licenses.items()
+        },
         "fingerprint": meta.fingerprint,
         "prompts": _prompts(meta.teacher),
         "rows": store.rows,
@@ -83,94 +88,135 @@ def verify(store: Store) -> dict[str, Any]:
     return {"rows": store.rows, "shards": len(store.shards), "norm_min": round(low, 6), "norm_max": round(high, 6)}
 
 
-def merge(first: Store, second: Store, out: Path) -> dict[str, Any]:
+def merge(first: Store, second: Store, out: Path, replace_out: bool = False) -> dict[str, Any]:
     """Publish at `out` the store of all keys of two stores. A key that both have keeps the vector of `first`.
 
-    Shards are taken as they are; of a shard of `second` that shares keys with `first`, only the new rows.
+    Shards are taken as they are, each under its licence; of a shard of `second` that shares keys with `first`, only the
+    new rows. A shard that both have is under the licences that either states for it.
 
     Raises:
-        LeafError: the stores differ in fingerprint or dtype, or a shard is damaged.
+        LeafError: the stores differ in fingerprint or dtype, or in the vector of a text that both have; `out` is no
+            empty directory, nor a store that may be replaced (`replace_out`); a shard is damaged.
     """
-    for name in ("fingerprint", "dtype", "dim", "normalized"):
-        expected, actual = getattr(first.meta, name), getattr(second.meta, name)
-        if actual != expected:
-            raise LeafError(
-                f"{second.name}: cannot be merged with {first.name}: {name} {actual!s:.16} is not {expected!s:.16}"
-            )
-    taken = np.sort(first.keys())
+    check_same_space(first, second, "cannot be merged with")
+    check_free(out, replace_out)
+    first_keys = np.sort(first.keys())
+    check_agreement(first, second, shared_keys(first_keys, second))
 
     def choose(store: Store, i: int) -> Array:
         keys = key_array(store.shard_rows_frame(i)["key"])
-        return np.ones(len(keys), dtype=bool) if store is first else ~contains(taken, keys)
+        return np.ones(len(keys), dtype=bool) if store is first else ~contains(first_keys, keys)
 
     refused = {**(first.meta.refused or {}), **(second.meta.refused or {})} or None
-    meta = replace(first.meta, license=_joint_license(first.meta.license, second.meta.license), refused=refused)
-    return assemble([first, second], choose, meta, out)
+    meta = replace(first.meta, teacher=joint_teacher(first.meta.teacher, second.meta.teacher), refused=refused)
+    files = {info.name: info.files for info in first.shards}
+    also_stated = {info.name: info.license for info in second.shards if info.files == files.get(info.name)}
+    figures = assemble([first, second], choose, meta, out, also_stated)
+    figures["rows_duplicate"] = figures.pop("rows_dropped")
+    figures["shards_duplicate"] = figures.pop("shards_dropped")
+    return figures
 
 
-def compact(store: Store, keys: Array, corpus: str, out: Path) -> dict[str, Any]:
+def shared_keys(keys: Array, store: Store) -> Array:
+    """Those of the store's keys that are among `keys` (sorted), sorted."""
+    own: Array = store.keys()
+    shared: Array = np.sort(own[contains(keys, own)])
+    return shared
+
+
+def compact(
+    store: Store, keys: Array, corpus: str, out: Path, *, replace_out: bool = False, drop_most: bool = False
+) -> dict[str, Any]:
     """Publish at `out` the store without the rows whose key is not among `keys` (sorted, `[n] V16`).
 
-    `corpus` names where the keys come from, for the message of a LeafError where nothing would be left.
+    `corpus` names where the keys come from, for messages.
+
+    Raises:
+        LeafError: nothing would be left; `out` is the store itself and more than half of its rows would be dropped,
+            which `drop_most` allows; `out` is another store, which `replace_out` allows to replace.
     """
-    if not contains(keys, store.keys()).any():
+    kept = int(contains(keys, store.keys()).sum())
+    if not kept:
         raise LeafError(f"{corpus}: shares no text with {store.name}: nothing would be left")
+    in_place = out.resolve() == store.path.resolve()
+    if in_place and 2 * kept < store.rows and not drop_most:
+        raise LeafError(
+            f"{store.name}: only {kept:,} of its {store.rows:,} rows have their text in {corpus}, and the others would "
+            "be lost: name another directory with --out, or the right corpus with --corpus, or add --drop-most"
+        )
+    check_free(out, replace_out or in_place)
     refused = {key.hex() for key in store.refused[contains(keys, store.refused)].tolist()}
-    kept = {key: reason for key, reason in (store.meta.refused or {}).items() if key in refused} or None
-    meta = replace(store.meta, refused=kept)
+    still_refused = {key: reason for key, reason in (store.meta.refused or {}).items() if key in refused} or None
+    meta = replace(store.meta, refused=still_refused)
     return assemble([store], lambda s, i: contains(keys, key_array(s.shard_rows_frame(i)["key"])), meta, out)
 
 
-def assemble(stores: Sequence[Store], choose: ChooseRows, meta: StoreMeta, out: Path) -> dict[str, Any]:
+def assemble(
+    stores: Sequence[Store],
+    choose: ChooseRows,
+    meta: StoreMeta,
+    out: Path,
+    also_stated: Mapping[str, str | None] | None = None,
+) -> dict[str, Any]:
     """Publish at `out` the rows that `choose(store, shard)` marks: whole shards by links, others by copying bits.
 
-    The store is built beside `out`, which does not change until the end.
+    The store is built beside `out`, which does not change until the end. `also_stated` has licences of shards by name,
+    which apply besides those that the shards state.
     """
     check_replaceable(out)
     figures = {"rows": 0, "rows_dropped": 0, "shards_linked": 0, "shards_rewritten": 0, "shards_dropped": 0}
     with scratch_cache(out, meta) as cache:
         for store in stores:
             for i in progress_bar(store, out.name):
-                kept = choose(store, i)
+                kept, info = choose(store, i), store.shards[i]
                 figures["rows"] += int(kept.sum())
                 figures["rows_dropped"] += int((~kept).sum())
                 if not kept.any():
                     figures["shards_dropped"] += 1
                 elif kept.all():
-                    cache.adopt(store.files.shard(store.shards[i]), store.shards[i])
+                    both = joint_license([info.license, (also_stated or {}).get(info.name, info.license)])
+                    cache.adopt(store.files.shard(info), replace(info, license=both or info.license))
                     figures["shards_linked"] += 1
                 else:
-                    copy_rows(store, i, kept, cache)
+                    copy_rows(store, i, np.flatnonzero(kept), cache)
                     figures["shards_rewritten"] += 1
         cache.publish(out, cache.keys())
     return figures
 
 
-def copy_rows(store: Store, i: int, kept: Array, cache: ShardCache) -> None:
-    """Copy the rows of shard `i` that `kept` marks into the cache as a shard of their own, bit for bit."""
+def copy_rows(store: Store, i: int, rows: Array, cache: ShardCache) -> ShardInfo:
+    """Copy these rows of shard `i`, in their order, into the cache as a shard of their own, bit for bit."""
     store.verify_shard(i)
-    cache.write_stored(store.shard_rows_frame(i).filter(pl.Series(kept)), [part[kept] for part in store.stored(i)])
+    frame, stored = store.shard_rows_frame(i)[rows], [part[rows] for part in store.stored(i)]
+    return cache.write_stored(frame, stored, store.shards[i].license)
 
 
 def diff(first: Store, second: Store, rows: int) -> dict[str, Any]:
-    """Count the keys of one store and of both, and the cosines of up to `rows` shared keys' vectors (0: of all)."""
-    first_keys, second_keys = np.sort(first.keys()), np.sort(second.keys())
-    shared = first_keys[contains(second_keys, first_keys)]
+    """Count the keys of one store and of both, and compare the vectors of up to `rows` shared keys (0: of all).
+
+    `agree` is true where both hold the same texts, with the same vectors (`compare_shared`) of one fingerprint.
+    """
+    first_keys = np.sort(first.keys())
+    shared = shared_keys(first_keys, second)
     figures: dict[str, Any] = {
         "same_fingerprint": first.meta.fingerprint == second.meta.fingerprint,
         "only_in_first": len(first_keys) - len(shared),
-        "only_in_second": len(second_keys) - len(shared),
+        "only_in_second": second.rows - len(shared),
         "in_both": len(shared),
     }
     compared = shared[: rows or None]
+    differing = 0
     if len(compared) and first.meta.dim == second.meta.dim:
-        similarity = cosines(first.lookup(compared), second.lookup(compared))
+        comparison = compare_shared(first, second, compared)
+        differing = comparison.differing
         figures["cosine"] = {
-            "rows": len(similarity),
-            "mean": round(float(similarity.mean()), 6),
-            "min": round(float(similarity.min()), 6),
-            "below_0.999": int((similarity < SAME_VECTOR).sum()),
+            "rows": comparison.rows,
+            "mean": round(comparison.cosine_sum / comparison.rows, 6),
+            "min": round(comparison.lowest, 6),
         }
+        figures |= {"vectors_differ": differing, **({"ids": list(comparison.ids)} if differing else {})}
+    same_texts = not figures["only_in_first"] and not figures["only_in_second"]
+    figures["agree"] = bool(figures["same_fingerprint"] and same_texts and not differing)
     return figures
 
 
@@ -184,10 +230,3 @@ def scratch_cache(out: Path, meta: StoreMeta) -> Iterator[ShardCache]:
 def progress_bar(store: Store, what: str | None = None) -> "tqdm[int]":
     """The numbers of the store's shards, with a progress bar where there are several."""
     return tqdm(range(len(store.shards)), desc=what, unit="shard", disable=len(store.shards) < 2)
-
-
-def _joint_license(first: str | None, second: str | None) -> str | None:
-    """The licence of a merged store: both apply, as an SPDX expression; None (unknown) if either is unknown."""
-    if first == second or first is None or second is None:
-        return first if first == second else None
-    return " AND ".join(sorted({*first.split(" AND "), *second.split(" AND ")}))

@@ -96,7 +96,7 @@ def _restore_common(store: Store, copies: Sequence[Store | Path]) -> int:
 
 def _write_common(store: Store, file: str) -> None:
     """Write README.md or the Zarr group's document from the manifest; LeafError where other bytes come out."""
-    content = _GROUP_DOCUMENT if file == GROUP else readme_text(store.meta, store.shards, store.manifest.sources or {})
+    content = _GROUP_DOCUMENT if file == GROUP else readme_text(store.manifest)
     target = store.path / file
     with disk(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -72,6 +72,13 @@ class ShardInfo:
     rows: int
     bytes: int
     files: dict[str, str]
+    license: str | None = None
+    """Of its vectors; a store that was opened states one for every shard (`licenses.NOT_STATED` where nobody did).
+    None in a shard cache: it was encoded here, and the store that is published says the licence."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Its entry in `store.json`, and its `shard.json` in a shard cache."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def shard_name(keys: Array) -> str:

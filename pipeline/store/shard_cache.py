@@ -127,14 +127,17 @@ class ShardCache:
         self._check_new(rows)
         return self._commit(rows, encoded(checked_vectors(rows, vectors, self.meta), self.meta))
 
-    def write_stored(self, rows: pl.DataFrame, stored: Sequence[Array]) -> ShardInfo:
-        """`write` for arrays from `Store.stored`: bit for bit, so that no vector changes by being moved."""
+    def write_stored(self, rows: pl.DataFrame, stored: Sequence[Array], license_: str | None) -> ShardInfo:
+        """`write` for arrays from `Store.stored`: bit for bit, so that no vector changes by being moved.
+
+        `license_` is that of the shard they come from (`ShardInfo.license`).
+        """
         rows = checked_rows(rows)
         self._check_new(rows)
-        return self._commit(rows, stored)
+        return self._commit(rows, stored, license_)
 
-    def _commit(self, rows: pl.DataFrame, stored: Sequence[Array]) -> ShardInfo:
-        info = commit_shard(self.path, rows, stored, self.meta)
+    def _commit(self, rows: pl.DataFrame, stored: Sequence[Array], license_: str | None = None) -> ShardInfo:
+        info = commit_shard(self.path, rows, stored, self.meta, license_)
         self._add(info, key_array(rows["key"]))
         return info
 
@@ -151,6 +154,8 @@ class ShardCache:
 
     def adopt(self, root: Path, info: ShardInfo) -> None:
         """Take a whole shard of another store by hard links; its SHA-256 are checked, its vectors are not read.
+
+        It keeps the licence that `info` states.
 
         Raises:
             LeafError: it is damaged, or a key is already there.
@@ -278,7 +283,9 @@ def shard_directory(root: Path, meta: StoreMeta) -> Path:
     return root / f"{meta.fingerprint[:16]}-{meta.dtype}"
 
 
-def commit_shard(root: Path, rows: pl.DataFrame, stored: Sequence[Array], meta: StoreMeta) -> ShardInfo:
+def commit_shard(
+    root: Path, rows: pl.DataFrame, stored: Sequence[Array], meta: StoreMeta, license_: str | None = None
+) -> ShardInfo:
     """Write one finished shard into the directory `root` of a shard cache (`ShardCache.path`), whole or not at all.
 
     It needs no `ShardCache`, so that any process may call it while another one holds the cache's lock; that one takes
@@ -289,19 +296,20 @@ def commit_shard(root: Path, rows: pl.DataFrame, stored: Sequence[Array], meta: 
         rows: from `checked_rows`.
         stored: from `encoded`, in the rows' order.
         meta: of the cache.
+        license_: of vectors that come from another store; None for those encoded here.
 
     Raises:
         LeafError: a shard of the same keys is there already, or the disk is full. Nothing is left behind.
     """
     with disk(root, "this shard"), temporary(root, TEMPORARY) as directory:
-        info = write_shard(directory, rows, stored, meta)
+        info = replace(write_shard(directory, rows, stored, meta), license=license_)
         _move_into_place(directory, root, info)
     return info
 
 
 def _move_into_place(directory: Path, root: Path, info: ShardInfo) -> None:
     """Give a shard built in a temporary directory of `root` its name, flushed to the disk."""
-    write_json(directory / "shard.json", vars(info))
+    write_json(directory / "shard.json", info.to_json())
     sync(directory)
     directory.rename(root / info.name)
     sync(root)

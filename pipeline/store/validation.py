@@ -11,6 +11,7 @@ from pipeline.store.chunks import CHUNK_ROWS
 from pipeline.store.shard import ROW_SCHEMA, StoreMeta
 
 SAME_VECTOR = 0.999  # least cosine of two encodings of a text: batch size and hardware change the last bits only
+SAME_LENGTH = 0.02  # most that the lengths of two encodings of a text may differ, as a share
 
 
 def checked_rows(rows: pl.DataFrame) -> pl.DataFrame:
@@ -59,6 +60,15 @@ def finite_and_zero(vectors: Array) -> tuple[Array, Array]:
         bits: Array = vectors[start : start + CHUNK_ROWS].view(unsigned) & unsigned(magnitude)
         largest[start : start + CHUNK_ROWS] = bits.max(axis=1)
     return largest < infinite, largest == 0
+
+
+def check_free(out: Path, replace: bool) -> None:
+    """LeafError unless `out` is absent or empty, or is a store and `replace` says that it may be replaced."""
+    if out.is_dir() and any(out.iterdir()) and not replace and (out / "store.json").exists():
+        raise LeafError(
+            f"{out}: holds a store already: name another directory, or add --replace if that store may be lost"
+        )
+    check_replaceable(out)
 
 
 def check_replaceable(out: Path) -> None:

@@ -129,12 +129,6 @@ def test_a_role_that_is_neither_is_named(tmp_path: Path) -> None:
     assert f"{file}, line 3" in message and "answer" in message
 
 
-def test_a_missing_id_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "x.parquet"
-    pl.DataFrame({"id": ["a", None], "text": ["a", "b"]}).write_parquet(file)
-    assert f"{file}, row 1" in complaint(kind="parquet", path=file, role="query", id_field="id")
-
-
 def test_a_regular_expression_that_does_not_compile_is_shown(tmp_path: Path) -> None:
     message = complaint(kind="text", path=tmp_path, role="query", id_suffix="(")
     assert "id_suffix '('" in message

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
+from tests.families import make_family
 
 Completed = subprocess.CompletedProcess[str]
 Stage = Callable[..., Completed]
@@ -58,11 +59,14 @@ def encoded(tiny_corpus: Path, write_params: Callable[..., Path], stage: Stage, 
     return tmp_path
 
 
+@pytest.mark.parametrize("family", ["bert", "modernbert"])  # packed, padded
 def test_a_fit_killed_again_and_again_ends_with_the_weights_of_one_never_killed(
-    encoded: Path, write_params: Callable[..., Path], stage: Stage
+    family: str, encoded: Path, write_params: Callable[..., Path], tiny_student: Path, stage: Stage
 ) -> None:
+    model = tiny_student if family == "bert" else make_family(encoded / "checkpoint", family)
     epochs = {"epochs_per_cycle": 4, "checkpoint_every": 4, "validate_every": 40, "buffer_rows": 64}
-    write_params(fit={**epochs, "dropout": 0.1, "snapshots": [0, 5], "start_share": 0.25})
+    given = {"student": {"model": str(model)}, "dropout": 0.1, "snapshots": [0, 5], "start_share": 0.25}
+    write_params(fit={**epochs, **given})
     whole = stage("fit", *arguments("whole"))
     assert whole.returncode == 0, whole.stderr
 

@@ -154,10 +154,10 @@ def test_scales_of_a_dropped_shard_are_read_without_fetching_its_vectors(
 @pytest.mark.parametrize(
     ("what", "changes"),
     [
-        (r"fingerprint abab.*, not cdcd", {"fingerprint": "cd" * 32}),
-        ("dtype float16, not float32", {"dtype": "float32"}),
-        (f"dim {DIM}, not 4", {"dim": 4}),
-        (r"shard \w+: holds the same texts, encoded another time", {}),
+        (r"fingerprint cdcd\w+ is not abab", {"fingerprint": "cd" * 32}),
+        ("dtype float32 is not float16", {"dtype": "float32"}),
+        (f"dim 4 is not {DIM}", {"dim": 4}),
+        (r"for 60 of the 60 texts of both .* with the ids `id 0`, `id 1`,", {}),
     ],
 )
 def test_a_store_of_other_vectors_is_not_overwritten(
@@ -170,7 +170,7 @@ def test_a_store_of_other_vectors_is_not_overwritten(
     with ShardCache(tmp_path / "other", other) as cache:
         cache.write(rows(0, 60), vectors(500, 60, other.dim))
         store = cache.publish(tmp_path / "other-store", cache.keys())
-    with pytest.raises(LeafError, match=rf"{url(bucket)}: .*{what}.*nothing was sent; push to another URL, or"):
+    with pytest.raises(LeafError, match=rf"{url(bucket)}.* {what}.*nothing was sent: push to another URL, or"):
         push(store, url(bucket))
     assert {entry.key: entry.e_tag for entry in bucket.objects.all()} == before
     push(store, f"{url(bucket)}-2")
@@ -180,7 +180,7 @@ def test_a_store_of_other_vectors_is_not_overwritten(
 def test_a_grown_store_sends_only_its_new_shard(tmp_path: Path, bucket: Any) -> None:
     store = publish(tmp_path, (60, 40))
     assert push(store, url(bucket))["files_sent"] == 9
-    assert push(store, url(bucket))["files_sent"] == 1
+    assert push(store, url(bucket))["files_sent"] == 0
     with ShardCache(tmp_path / "pool", META) as cache:
         cache.write(rows(100, 5), vectors(100, 5))
         grown = cache.publish(store.path, cache.keys())

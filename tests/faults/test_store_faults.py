@@ -283,8 +283,10 @@ def test_a_hostile_store_json_is_refused_before_anything_is_read(store: Path, na
 
 
 def test_a_store_of_a_later_version_says_so(store: Path) -> None:
-    resign(store, lambda d: d.update(version=2, shards="a new layout"))
-    with pytest.raises(LeafError, match="format version 2, but this program reads version 1: use a later program"):
+    resign(store, lambda d: d.update(version=3, shards="a new layout"))
+    with pytest.raises(
+        LeafError, match="format version 3, but this program reads versions 1 and 2: use a later program"
+    ):
         Store.open(store)
 
 

@@ -1,5 +1,6 @@
 """Retrieval collections in BEIR's layout: what is read of them, and what is refused."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -139,6 +140,15 @@ def test_judgments_that_are_passed_over_are_counted_and_named(directory: Path) -
         "file": "qrels/test.tsv", "judgments": 9, "unknown": 4, "queries_without_document": 1
     }  # fmt: skip
     assert "4 of 9 judgments are left out" in judgments.notices()[0] and "'d9' in line 7" in judgments.notices()[0]
+
+
+def test_a_compressed_collection_is_the_same(directory: Path) -> None:
+    whole = read(directory)
+    for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+        (directory / f"{name}.gz").write_bytes(gzip.compress((directory / name).read_bytes()))
+        (directory / name).unlink()
+    assert read(directory).judged == whole.judged
+    assert read(directory).documents.equals(whole.documents)
 
 
 def test_judgments_named_dev_are_read_where_there_are_none_for_a_test(directory: Path) -> None:

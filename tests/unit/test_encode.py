@@ -1,5 +1,6 @@
 """Stage one encodes each text once, and stores the vector that the teacher gives it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,36 @@ def test_another_teams_store_is_reused_and_only_the_rest_encoded(
     assert np.array_equal(
         Store.open(tmp_path / "store").lookup(keys), Store.open(tmp_path / "their-store").lookup(keys)
     )
+
+
+def test_reused_vectors_keep_their_licence_and_the_store_is_under_all(
+    tiny_corpus: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """Whole shards and single rows, and later runs from the shard cache, whatever `encode.license` says then."""
+    frame, part = pl.read_parquet(tiny_corpus), tmp_path / "part"
+    part.mkdir()
+    frame.head(100).write_parquet(part / "part-00000.parquet")
+    theirs = EncodeParams(shard_rows=64, pool=str(tmp_path / "their-pool"), license="CC-BY-NC-4.0")
+    teacher = TeacherParams(str(tiny_teacher), license="Apache-2.0")
+    encode(part, open_teacher(teacher, theirs), theirs, tmp_path / "theirs")
+    (part / "part-00000.parquet").unlink()
+    frame[:90].vstack(frame[100:]).write_parquet(part / "part-00000.parquet")
+    ours = EncodeParams(
+        shard_rows=512, pool=str(tmp_path / "our-pool"), reuse=(str(tmp_path / "theirs"),), license="MIT"
+    )
+    unstated = TeacherParams(str(tiny_teacher))
+    figures = encode(part, open_teacher(unstated, ours), ours, tmp_path / "store")
+    assert figures["license"] == "CC-BY-NC-4.0 AND MIT"
+    store = Store.open(tmp_path / "store")
+    store.verify()
+    assert store.meta.teacher["license"] == "Apache-2.0"
+    stated = {info.rows: info.license for info in store.shards}
+    assert stated == {64: "CC-BY-NC-4.0", 26: "CC-BY-NC-4.0", len(frame) - 100: "MIT"}
+
+    changed = replace(ours, reuse=(), license="CC0-1.0")
+    encode(part, open_teacher(unstated, changed), changed, tmp_path / "store")
+    again = {info.rows: info.license for info in Store.open(tmp_path / "store").shards}
+    assert again == {**stated, len(frame) - 100: "CC0-1.0"}
 
 
 def test_a_store_whose_vectors_another_model_made_is_not_reused(

@@ -223,11 +223,12 @@ def test_the_students_card_names_the_teacher_by_its_hub_id_where_fit_named_its_d
 
 def test_fits_card_tells_no_place_on_the_machine(made: Made) -> None:
     meta = Store.open(made.root / "embeddings").meta
-    meta = replace(meta, teacher={**meta.teacher, "model": "/home/alice/served"})
+    meta = replace(meta, teacher={**meta.teacher, "model": "/home/alice/served"}, license="CC-BY-NC-4.0")
     params = FitParams(StudentParams(model="/home/alice/checkpoint"))
     student = Student.load(made.student)
     card = write_card(meta, made.root / "corpus", params, FITTED, student)
     assert "alice" not in card
+    assert "| licence of the teacher's vectors | CC-BY-NC-4.0 |" in card
     assert '"model": "checkpoint"' in card and '"model": "served"' in card
     assert '"model": "lab/small"' in write_card(
         meta, made.root / "corpus", FitParams(StudentParams(model="lab/small")), FITTED, student
@@ -243,7 +244,7 @@ def test_a_model_that_the_disk_does_not_take_is_one_message(made: Made, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_licence_is_inherited_only_where_both_models_agree(tmp_path: Path) -> None:
+def test_the_licence_is_inherited_only_where_both_models_and_the_vectors_agree(tmp_path: Path) -> None:
     licenses = {"apache": "apache-2.0", "mit": "mit", "none": None}
     for name, license_name in licenses.items():
         (tmp_path / name).mkdir()
@@ -251,13 +252,15 @@ def test_the_licence_is_inherited_only_where_both_models_agree(tmp_path: Path) -
     assert license_of(tmp_path / "none") is None
     assert license_of(tmp_path / "missing") is None
 
-    def inherited(teacher: str, checkpoint: str, **params: Any) -> str | None:
+    def inherited(teacher: str, checkpoint: str, vectors: str | None = None, **params: Any) -> str | None:
         directories = (tmp_path / teacher, tmp_path / checkpoint)
-        return origin_of(ExportParams(**params), "a/b", "c/d", directories, {}).license
+        return origin_of(ExportParams(**params), "a/b", "c/d", directories, {}, vectors_license=vectors).license
 
     assert inherited("apache", "apache") == "apache-2.0"
     assert inherited("apache", "mit") == "other"
     assert inherited("apache", "none") is None
+    assert inherited("apache", "apache", "Apache-2.0") == "apache-2.0"
+    assert inherited("apache", "apache", "CC-BY-NC-4.0") == "other"
     assert inherited("apache", "mit", license="cc-by-4.0") == "cc-by-4.0"
 
 

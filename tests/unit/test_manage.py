@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from pipeline.encode import comparison
 from pipeline.encode.encoding import encode
 from pipeline.encode.lost_shards import encode_lost_shards
 from pipeline.params.sections import EncodeParams, TeacherParams
-from pipeline.store import formats, operations
+from pipeline.store import agreement, formats, joint_license, operations
 from pipeline.store.manifest import Manifest
 from pipeline.store.repair import repair
 from pipeline.store.shard_cache import ShardCache
@@ -60,7 +61,7 @@ def test_merging_takes_each_key_once_and_changes_no_bit(tmp_path: Path, dtype: s
     merged = Store.open(tmp_path / "c")
     merged.verify()
     assert bits(merged) == {**bits(second), **bits(first)}
-    assert (figures["rows"], figures["rows_dropped"]) == (160, 20)
+    assert (figures["rows"], figures["rows_duplicate"]) == (160, 20)
     assert (figures["shards_linked"], figures["shards_rewritten"]) == (3, 1)
     for shard in first.shards:
         for file in shard.files:
@@ -72,7 +73,7 @@ def test_merging_in_either_way_or_twice_gives_a_store_of_the_same_bytes(tmp_path
     first, second = published(tmp_path / "a", 0, (60,)), published(tmp_path / "b", 60, (50,))
     operations.merge(first, second, tmp_path / "c")
     operations.merge(second, first, tmp_path / "d")
-    operations.merge(Store.open(tmp_path / "c"), first, tmp_path / "c")
+    operations.merge(Store.open(tmp_path / "c"), first, tmp_path / "c", replace_out=True)
     assert contents(tmp_path / "c") == contents(tmp_path / "d")
 
 
@@ -127,7 +128,7 @@ def test_compacting_keeps_the_corpus_and_drops_the_rest(tmp_path: Path) -> None:
     frame = rows(20, 40).with_columns(text=pl.lit("x"), split=pl.lit("train")).sort("key")
     frame.select("key", "id", "text", "role", "source", "split").write_parquet(corpus / "part-00000.parquet")
     before = bits(store)
-    figures = operations.compact(store, corpus_keys(corpus), str(corpus), store.path)
+    figures = operations.compact(store, corpus_keys(corpus), str(corpus), store.path, drop_most=True)
     kept = Store.open(store.path)
     kept.verify()
     assert bits(kept) == {key: before[key] for key in frame["key"]}
@@ -330,7 +331,8 @@ def test_the_console_script_tells_checks_and_compares(tmp_path: Path, leaf: Call
     assert told["sources"] == {"tests": {"document": 50, "query": 50}}
     assert leaf("verify", store)["rows"] == 100
     other = published(tmp_path / "b", 90, (20,)).path
-    assert leaf("diff", store, other)["in_both"] == 10
+    differing = CliRunner().invoke(main, ["store", "diff", str(store), str(other), "--json"])
+    assert (differing.exit_code, json.loads(differing.stdout)["in_both"]) == (1, 10)
     assert leaf("merge", store, other, "--out", tmp_path / "c")["rows"] == 110
     assert leaf("export", tmp_path / "c", "--to", "npy", "--out", tmp_path / "d")["rows"] == 110
     damage(store, 0)
@@ -382,3 +384,181 @@ def test_a_store_written_before_readmes_existed_is_read(tmp_path: Path) -> None:
     old = Store.open(store.path)
     old.verify()
     assert operations.info(old)["sources"] == {"tests": {"document": 15, "query": 15}}
+
+
+def noisy(directory: Path, first: int, count: int, noise: float, **changes: Any) -> Store:
+    """A store of the same texts as `published`, whose vectors another machine, or another model, has made."""
+    with ShardCache(directory / "pool", replace(meta(), **changes)) as cache:
+        cache.write(rows(first, count), vectors(first, count) + np.float32(noise) * vectors(first + 10_000, count))
+        return cache.publish(directory / "store", cache.keys())
+
+
+def test_stores_that_have_other_vectors_for_the_same_texts_are_not_merged(tmp_path: Path) -> None:
+    """All shared rows are compared: of sixty, one differs."""
+    first = published(tmp_path / "a", 0, (60,))
+    exact, wrong = vectors(20, 60), vectors(900, 1)
+    exact[39] = wrong[0]
+    with ShardCache(tmp_path / "b/pool", meta()) as cache:
+        cache.write(rows(20, 60), exact)
+        second = cache.publish(tmp_path / "b/store", cache.keys())
+    with pytest.raises(LeafError, match=r"for 1 of the 40 texts of both \(lowest cosine .*with the ids `id 59`;"):
+        operations.merge(first, second, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    longer = noisy(tmp_path / "d", 0, 60, 0, normalized=False)
+    with ShardCache(tmp_path / "e/pool", longer.meta) as cache:
+        cache.write(rows(0, 60), 2 * vectors(0, 60))
+        with pytest.raises(LeafError, match="for 60 of the 60 texts"):
+            operations.merge(longer, cache.publish(tmp_path / "e/store", cache.keys()), tmp_path / "c")
+    operations.merge(first, noisy(tmp_path / "f", 40, 30, 0.005), tmp_path / "c")
+    assert np.array_equal(Store.open(tmp_path / "c").lookup(first.keys()), first.lookup(first.keys()))
+
+
+def test_comparing_what_two_stores_share_reads_it_in_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = published(tmp_path / "a", 0, (3000, 100)), published(tmp_path / "b", 0, (2000, 1100))
+    monkeypatch.setattr(agreement, "ROWS_AT_ONCE", 1024)
+    read: list[int] = []
+    original = Store.read
+
+    def watched(self: Store, part: int, start: int = 0, stop: int | None = None) -> Any:
+        found = original(self, part, start, stop)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(Store, "read", watched)
+    assert agreement.compare_shared(first, second, np.sort(second.keys())).rows == 3100
+    assert max(read) < 3000
+
+
+def test_a_store_is_replaced_only_where_that_is_told(tmp_path: Path) -> None:
+    first, second = published(tmp_path / "a", 0, (30,)), published(tmp_path / "b", 30, (20,))
+    other = published(tmp_path / "c", 0, (5,), fingerprint="cd" * 32).path
+    before = contents(other)
+    arguments = ["store", "merge", str(first.path), str(second.path), "--out"]
+    for out in (other, first.path):
+        refused = CliRunner().invoke(main, [*arguments, str(out)])
+        assert refused.exit_code == 1
+        assert f"{out}: holds a store already: name another directory, or add --replace" in refused.output
+    assert contents(other) == before
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.txt").write_text("x")
+    assert CliRunner().invoke(main, [*arguments, str(tmp_path / "notes"), "--replace"]).exit_code == 1
+    assert CliRunner().invoke(main, [*arguments, str(other), "--replace"]).exit_code == 0
+    assert Store.open(other).rows == 50
+
+
+def write_corpus(directory: Path, first: int, count: int) -> Path:
+    directory.mkdir()
+    frame = rows(first, count).with_columns(text=pl.lit("x"), split=pl.lit("train")).sort("key")
+    frame.select("key", "id", "text", "role", "source", "split").write_parquet(directory / "part-00000.parquet")
+    return directory
+
+
+def test_compacting_drops_most_of_a_store_only_where_that_is_told(tmp_path: Path) -> None:
+    store = published(tmp_path, 0, (30, 30))
+    before = contents(store.path)
+    corpus = write_corpus(tmp_path / "corpus", 0, 10)
+    arguments = ["store", "compact", str(store.path), "--corpus", str(corpus)]
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 1
+    assert "only 10 of its 60 rows have their text in" in refused.output
+    assert contents(store.path) == before
+    assert CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "small")]).exit_code == 0
+    assert CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "small")]).exit_code == 1
+    assert contents(store.path) == before
+    assert CliRunner().invoke(main, [*arguments, "--drop-most"]).exit_code == 0
+    assert Store.open(store.path).rows == Store.open(tmp_path / "small").rows == 10
+
+
+def test_a_difference_is_told_by_the_exit_status(tmp_path: Path) -> None:
+    """As diff(1): 0 the same, 1 not, 2 trouble."""
+    store = published(tmp_path / "a", 0, (30,)).path
+    cases = {
+        0: [noisy(tmp_path / "same", 0, 30, 0.005).path],
+        1: [
+            published(tmp_path / "fewer", 0, (20,)).path,
+            noisy(tmp_path / "differing", 0, 30, 0.5).path,
+            published(tmp_path / "teacher", 0, (30,), fingerprint="cd" * 32).path,
+        ],
+        2: [tmp_path / "nothing"],
+    }
+    for status, others in cases.items():
+        for other in others:
+            assert CliRunner().invoke(main, ["store", "diff", str(store), str(other)]).exit_code == status, other
+
+
+def test_merging_keeps_the_licence_of_each_shard_and_states_that_of_both_for_a_shard_of_both(tmp_path: Path) -> None:
+    first = published(tmp_path / "a", 0, (30, 20), license="CC-BY-NC-4.0")
+    second = published(tmp_path / "b", 30, (20, 10), license="MIT")
+    operations.merge(first, second, tmp_path / "c")
+    merged = Store.open(tmp_path / "c")
+    merged.verify()
+    assert {info.rows: info.license for info in merged.shards} == {
+        30: "CC-BY-NC-4.0", 20: "CC-BY-NC-4.0 AND MIT", 10: "MIT"
+    }  # fmt: skip
+    assert json.loads((tmp_path / "c/store.json").read_text())["version"] == 2
+    shown = CliRunner().invoke(main, ["store", "info", str(tmp_path / "c")]).output
+    assert re.search(r"^licenses:\n  CC-BY-NC-4.0 +rows 30, shards 1\n", shown, re.MULTILINE)
+    assert "| CC-BY-NC-4.0 AND MIT | 20 | 1 |" in (tmp_path / "c/README.md").read_text()
+    formats.convert(merged, tmp_path / "hf", "hf")
+    assert "Licence of the vectors: CC-BY-NC-4.0 AND MIT." in (tmp_path / "hf/README.md").read_text()
+    operations.merge(merged, published(tmp_path / "d", 100, (5,)), tmp_path / "e")
+    assert Store.open(tmp_path / "e").meta.license == "CC-BY-NC-4.0 AND LicenseRef-not-stated AND MIT"
+
+
+def test_a_store_under_one_licence_is_written_as_it_was_before_shards_had_their_own(tmp_path: Path) -> None:
+    store = published(tmp_path / "a", 0, (30, 20), license="MIT")
+    document = json.loads((store.path / "store.json").read_text())
+    assert document["version"] == 1
+    assert not any("license" in entry for entry in document["shards"])
+    assert {info.license for info in store.shards} == {"MIT"}
+    assert {info.license for info in published(tmp_path / "b", 0, (5,)).shards} == {"LicenseRef-not-stated"}
+
+
+@pytest.mark.parametrize(
+    ("licenses", "whole"),
+    [
+        (["MIT", "MIT"], "MIT"),
+        ([None, None], None),
+        (["MIT OR Apache-2.0"], "MIT OR Apache-2.0"),
+        (["MIT OR Apache-2.0", "CC0-1.0"], "(MIT OR Apache-2.0) AND CC0-1.0"),
+        (["(MIT OR Apache-2.0) AND CC0-1.0", "CC0-1.0 AND MIT"], "(MIT OR Apache-2.0) AND CC0-1.0 AND MIT"),
+    ],
+)
+def test_the_licence_of_a_whole_is_all_of_those_of_its_parts(licenses: list[str | None], whole: str | None) -> None:
+    assert joint_license(licenses) == whole
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"<!DOCTYPE HTML>\n<html><title>Directory listing for /embeddings/</title>", "a page of HTML"),
+        (b"\n <html><body>404", "a page of HTML"),
+        (b"<?xml version='1.0'?><ListBucketResult>", "a bucket's listing"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "a pointer of Git LFS"),
+        (b"md5: 0123456789abcdef0123456789abcdef\nouts:\n", "a file of DVC"),
+        (b"PK\x03\x04", "an archive"),
+        (b"", "an empty file"),
+    ],
+)
+def test_what_lies_in_the_place_of_a_store_is_named(tmp_path: Path, content: bytes, named: str) -> None:
+    """The file itself, as `dvc import-url` of a listing leaves it, or `store.json` in a directory."""
+    (tmp_path / "listing").write_bytes(content)
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "directory/store.json").write_bytes(content)
+    for place in ("listing", "directory"):
+        told = CliRunner().invoke(main, ["store", "info", str(tmp_path / place)])
+        assert told.exit_code == 1
+        assert f"is {named}" in told.output and "and no embedding store" in told.output
+        assert "dvc checkout" not in told.output
+
+
+def test_a_store_that_is_not_pulled_or_lies_elsewhere_is_pointed_to(tmp_path: Path) -> None:
+    (tmp_path / "theirs.dvc").write_text("outs:\n")
+    publish(tmp_path, (30,))
+    for place, said in (
+        ("theirs", "`dvc pull .*theirs.dvc`"),
+        (".", "there is one in .*store"),
+        ("pool", "there is one in|shard cache"),
+    ):
+        with pytest.raises(LeafError, match=said):
+            Store.open(next((tmp_path / "pool").iterdir()) if place == "pool" else tmp_path / place)

@@ -80,6 +80,8 @@ def test_a_cache_of_the_first_version_is_taken_over(
     rows = scan(tiny_corpus).collect()
     stored = Store.open(tmp_path / "new").lookup(key_array(rows["key"]))
     np.testing.assert_allclose(stored, teacher.vectors(rows), atol=2e-3)
+    encode(tiny_corpus, teacher, replace(params, license="MIT"), tmp_path / "new")
+    assert Store.open(tmp_path / "new").meta.license == "MIT"  # what was encoded here is under today's `encode.license`
 
 
 def test_vectors_that_do_not_agree_are_refused_in_a_store_and_encoded_again_from_a_cache(

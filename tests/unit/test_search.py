@@ -142,10 +142,70 @@ def test_bad_input_is_one_message(searchable: Searchable, tmp_path: Path) -> Non
     result = CliRunner().invoke(main, ["search", QUERY, *places, "--model", str(tmp_path / "none")])
     assert "run the export stage first" in result.output
     (tmp_path / "corpus").mkdir()
-    corpus_frame(2).write_parquet(tmp_path / "corpus" / "part-00000.parquet")
+    foreign = corpus_frame(400).with_columns(key=pl.lit(b"x" * 15) + pl.col("key").bin.head(1))
+    foreign.unique("key").sort("key").write_parquet(tmp_path / "corpus" / "part-00000.parquet")
     places[-1] = str(tmp_path / "corpus")
     result = CliRunner().invoke(main, ["search", QUERY, *places, "--model", str(searchable.root / "onnx")])
-    assert "the corpus lacks the text of" in result.output
+    assert result.exit_code == 1
+    assert "has none of the" in result.output
+
+
+def without_the_nearest(searchable: Searchable, directory: Path) -> list[str]:
+    """Write the corpus without the twenty documents nearest to QUERY; the ids of the five after these."""
+    nearest = searchable.hits("--top", "25")
+    directory.mkdir()
+    corpus = pl.read_parquet(searchable.root / "corpus" / "*.parquet")
+    gone = (pl.col("role") == "document") & pl.col("id").is_in(nearest[:20])
+    corpus.filter(~gone).write_parquet(directory / "part-00000.parquet")
+    return nearest[20:]
+
+
+@pytest.mark.parametrize("kind", [None, *LIBRARIES])
+def test_documents_taken_out_of_the_corpus_make_room_for_the_next(
+    searchable: Searchable, tmp_path: Path, kind: str | None
+) -> None:
+    if kind:
+        pytest.importorskip(kind, reason=f"needs {kind}")
+        assert searchable.leaf("index", "--to", kind, "--out", str(tmp_path / "index")).exit_code == 0
+    following = without_the_nearest(searchable, tmp_path / "corpus")
+    places = ["--embeddings", str(searchable.root / "embeddings"), "--corpus", str(tmp_path / "corpus")]
+    index_option = ["--index", str(tmp_path / "index")] if kind else []
+    model = ["--model", str(searchable.root / "onnx")]
+    result = CliRunner().invoke(main, ["search", QUERY, "--json", *places, *model, *index_option])
+    assert result.exit_code == 0, result.output
+    assert [hit["id"] for hit in json.loads(result.stdout)["hits"]] == following
+    assert "20 documents are passed over" in result.stderr
+    assert "was written" not in result.stderr
+
+
+@pytest.mark.parametrize("kind", LIBRARIES)
+def test_an_index_older_than_its_store_says_so(
+    searchable: Searchable, kind: Literal["faiss", "usearch"], tmp_path: Path
+) -> None:
+    pytest.importorskip(kind, reason=f"needs {kind}")
+    store = searchable.store
+    with ShardCache(tmp_path / "pool", store.meta) as cache:
+        cache.adopt(store.path, store.shards[0])
+        smaller = cache.publish(tmp_path / "store", cache.keys())
+    index.write(smaller, None, kind, tmp_path / "index")
+    result = searchable.leaf("search", QUERY, "--json", "--index", str(tmp_path / "index"))
+    assert result.exit_code == 0, result.output
+    assert "was last changed: documents may be missing" in result.stderr
+    about = json.loads((tmp_path / "index/index.json").read_text())
+    (tmp_path / "index/index.json").write_text(json.dumps({**about, "fingerprint": "cd" * 32}))
+    refused = searchable.leaf("search", QUERY, "--index", str(tmp_path / "index"))
+    assert refused.exit_code == 1
+    assert "holds vectors of fingerprint cdcd" in refused.output
+
+
+def test_an_index_replaces_an_index_and_nothing_else(searchable: Searchable, tmp_path: Path) -> None:
+    into = ["index", "--to", "parquet", "--out"]
+    assert searchable.leaf(*into, str(tmp_path / "p")).exit_code == 0
+    assert searchable.leaf(*into, str(tmp_path / "p")).exit_code == 0
+    refused = searchable.leaf(*into, str(searchable.root / "embeddings"))
+    assert refused.exit_code == 1
+    assert "holds something else than an index" in refused.output
+    searchable.store.verify()
 
 
 def test_equal_documents_keep_their_order_and_few_are_all_found() -> None:

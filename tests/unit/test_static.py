@@ -1,19 +1,25 @@
 """A static student is exported as any other: on the query route of a Router, and as a graph."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
 
+from pipeline.base import LeafError
 from pipeline.encode import encode
 from pipeline.export import export, write_graphs
 from pipeline.fit import fit
 from pipeline.model import StudentEncoder, build
-from pipeline.params import EncodeParams, ExportParams, FitParams, StudentParams, TeacherParams
+from pipeline.params import EncodeParams, ExportParams, FitParams, StudentParams, TeacherParams, load_section
 from pipeline.serve import OnnxEncoder
 from pipeline.store import Store
 from pipeline.teacher import LocalTeacher
-from tests.conftest import sentence
+from tests.conftest import make_model, sentence
 
 TEXTS = [*(sentence(number) for number in range(20)), "file", "of of of"]
 
@@ -46,3 +52,40 @@ def test_a_graph_takes_the_mean_of_a_texts_own_tokens(tiny_student: Path, tmp_pa
     assert write_graphs(student, tmp_path) is None
     found = OnnxEncoder(tmp_path, "float32").encode(TEXTS)
     np.testing.assert_allclose(found, StudentEncoder(student).encode(TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["", "0_StaticEmbedding"])
+def test_a_student_starts_from_static_embeddings(
+    place: str, tiny_store: Store, tiny_corpus: Path, write_params: Callable[..., Path], tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.from_file(str(make_model(tmp_path / "bert") / "tokenizer.json"))
+    table = np.random.default_rng(0).normal(size=(tokenizer.get_vocab_size(), 12)).astype(np.float32)
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=table)]).save(str(tmp_path / "table"))
+    if place:
+        move_module(tmp_path / "table", place)
+    student = {"model": str(tmp_path / "table"), "architecture": "static", "max_length": 32}
+    params = load_section(write_params(fit={"student": student, "snapshots": [0]}), "fit", FitParams)
+    fit(tiny_corpus, tiny_store, params, tmp_path / "student", tmp_path / "work")
+    start = SentenceTransformer(str(tmp_path / "student-snapshots/step-0"), device="cpu")[0]
+    np.testing.assert_array_equal(start.embedding.weight.detach().numpy(), table)
+    trained = SentenceTransformer(str(tmp_path / "student"), device="cpu")[0]
+    assert np.abs(trained.embedding.weight.detach().numpy() - table).max() > 1e-3
+
+
+def move_module(directory: Path, place: str) -> None:
+    """Put a model's only module into a directory of its own, as others save it."""
+    (directory / place).mkdir()
+    for name in ("model.safetensors", "tokenizer.json"):
+        (directory / name).rename(directory / place / name)
+    listing = json.loads((directory / "modules.json").read_text())
+    listing[0]["path"] = place
+    (directory / "modules.json").write_text(json.dumps(listing))
+
+
+@pytest.mark.parametrize(("name", "value"), [("architecture", "transformer"), ("vocabulary", "corpus")])
+def test_what_a_table_cannot_be_asked_for_is_refused(name: str, value: str, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(make_model(tmp_path / "bert") / "tokenizer.json"))
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)]).save(str(tmp_path / "table"))
+    asked = {"architecture": "static", name: value}
+    with pytest.raises(LeafError, match=f"fit.student.{name}: must be"):
+        build(StudentParams(str(tmp_path / "table"), max_length=32, **asked), dim=24, normalize=True)

@@ -157,6 +157,17 @@ def test_values_are_read_as_the_task_wants_them_wherever_they_change(tmp_path: P
     ]
 
 
+def test_a_table_between_tabs_may_be_in_quotes_whole_or_have_quotes_in_its_texts(tmp_path: Path) -> None:
+    file = tmp_path / "rows.tsv"
+    file.write_text('"text"\t"label"\n"a ""b"" c"\t"x"\n"d\te"\t"y"\n')
+    with pytest.raises(LeafError, match="cannot be read"):
+        read(file, {"text": "text"}, "x")
+    file.write_text('"text"\t"label"\n"a ""b"" c"\t"x"\n"d"\t"y"\n')
+    assert read(file, {"text": "text", "label": "text"}, "x").rows() == [('a "b" c', "x"), ("d", "y")]
+    file.write_text('text\tlabel\n"a" b\tx\n"d"\ty\n5" e\tx\n')
+    assert read(file, {"text": "text"}, "x")["text"].to_list() == ['"a" b', '"d"', '5" e']
+
+
 def test_a_split_that_begins_late_is_seen_and_refused_for_the_rows_that_have_none(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"text": f"a {i}", "label": "ab"[i % 2]} for i in range(200)]
     late = [row | {"split": "test" if i >= 190 else "train"} if i >= 120 else row for i, row in enumerate(rows)]

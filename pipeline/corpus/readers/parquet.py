@@ -1,66 +1,67 @@
-"""Reader of Parquet files, one record per row."""
+"""Reader of files of columns: Parquet, Arrow (IPC, also as a stream) and Feather, one record per row."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base import LeafError
-from pipeline.corpus.readers.fields import Frames, column_names, records_frame, require_columns, source_files
+from pipeline.corpus.parts import BLOCK_BYTES, rows_within
+from pipeline.corpus.readers.columns import BATCH_ROWS, Columns
+from pipeline.corpus.readers.contents import HEAD, nature
+from pipeline.corpus.readers.fields import Batch, Frames, frames_of_batches, source_files
 from pipeline.params import SourceParams
 
-BATCH_ROWS = 16_384
+PARQUET_SUFFIXES = ("parquet", "parq", "pq")
+ARROW_SUFFIXES = ("arrow", "feather", "ipc")
 
 
 def read(source: SourceParams) -> Frames:
-    """Frames of the source's files. Pages are decoded as they are needed, so a row group is never held whole."""
-    names, first = column_names(source), 0
-    for file in source_files(source):
-        start = 0
-        for columns in _batches(file, names):
-            series = [_series(file, start, name, column) for name, column in zip(names, columns, strict=True)]
-            yield records_frame(source, series, first, _place_of_row(file, start))
-            start += len(columns[0])
-            first += len(columns[0])
+    """Frames of the source's files. What is decoded at a time is bounded: of Parquet pages, of Arrow a batch."""
+    files = source_files(source, PARQUET_SUFFIXES if source.kind == "parquet" else ARROW_SUFFIXES)
+    return frames_of_batches(source, (batch for file in files for batch in _batches(source, file)))
 
 
-def _batches(file: Path, names: list[str]) -> Iterator[list[pa.Array]]:
-    """The named columns of a file, up to BATCH_ROWS rows at a time."""
+def _batches(source: SourceParams, file: Path) -> Iterator[Batch]:
+    """The rows of a file, up to BATCH_ROWS at a time; its first bytes say what it is."""
     try:
-        with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as opened:
-            require_columns(file, names, opened.schema_arrow.names)
-            for batch in opened.iter_batches(BATCH_ROWS, columns=sorted(set(names))):
-                if batch.num_rows:
-                    yield [batch.column(name) for name in names]
+        with file.open("rb") as raw:
+            head = raw.read(HEAD)
+        if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+            yield from _arrow(source, file, is_stream=not head.startswith(b"ARROW1"))
+        elif (kind := nature(head)) and not head.startswith(b"PAR1"):
+            raise LeafError(f"{file}: is {kind}, not Parquet or Arrow")
+        else:
+            yield from _parquet(source, file)
     except (pa.ArrowException, OSError) as error:
-        raise LeafError(f"{file}: not a readable Parquet file, perhaps cut short: {error}") from None
+        raise LeafError(f"{file}: not a readable Parquet or Arrow file, perhaps cut short: {error!s:.300}") from None
 
 
-def _place_of_row(file: Path, start: int) -> Callable[[int], str]:
-    return lambda row: f"{file}, row {start + row}"
+def _parquet(source: SourceParams, file: Path) -> Iterator[Batch]:
+    """Pages are decoded as they are needed, so a row group is never held whole."""
+    with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as opened:
+        columns = Columns(source, file, opened.schema_arrow)
+        rows = min(BATCH_ROWS, rows_within(opened.metadata))
+        tables = opened.iter_batches(rows, columns=columns.roots)
+        yield from columns.batches(table for table in tables if table.num_rows)
 
 
-def _series(file: Path, start: int, name: str, column: pa.Array) -> pl.Series:
-    """A column of text or whole numbers, checked; it begins at row `start` of the file."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    kind = column.type
-    textual = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not textual and not pa.types.is_integer(kind):
-        raise LeafError(f"{file}: column `{name}` must hold text, not {kind}")
-    try:
-        column.validate(full=True)  # neither Arrow nor polars checks that the strings of a file are UTF-8
-    except pa.ArrowInvalid:
-        raise LeafError(f"{file}, row {start + _first_not_utf8(column)}: column `{name}` is not UTF-8") from None
-    return pl.Series(name, column)
+def _arrow(source: SourceParams, file: Path, is_stream: bool) -> Iterator[Batch]:
+    """The file is mapped into memory; only compressed batches are held, one at a time."""
+    with pa.memory_map(str(file)) as mapped:
+        open_ = pa.ipc.open_stream if is_stream else pa.ipc.open_file
+        with open_(mapped) as opened:
+            columns = Columns(source, file, opened.schema)
+        options = pa.ipc.IpcReadOptions(included_fields=[opened.schema.names.index(name) for name in columns.roots])
+        mapped.seek(0)
+        with open_(mapped, options=options) as opened:
+            tables = opened if is_stream else map(opened.get_batch, range(opened.num_record_batches))
+            yield from columns.batches(part for table in tables for part in _cut(table))
 
 
-def _first_not_utf8(column: pa.Array) -> int:
-    for row, value in enumerate(column.cast(pa.large_binary()).to_pylist()):
-        try:
-            (value or b"").decode()
-        except UnicodeDecodeError:
-            return row
-    return 0
+def _cut(table: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Parts of a batch, which may be as large as its file."""
+    rows = max(1, min(BATCH_ROWS, BLOCK_BYTES * table.num_rows // max(1, table.nbytes)))
+    for start in range(0, table.num_rows, rows):
+        yield table.slice(start, rows)

@@ -13,7 +13,7 @@ import polars as pl
 
 from pipeline.base import LeafError
 from pipeline.corpus.readers import beir, docstrings, huggingface, jsonl, parquet, plain_text, table
-from pipeline.corpus.readers.fields import Frames
+from pipeline.corpus.readers.fields import Frames, column_names, require_columns
 from pipeline.params import SourceParams
 
 
@@ -26,16 +26,21 @@ class Reader:
     """The parameter that says where the texts are."""
     has_fields: bool = True
     """Whether parameters name the fields of a record; otherwise only `role` applies."""
+    options: tuple[str, ...] = ()
+    """Which of _OPTIONS the kind has: how its files of text are written."""
     knows_roles: bool = False
     """Whether the kind itself tells queries from documents; `role` is then not required, and selects one of them."""
 
 
+_OPTIONS = ("encoding", "columns", "delimiter", "quote", "escape")
+
 READERS: dict[str, Reader] = {
     "parquet": Reader(parquet.read),
-    "jsonl": Reader(jsonl.read),
-    "csv": Reader(table.read_csv),
-    "tsv": Reader(table.read_tsv),
-    "text": Reader(plain_text.read, has_fields=False),
+    "arrow": Reader(parquet.read),
+    "jsonl": Reader(jsonl.read, options=_OPTIONS[:1]),
+    "csv": Reader(table.read, options=_OPTIONS),
+    "tsv": Reader(table.read, options=_OPTIONS),
+    "text": Reader(plain_text.read, has_fields=False, options=_OPTIONS[:1]),
     "beir": Reader(beir.read, has_fields=False, knows_roles=True),
     "huggingface": Reader(huggingface.read),
     "docstrings": Reader(docstrings.read, location="packages", has_fields=False, knows_roles=True),
@@ -46,7 +51,8 @@ def check(source: SourceParams) -> None:
     """Refuse a source whose parameters do not fit its kind.
 
     Raises:
-        LeafError: no role or more than one rule for it, no path, no packages, or an `id_suffix` that does not compile.
+        LeafError: no role or more than one rule for it, no path, no packages, a parameter that the kind does not have,
+            or an `id_suffix` that does not compile.
     """
     place, reader = f"corpus.sources `{source.name}`", READERS[source.kind]
     if not getattr(source, reader.location):
@@ -54,23 +60,40 @@ def check(source: SourceParams) -> None:
         raise LeafError(f"{place}: kind {source.kind} needs `{reader.location}`{hint}")
     paired = source.query_field or source.document_field
     role_rules = sum(map(bool, (source.role, source.role_field, paired)))
-    if not reader.has_fields and (paired or source.role_field or source.text_field):
+    if not reader.has_fields and (paired or source.role_field or source.text_field or source.title_field):
         raise LeafError(f"{place}: kind {source.kind} has no fields to name; only `role` applies to it")
     if role_rules > 1 or (role_rules == 0 and not reader.knows_roles):
         raise LeafError(f"{place}: needs one of `role`, `role_field`, or `query_field` and/or `document_field`")
     if paired and source.text_field:
         raise LeafError(f"{place}: `text_field` and `query_field`/`document_field` exclude each other")
+    _check_options(place, source)
     try:
         re.compile(source.id_suffix or "")
     except re.error as error:
         raise LeafError(f"{place}: id_suffix {source.id_suffix!r} is not a regular expression: {error}") from None
 
 
+def _check_options(place: str, source: SourceParams) -> None:
+    """Refuse what a kind does not have, an encoding that does not exist, and `columns` that lack a field."""
+    for name in _OPTIONS:
+        if getattr(source, name) not in (None, ()) and name not in READERS[source.kind].options:
+            kinds = ", ".join(kind for kind, reader in READERS.items() if name in reader.options)
+            raise LeafError(f"{place}: `{name}` belongs to the kinds {kinds}, not to {source.kind}")
+    try:
+        "".encode(source.encoding or "utf-8")
+    except LookupError:
+        raise LeafError(f"{place}: encoding `{source.encoding}` is unknown; `cp1252` is one, for instance") from None
+    if source.columns:
+        require_columns(f"{place}: `columns`", column_names(source), source.columns)
+    if source.escape and source.quote == "":
+        raise LeafError(f"{place}: `escape` stands before quotes inside fields, and `quote` is empty: leave one out")
+
+
 def batches(source: SourceParams) -> Frames:
     """Frames `id, text, role` of the source's texts, in its own order, each of bounded size.
 
     Raises:
-        LeafError: a file is missing, empty, damaged, not UTF-8, or lacks a column; the message names the place.
+        LeafError: a file is missing, empty, damaged, no text, or lacks a column; the message names the place.
     """
     check(source)
     suffix = re.compile(source.id_suffix) if source.id_suffix else None

@@ -30,6 +30,8 @@ POSITION_TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_po
 """Names that transformers' models give to a table of learned positions."""
 BF16_COSINE = 0.995
 """Least cosine of a text's vector in bfloat16 to that in float32; a model that stays below it is run in float32."""
+PROBE_TOKENS = (3, 4, 5, 8, 13, 21)
+"""Lengths of the texts that bfloat16 is tried on."""
 UNLIMITED = 1 << 30
 """Tokens of a text where neither a table nor the configuration limits them."""
 
@@ -101,18 +103,28 @@ class PaddedBackbone(Backbone):
                 f"backbone of type `{self.model.config.model_type}` cannot be run: {first_line(error)}"
             ) from None
         self._forward.equal_lengths = not _close(padded, alone)
-        self._forward.bf16 = self._holds_in_bf16(ids[:7], alone)
+        self._forward.bf16 = self._holds_in_bf16()
         self.causal = _close(longer[:, :4], alone[:, :4])
         self.model.train(training)
         return int(alone.shape[-1])
 
-    def _holds_in_bf16(self, ids: Tensor, expected: Tensor) -> bool:
+    def _holds_in_bf16(self) -> bool:
+        """Whether texts of several lengths, of tokens drawn from all of the vocabulary, keep their vectors."""
+        rows, chance = self.token_embeddings.num_embeddings, torch.Generator().manual_seed(0)
+        ids = torch.randint(rows, (sum(PROBE_TOKENS),), generator=chance).to(self.model.device)
+
+        def means() -> Tensor:
+            texts = ids.split(PROBE_TOKENS)
+            blocks = (next(self._forward.together(self.model, text, ((1, len(text)),))) for text in texts)
+            return torch.cat([block.float().mean(1) for block in blocks])
+
+        expected = means()
         try:
             with torch.autocast(ids.device.type, torch.bfloat16):
-                found = next(self._forward.together(self.model, ids, ((1, len(ids)),)))
+                found = means()
         except RuntimeError:  # DeBERTa masks by a number that bfloat16 does not reach
             return False
-        return bool(functional.cosine_similarity(found.float().mean(1), expected.mean(1)) >= BF16_COSINE)
+        return bool((functional.cosine_similarity(found, expected) >= BF16_COSINE).all())
 
     @property
     def hidden_size(self) -> int:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pipeline.base import LeafError, keys, written_directory
 from pipeline.corpus.counts import Counts
-from pipeline.corpus.external_sort import PARTITIONS, Parts, Spill
+from pipeline.corpus.external_sort import PARTITIONS, SCHEMA, Parts, Spill
 from pipeline.corpus.further_records import FurtherRecords
 from pipeline.corpus.near_duplicates import NearDuplicates
 from pipeline.corpus.passages import FindModel, Passages
@@ -68,7 +68,7 @@ def _build(params: CorpusParams, passages: Mapping[str, Passages], directory: Pa
         for spilled in tqdm(spill.sorted(), desc="sort", unit=" partitions", total=PARTITIONS, disable=None):
             rows = _split(regrouped.apply(spilled))
             first = rows["key"].is_first_distinct()
-            kept = rows.filter(first)
+            kept = rows if first.all() else rows.filter(first)
             counts.keep(rows, kept)
             parts.add(kept)
             further.add(rows, first)
@@ -88,7 +88,7 @@ def _share(source: SourceParams, params: CorpusParams) -> float:
 def _split(rows: pl.DataFrame) -> pl.DataFrame:
     """Rows of SPILLED with the columns of SCHEMA."""
     split = pl.when("heldout").then(pl.lit("heldout")).otherwise(pl.lit("train")).alias("split")
-    return rows.with_columns(split).drop("record", "heldout")
+    return rows.select(*SCHEMA.names[:-1], split)
 
 
 def _texts(

@@ -33,7 +33,7 @@ class Counts:
 
     def keep(self, rows: pl.DataFrame, kept: pl.DataFrame) -> None:
         """Count the texts of a partition: `rows` with exact duplicates, `kept` without them."""
-        for sign, frame in ((1, rows), (-1, kept)):
+        for sign, frame in ((1, rows), (-1, kept)) if len(kept) < len(rows) else ():
             for source, number in frame["source"].value_counts().iter_rows():
                 self.drop(source, "duplicate", sign * number)
         for source, role, split, number in kept.group_by("source", "role", "split").len().iter_rows():

@@ -6,12 +6,15 @@ The sorted texts become the corpus's Parquet files.
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.base import KEY_BYTES, key_array
+
 PARTITIONS = 256  # with 10 million short texts, each has 40,000 rows, about 10 MB
-SPILL_BYTES = 64 << 20  # rows held in memory before they are written into partitions
+SPILL_BYTES = 48 << 20  # rows held in memory before they are written into partitions
 GROUP_ROWS = 65_536  # rows in a Parquet row group, at most
 GROUP_BYTES = 256 << 20  # of text, after which a row group ends: where texts are longer than 4 kB on average
 
@@ -48,8 +51,9 @@ class Spill:
             return
         rows = pl.concat(self._held)
         self._held, self._bytes = [], 0
-        first_byte = pl.Series("partition", [key[0] for key in rows["key"]], dtype=pl.UInt8)
-        for partition in rows.with_columns(first_byte).sort("partition", maintain_order=True).partition_by("partition"):
+        first_byte = pl.Series("partition", key_array(rows["key"]).view(np.uint8).reshape(-1, KEY_BYTES)[:, 0])
+        rows = rows.with_columns(first_byte).sort("partition", maintain_order=True)
+        for partition in rows.partition_by("partition"):
             number = partition["partition"][0]
             table = partition.drop("partition").to_arrow().cast(SPILLED)
             if number not in self._writers:
@@ -90,13 +94,16 @@ class Parts:
         self._held: pl.DataFrame | None = None
         self._writer: pq.ParquetWriter | None = None
         self._parts = self._rows = 0
+        self._bytes = 0  # of the texts that are held
 
     def add(self, rows: pl.DataFrame) -> None:
         """Append rows with the columns of SCHEMA."""
         held = rows if self._held is None else pl.concat([self._held, rows])
-        while len(held) and (len(held) >= (size := self._most_rows()) or _text_bytes(held) >= GROUP_BYTES):
+        self._bytes += int(rows["text"].str.len_bytes().sum())
+        while len(held) and (len(held) >= (size := self._most_rows()) or self._bytes >= GROUP_BYTES):
             self._write(held.head(size))
             held = held.slice(size)
+            self._bytes = int(held["text"].str.len_bytes().sum())
         self._held = held
 
     def _most_rows(self) -> int:
@@ -125,7 +132,3 @@ class Parts:
         if self._writer is not None:
             self._writer.close()
         self._writer, self._rows = None, 0
-
-
-def _text_bytes(rows: pl.DataFrame) -> int:
-    return int(rows["text"].str.len_bytes().sum())

@@ -1,7 +1,7 @@
 """Which records share a text, directly or through others, so that they are held out together or not at all.
 
 A text counts as shared whatever its roles: a student reads a query and a document of the same words alike. The texts'
-hashes are kept on disk and looked through a 256th at a time; memory grows only with the records that share a text.
+hashes are kept on disk and looked through a 64th at a time; memory grows only with the records that share a text.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import polars as pl
 from pipeline.base import Array
 from pipeline.corpus.split import below
 
-PARTITIONS = 256
+PARTITIONS = 64
 HELD_ENTRIES = 1 << 17  # 24 bytes each; written into the partitions together
 ENTRY = np.dtype([("text", np.uint64), ("record", np.uint64), ("place", np.uint64)])
 """A text's hash, its record's, and where the text stands: the number of its source above NUMBER_BITS, its own below."""
@@ -80,7 +80,7 @@ class SharedTexts:
             return
         entries = np.concatenate(self._held)
         self._held, self._entries = [], 0
-        partition = (entries["text"] >> np.uint64(56)).astype(np.uint8)
+        partition = (entries["text"] >> np.uint64(58)).astype(np.uint8)
         entries = entries[np.argsort(partition, kind="stable")]
         ends = np.cumsum(np.bincount(partition, minlength=PARTITIONS))
         for number, part in enumerate(np.split(entries, ends[:-1])):
@@ -116,6 +116,8 @@ def _links(entries: Array) -> Array:
 
 def _decide(links: Array, shares: Sequence[float], total: int) -> Regrouped:
     """What `SharedTexts.regrouped` returns, from `[links, 2]` entries of which each joins two records."""
+    if not len(links):
+        return Regrouped(np.empty(0, np.uint64), np.empty(0, bool), 0, 0, 0, 0)
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -125,7 +127,7 @@ def _decide(links: Array, shares: Sequence[float], total: int) -> Regrouped:
     places, source = entries["place"][firsts], (entries["place"][firsts] >> np.uint64(NUMBER_BITS)).astype(np.int64)
     ends = (np.searchsorted(records, links["record"][:, side]) for side in (0, 1))
     graph = coo_array((np.ones(len(links), dtype=bool), tuple(ends)), shape=(len(records), len(records)))
-    groups, group = connected_components(graph, directed=False) if len(records) else (0, np.empty(0, np.int64))
+    groups, group = connected_components(graph, directed=False)
     own = np.array(shares, dtype=np.float64)[source]
     share, size = np.zeros(groups), np.bincount(group, minlength=groups)
     np.maximum.at(share, group, own)
@@ -139,7 +141,7 @@ def _decide(links: Array, shares: Sequence[float], total: int) -> Regrouped:
         heldout[group][changed],
         len(records),
         groups,
-        int(size.max(initial=0)),
+        int(size.max()),
         int((too_large & (share > 0)).sum()),
     )
 

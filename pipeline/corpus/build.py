@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipeline.base import LeafError, keys, written_directory
+from pipeline.base import LeafError, key_array, keys, written_directory
 from pipeline.corpus.counts import Counts
 from pipeline.corpus.external_sort import PARTITIONS, SCHEMA, Parts, Spill
 from pipeline.corpus.further_records import FurtherRecords
@@ -62,14 +63,14 @@ def _build(params: CorpusParams, passages: Mapping[str, Passages], directory: Pa
         near = NearDuplicates(params.near_duplicates, params.seed) if params.near_duplicates else None
         for number, source in enumerate(params.sources):
             for rows in _texts(source, params, counts, near, passages.get(source.name)):
-                shared.add(rows["text"].hash().to_numpy(), rows["record"].to_numpy(), number)
+                _link(shared, rows, number, by_key=near is not None)
                 spill.add(rows)
         regrouped = shared.regrouped([_share(source, params) for source in params.sources])
         for spilled in tqdm(spill.sorted(), desc="sort", unit=" partitions", total=PARTITIONS, disable=None):
             rows = _split(regrouped.apply(spilled))
             first = rows["key"].is_first_distinct()
             kept = rows if first.all() else rows.filter(first)
-            counts.keep(rows, kept)
+            counts.keep(rows.filter(pl.col("text") != "") if near else rows, kept)
             parts.add(kept)
             further.add(rows, first)
         parts.finish()
@@ -79,6 +80,15 @@ def _build(params: CorpusParams, passages: Mapping[str, Passages], directory: Pa
         further.close()
     partitions.rmdir()  # empty by now: each partition is removed once it is read
     return counts.metrics(regrouped)
+
+
+def _link(shared: SharedTexts, rows: pl.DataFrame, source: int, *, by_key: bool) -> None:
+    """Note which records have which texts; `by_key` too where near duplicates have the keys of what stays for them."""
+    if by_key:
+        key_hashes = key_array(rows["key"]).view(np.uint64).reshape(-1, 2)[:, 0]
+        shared.link(key_hashes, rows["record"].to_numpy(), source)
+        rows = rows.filter(pl.col("text") != "")
+    shared.add(rows["text"].hash().to_numpy(), rows["record"].to_numpy(), source)
 
 
 def _share(source: SourceParams, params: CorpusParams) -> float:
@@ -94,7 +104,10 @@ def _split(rows: pl.DataFrame) -> pl.DataFrame:
 def _texts(
     source: SourceParams, params: CorpusParams, counts: Counts, near: NearDuplicates | None, passages: Passages | None
 ) -> Iterator[pl.DataFrame]:
-    """Clean texts of a source with the columns of SPILLED, in the source's order; dropped texts are counted."""
+    """Clean texts of a source with the columns of SPILLED, in the source's order; dropped texts are counted.
+
+    A near duplicate comes without its text and with the key of the text that stays for it: so its record has that text.
+    """
     kept = 0
     with tqdm(desc=source.name, unit=" texts", unit_scale=True, disable=None) as bar:
         for batch in _selected(source, params.seed, counts):
@@ -115,9 +128,10 @@ def _texts(
                 heldout=pl.Series(below(records, _share(source, params))),
             )
             if near:
-                flags = pl.Series(near.flags(row_keys, roles, texts), dtype=pl.Boolean)
-                counts.drop(source.name, "near_duplicate", int(flags.sum()))
-                frame = frame.filter(~flags)
+                stays = pl.Series("key", near.stand_ins(row_keys, roles, texts), dtype=pl.Binary)
+                dropped = stays != frame["key"]
+                counts.drop(source.name, "near_duplicate", int(dropped.sum()))
+                frame = frame.with_columns(stays, text=pl.when(~dropped).then("text").otherwise(pl.lit("")))
             yield frame
     if kept == 0 and not counts.dropped[source.name]["sampled_out"]:
         reasons = ", ".join(f"{n} {reason}" for reason, n in counts.dropped[source.name].items() if n)

@@ -26,7 +26,7 @@ _WORD = re.compile(rf"[{UNSPACED}]+|[^\W{UNSPACED}]+")
 
 
 class NearDuplicates:
-    """Tells near duplicates of the texts that it was given before, which it remembers by role."""
+    """Finds near duplicates of the texts that it was given before, which it remembers by role."""
 
     def __init__(self, threshold: float, seed: int) -> None:
         """A text is a near duplicate if its similarity to a kept text with the same role is `threshold` or more.
@@ -37,7 +37,7 @@ class NearDuplicates:
         rensa = import_optional("rensa", "dedup", "corpus.near_duplicates")
         self._sketches: Any = rensa.RMinHash
         self._seed = seed
-        self._seen: dict[bytes, bool] = {}
+        self._stays: dict[bytes, bytes] = {}
         self._kept = {
             role: rensa.RMinHashDeduplicator(
                 threshold=threshold, num_perm=PERMUTATIONS, use_lsh=True, num_bands=BANDS, seed=seed
@@ -45,22 +45,23 @@ class NearDuplicates:
             for role in ROLES
         }
 
-    def flags(self, keys: Sequence[bytes], roles: Sequence[str], texts: Sequence[str]) -> list[bool]:
-        """Which of these texts are near duplicates of an earlier one: `[n]`.
+    def stand_ins(self, keys: Sequence[bytes], roles: Sequence[str], texts: Sequence[str]) -> list[bytes]:
+        """The key of the text that stays for each of these: `[n]`; another than its own for a near duplicate.
 
-        An exact duplicate gets the flag of the first text with its key: copies of a kept text are not flagged here, and
-        are removed and counted later, as exact duplicates.
+        Copies of a text that stays have its key: they are removed and counted later, as exact duplicates.
         """
         new_rows = []
         for row, key in enumerate(keys):
-            if key not in self._seen:
-                self._seen[key] = False
+            if key not in self._stays:
+                self._stays[key] = key
                 new_rows.append(row)
         tokens = [shingles(texts[row]) for row in new_rows]
         sketches = self._sketches.from_token_sets(tokens, PERMUTATIONS, self._seed)
         for row, sketch in zip(new_rows, sketches, strict=True):
-            self._seen[keys[row]] = not self._kept[roles[row]].add(keys[row].hex(), sketch)
-        return [self._seen[key] for key in keys]
+            kept = self._kept[roles[row]]
+            if not kept.add(keys[row].hex(), sketch):
+                self._stays[keys[row]] = bytes.fromhex(min(kept.get_duplicates(sketch)))
+        return [self._stays[key] for key in keys]
 
 
 def shingles(text: str) -> list[str]:

@@ -64,11 +64,15 @@ class SharedTexts:
         """Add texts by their hashes and those of their records: `[n]` uint64 each, of the source of this number."""
         if not len(texts):
             return
+        self.records += int((records[1:] != records[:-1]).sum()) + int(records[0] != self._last)
+        self._last = records[-1]
+        self.link(texts, records, source)
+
+    def link(self, texts: Array, records: Array, source: int) -> None:
+        """Add further texts of records that are counted by `add`."""
         entries = np.empty(len(texts), dtype=ENTRY)
         entries["text"], entries["record"] = texts, records
         entries["place"] = np.arange(self._texts, self._texts + len(texts), dtype=np.uint64) | (source << NUMBER_BITS)
-        self.records += int((records[1:] != records[:-1]).sum()) + int(records[0] != self._last)
-        self._last = records[-1]
         self._texts += len(texts)
         self._held.append(entries)
         self._entries += len(entries)

@@ -189,6 +189,29 @@ def test_every_held_out_question_of_a_shared_document_is_tested(tmp_path: Path) 
         assert [held["text"][int(pairs.documents[position])] for position in judged] == [wanted]
 
 
+def test_questions_of_near_duplicates_are_tested_with_the_document_that_stays(tmp_path: Path) -> None:
+    pytest.importorskip("rensa", reason="the optional package `rensa` is not installed")
+    words = [f"w{number}" for number in range(400)]
+    pages = [" ".join(random.Random(page).sample(words, 40)) for page in range(60)]
+    texts = [
+        row
+        for number in range(180)
+        for row in (
+            (f"r{number}", f"what is {number} and why {number * 7}", "query"),
+            (f"r{number}", f"{pages[number // 3]} more{number}", "document"),
+        )
+    ]
+    rows, metrics = built(tmp_path, source(tmp_path, texts), heldout=0.3, near_duplicates=0.7)
+    assert metrics["rows"]["s"]["document"]["heldout"] + metrics["rows"]["s"]["document"]["train"] == 60
+    assert metrics["dropped"]["s"]["near_duplicate"] == 120 and metrics["dropped"]["s"]["duplicate"] == 0
+    held = rows.filter(split="heldout").sort("role", "key")
+    (pairs,) = heldout_pairs(held, further_records(tmp_path / "corpus"))
+    assert pairs.untested == 0 and len(pairs.queries) == metrics["rows"]["s"]["query"]["heldout"] > 20
+    for query, judged in zip(pairs.queries, pairs.judged, strict=True):
+        page = pages[int(held["text"][int(query)].split()[2]) // 3]
+        assert [held["text"][int(pairs.documents[row])].rpartition(" ")[0] for row in judged] == [page]
+
+
 def test_a_text_that_too_many_records_have_does_not_hold_out_half_of_them(tmp_path: Path) -> None:
     hub = [(f"h{i}", text, role) for i in range(100) for text, role in ((f"que {i}", "query"), ("n/a", "document"))]
     rest = [(f"r{i}", f"other {i}", "query") for i in range(100)]

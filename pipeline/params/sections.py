@@ -24,7 +24,7 @@ class PassageParams:
     tokens: int | None = field(default=None, metadata=positive())
     """Most tokens of a passage by `tokenizer`, special tokens and prompt not included."""
     characters: int | None = field(default=None, metadata=positive())
-    """Most characters of a passage: give this or `tokens`. Some 30 times as fast."""
+    """Most characters of a passage: give this or `tokens`. Some hundred times as fast."""
     overlap: int = field(default=0, metadata=bounded(0))
     """Most tokens or characters that a passage repeats from the one before."""
     tokenizer: str | None = None

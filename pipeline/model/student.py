@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.base import LeafError, Similarity, first_line, keep_pages, written_directory
+from pipeline.base import LeafError, Similarity, TokenIds, first_line, keep_pages, written_directory
 from pipeline.model.backbones.backbone import Backbone
 from pipeline.model.backbones.padded import UNLIMITED
 from pipeline.model.backbones.registry import backbone_for, backbone_of_modules
@@ -312,7 +312,7 @@ class StudentEncoder:
     def __init__(self, student: Student, token_budget: int = TOKEN_BUDGET) -> None:
         """Copies the weights of `student`, which is put into evaluation mode."""
         self.student, self.token_budget = student.eval(), token_budget
-        self._tokenizer = student.tokenizer()
+        self._token_ids = TokenIds(student.tokenizer())
         keep_pages()
         self._compiled = student.backbone.compiled(token_budget)
 
@@ -323,7 +323,7 @@ class StudentEncoder:
 
     def encode(self, texts: Sequence[str], role: str = "document") -> np.ndarray:
         """Vectors `[texts, dim]` float32. The student reads plain text: `role` changes nothing."""
-        token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        token_ids = self._token_ids(texts)
         vectors = np.empty((len(token_ids), self.student.dim), dtype=np.float32)
         for rows, part in vectors_in_parts(self._forward, token_ids, self.token_budget, self._compiled.device):
             vectors[rows] = part

@@ -19,6 +19,33 @@ Role = Literal["query", "document"]
 
 
 @dataclass(frozen=True)
+class PassageParams:
+    """`passages` of a source: cuts its documents at the ends of sentences, as a teacher reads only so much of a text.
+
+    The passages of a document keep its id: they are held out together, and are all relevant to its queries.
+    """
+
+    tokens: int | None = field(default=None, metadata=positive())
+    """Most tokens of a passage by `tokenizer`, special tokens and prompt not included."""
+    characters: int | None = field(default=None, metadata=positive())
+    """Most characters of a passage: give this or `tokens`. Some hundred times as fast."""
+    overlap: int = field(default=0, metadata=bounded(0))
+    """Most tokens or characters that a passage repeats from the one before."""
+    tokenizer: str | None = None
+    """With `tokens`: the model whose tokens are counted, named as `teacher.model` is."""
+
+    def __post_init__(self) -> None:
+        """Refuse what gives no passages."""
+        place = "corpus.sources[].passages"
+        if (self.tokens is None) == (self.characters is None):
+            raise LeafError(f"{place}: needs one of `tokens` and `characters`")
+        if (self.tokens is None) != (self.tokenizer is None):
+            raise LeafError(f"{place}: `tokens` needs `tokenizer`, the model that counts them, and `characters` none")
+        if self.overlap >= (size := self.tokens or self.characters or 0):
+            raise LeafError(f"{place}.overlap: {self.overlap} is impossible; it must be less than a passage, {size}")
+
+
+@dataclass(frozen=True)
 class SourceParams:
     """An entry of `corpus.sources`. Which keys a kind needs is checked by `pipeline.corpus.readers.source`."""
 
@@ -78,6 +105,8 @@ class SourceParams:
     """Share of the records to take, chosen by record id and `corpus.seed`."""
     heldout: float | None = field(default=None, metadata=bounded(0, 1))
     """Share of the records to hold out of training; `corpus.heldout` if it is left out."""
+    passages: PassageParams | None = None
+    """Cuts documents into passages; left out, documents stay whole, however much of them the teacher reads."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +119,7 @@ class CorpusParams:
     seed: int = field(default=0, metadata=bounded(0))
     """Of samples and of the hashes that find near duplicates."""
     min_characters: int = field(default=3, metadata=bounded(1))
-    """Texts shorter than this are dropped."""
+    """Texts shorter than this are dropped. A character of a script without spaces (Chinese, Thai) counts as two."""
     near_duplicates: float | None = field(default=None, metadata=bounded(0.5, 1))
     """Jaccard similarity from which the later of two texts with one role is dropped; None keeps both."""
     shard_rows: int = field(default=262_144, metadata=positive())

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import LeafError, first_line, import_optional
+from pipeline.base import LeafError, TokenIds, first_line, import_optional
 
 MODELS = {"float32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
 VECTORS = "sentence_embedding"  # the output `[texts, dim]`; the others are for other libraries (docs/serve.md)
@@ -34,7 +34,7 @@ class OnnxEncoder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or _usable_cores()
         try:
-            self._tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
+            self._token_ids = TokenIds(Tokenizer.from_file(str(directory / TOKENIZER)))
             self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # both libraries raise bare exceptions of their own
             raise LeafError(f"{model}: cannot be loaded ({first_line(error)}); run the export stage again") from None
@@ -45,7 +45,7 @@ class OnnxEncoder:
 
         In int8 a batch shares the scale of its activations, so a text's last digits depend on the others in its batch.
         """
-        token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        token_ids = self._token_ids(texts)
         order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
         vectors = np.empty((len(token_ids), self.dim), np.float32)
         for start in range(0, len(order), BATCH_TEXTS):

@@ -2,11 +2,10 @@
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +53,18 @@ class TokenisedTexts(Sequence[Any]):
     inputs: list[Any]
     """What the runner of its role takes for each text."""
     roles: list[str]
+    unread: list[int]
+    """Characters of each text behind what the teacher reads; 0 where it reads the text whole."""
+
+    @classmethod
+    def joined(cls, parts: Iterable["TokenisedTexts"]) -> "TokenisedTexts":
+        """The texts of several, one after the other."""
+        joined = cls([], [], [])
+        for part in parts:
+            joined.inputs.extend(part.inputs)
+            joined.roles.extend(part.roles)
+            joined.unread.extend(part.unread)
+        return joined
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -161,30 +172,31 @@ class LocalTeacher:
             LeafError: the tokenizer makes no token of a text.
         """
         self.load()
-        inputs = self._runners[role].tokenize(texts)
+        inputs, unread = self._runners[role].tokenize(texts)
         for text, tokens in zip(texts, inputs, strict=True):
             if not len(tokens):
                 raise LeafError(
                     f"teacher `{self.params.model}`: its tokenizer makes no token of the {role} {text!r:.80}; remove "
                     "the text from the sources, or give the model a prompt (teacher.prompts)"
                 )
-        return TokenisedTexts(inputs, [role] * len(inputs))
+        return TokenisedTexts(inputs, [role] * len(inputs), unread)
 
     def tokenize_rows(self, rows: pl.DataFrame) -> TokenisedTexts:
         """`tokenize` for a frame with `role, text` that mixes the roles, in its order."""
         self.load()
         blocks = rows.iter_slices(TOKENIZE_ROWS)
         parts = in_threads(self._tokenize_block, blocks, traits_of(self._model.device).tokenize_threads)
-        return TokenisedTexts(list(chain.from_iterable(parts)), rows["role"].to_list())
+        return TokenisedTexts.joined(parts)
 
-    def _tokenize_block(self, block: pl.DataFrame) -> list[Any]:
+    def _tokenize_block(self, block: pl.DataFrame) -> TokenisedTexts:
         inputs: list[Any] = [()] * block.height
+        unread = [0] * block.height
         for role in ROLES:  # one call for each, because each has its own prompt
             role_rows = block.with_row_index("row").filter(pl.col("role") == role)
             tokens = self.tokenize(role_rows["text"].to_list(), role)
-            for row, text in zip(role_rows["row"], tokens, strict=True):
-                inputs[row] = text
-        return inputs
+            for row, text, behind in zip(role_rows["row"], tokens, tokens.unread, strict=True):
+                inputs[row], unread[row] = text, behind
+        return TokenisedTexts(inputs, block["role"].to_list(), unread)
 
     def _forward(self, runner: Runner, inputs: Sequence[Any]) -> Tensor:
         """Vectors `[texts, dim]` float32 of one batch; LeafError if their width is not what the model's files name."""

@@ -7,17 +7,18 @@ Router. What is computed equals what sentence-transformers gives for each text a
 
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, Prefixes, portions
 from pipeline.model import CompiledBackbone, PackedBackbone, bf16_is_fast, check_words, pack, poolings_of
 
 PROBES = ("a", "how a text becomes a vector", "the same words again and again, as long as it takes. " * 4)
@@ -46,12 +47,43 @@ class Runner(ABC):
         return self
 
     @abstractmethod
-    def tokenize(self, texts: Sequence[str]) -> list[Any]:
-        """What `forward` takes for each text behind the prompt, cut to the maximum length; its `len` is its tokens."""
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[Any], list[int]]:
+        """What `forward` takes for each text behind the prompt, cut to the maximum length; its `len` is its tokens.
+
+        And how many characters of each are never read, being behind the last token that is kept.
+        """
 
     @abstractmethod
     def forward(self, inputs: Sequence[Any]) -> Tensor:
         """Vectors `[texts, width]` of one batch, before the last normalisation."""
+
+
+class TextReader:
+    """Reads texts behind a prompt with a tokenizer of transformers, which keeps `limit` tokens."""
+
+    def __init__(self, tokenizer: Any, prompt: str, limit: int) -> None:
+        self._tokenizer, self._prompt, self._limit = tokenizer, prompt, limit
+        backend = getattr(tokenizer, "backend_tokenizer", None)  # one of Python code has none
+        side = tokenizer.truncation_side
+        self._prefixes = Prefixes(
+            backend if isinstance(backend, Tokenizer) else None, limit, from_right=side == "right"
+        )
+
+    def read(self, texts: Sequence[str], **options: bool) -> Iterator[tuple[Any, list[int]]]:
+        """What the tokenizer gives, some of the texts at a time, and how many characters of each are never read."""
+        for prompted in portions([self._prompt + text for text in texts] if self._prompt else texts):
+            prefixes = [self._prefixes.cut(text) for text in prompted]
+            encoded = self._tokenizer(prefixes, truncation=True, max_length=self._limit, **options)
+            encodings = encoded.encodings or [None] * len(prompted)
+            yield encoded, [_unread(*pair) for pair in zip(prompted, encodings, strict=True)]
+
+
+def _unread(text: str, encoding: Any) -> int:
+    """Characters of a text behind its last token that is kept; 0 where all are kept, or it is not known."""
+    if encoding is None or not encoding.overflowing:
+        return 0
+    ends = [end for (_, end), added in zip(encoding.offsets, encoding.special_tokens_mask, strict=True) if not added]
+    return len(text) - max(ends, default=0)
 
 
 class PackedRunner(Runner):
@@ -59,7 +91,7 @@ class PackedRunner(Runner):
 
     def __init__(self, modules: Sequence[Any], prompt: str, limit: int, compiled: CompiledBackbone) -> None:
         """`compiled` is the backbone of these modules; runners of both roles share it."""
-        self.tokenizer, self.prompt, self.limit = modules[0].tokenizer, prompt, limit
+        self.reader = TextReader(modules[0].tokenizer, prompt, limit)
         self.tail, self.compiled = modules[2:], compiled
 
     @property
@@ -85,19 +117,18 @@ class PackedRunner(Runner):
             return True
         texts = library.drawn_texts(PACKED_TOKENS)
         with torch.inference_mode():
-            vectors = self.forward(self.tokenize(texts)).float()
-            exact = library.forward(library.tokenize(texts)).float()
+            vectors = self.forward(self.tokenize(texts)[0]).float()
+            exact = library.forward(library.tokenize(texts)[0]).float()
         return bool((functional.cosine_similarity(vectors, exact) >= PACKED_COSINE).all())
 
-    def tokenize(self, texts: Sequence[str]) -> list[Any]:
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[Any], list[int]]:
         """See `Runner.tokenize`."""
-        if not texts:
-            return []
-        prompted = [self.prompt + text for text in texts] if self.prompt else list(texts)
-        encoded = self.tokenizer(
-            prompted, truncation=True, max_length=self.limit, return_attention_mask=False, return_token_type_ids=False
-        )
-        return [array("i", ids) for ids in encoded["input_ids"]]  # a list takes nine times the memory
+        inputs: list[Any] = []
+        unread: list[int] = []
+        for encoded, behind in self.reader.read(texts, return_attention_mask=False, return_token_type_ids=False):
+            inputs += [array("i", ids) for ids in encoded["input_ids"]]  # a list takes nine times the memory
+            unread += behind
+        return inputs, unread
 
     def forward(self, inputs: Sequence[Any]) -> Tensor:
         """See `Runner.forward`."""
@@ -143,7 +174,7 @@ class LibraryRunner(Runner):
 
     def _probes(self, texts: Sequence[str]) -> list[Any]:
         """Those of the texts of which the tokenizer makes any token."""
-        return [text for text in self.tokenize(texts) if len(text)]
+        return [text for text in self.tokenize(texts)[0] if len(text)]
 
     def _near(self, inputs: Sequence[Any]) -> bool:
         """Whether the vectors in bfloat16 are near the exact ones; not where an operation has no such form."""
@@ -158,9 +189,12 @@ class LibraryRunner(Runner):
             return False
         return bool((functional.cosine_similarity(exact, rounded) >= BF16_COSINE).all())
 
-    def tokenize(self, texts: Sequence[str]) -> list[Any]:
-        """See `Runner.tokenize`. Texts are only counted here: what the modules read is made with the whole batch."""
-        return [PlainText(text, self._tokens(text)) for text in texts]
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[Any], list[int]]:
+        """See `Runner.tokenize`. Texts are only counted here: what the modules read is made with the whole batch.
+
+        What they leave unread is not known.
+        """
+        return [PlainText(text, self._tokens(text)) for text in texts], [0] * len(texts)
 
     def _features(self, texts: Sequence[str]) -> dict[str, Any]:
         return dict(self.model.preprocess(list(texts), prompt=self.prompt or None, task=self.role))
@@ -212,6 +246,7 @@ class TransformerRunner(LibraryRunner):
     def __init__(self, model: Any, modules: Sequence[Any], role: str, prompt: str, limit: int) -> None:
         self.tokenizer, self.limit = modules[0].tokenizer, limit
         self.prompt = prompt
+        self.reader = TextReader(self.tokenizer, prompt, limit)
         self.left = self.tokenizer.padding_side == "left"
         self.padding_id = self.tokenizer.pad_token_id or 0  # hidden by the mask, so that any id will do
         self.padding_type = getattr(self.tokenizer, "pad_token_type_id", 0)
@@ -233,15 +268,16 @@ class TransformerRunner(LibraryRunner):
         ids = self.tokenizer(self.prompt, truncation=True, max_length=self.limit)["input_ids"]
         return len(ids) - (ids[-1] in self.tokenizer.all_special_ids)
 
-    def tokenize(self, texts: Sequence[str]) -> list[Any]:
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[Any], list[int]]:
         """See `Runner.tokenize`."""
-        if not texts:
-            return []
-        encoded = self.tokenizer([self.prompt + text for text in texts], truncation=True, max_length=self.limit)
-        ids, types = encoded["input_ids"], encoded.get("token_type_ids")
-        return [
-            TokenisedText(array("i", text), array("i", types[row]) if types else None) for row, text in enumerate(ids)
-        ]
+        inputs: list[Any] = []
+        unread: list[int] = []
+        for encoded, behind in self.reader.read(texts):
+            types = encoded.get("token_type_ids")
+            for row, ids in enumerate(encoded["input_ids"]):
+                inputs.append(TokenisedText(array("i", ids), array("i", types[row]) if types else None))
+            unread += behind
+        return inputs, unread
 
     def forward(self, inputs: Sequence[Any]) -> Tensor:
         """See `Runner.forward`."""

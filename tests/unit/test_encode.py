@@ -233,7 +233,7 @@ def test_the_fingerprint_covers_what_decides_the_vectors_and_not_the_name(tiny_t
     assert describe(TeacherParams(str(copy)), "float16").fingerprint == plain.fingerprint
     others = [
         TeacherParams(str(tiny_teacher), max_length=10),
-        TeacherParams(str(tiny_teacher), normalize=False),
+        TeacherParams(str(tiny_teacher), dim=8),
         TeacherParams(str(tiny_teacher), prompts=Prompts(query="q: ")),
     ]
     prints = {plain.fingerprint, *(describe(other, "float16").fingerprint for other in others)}

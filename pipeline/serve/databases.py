@@ -24,7 +24,7 @@ from pipeline.store import Store, StoreMeta
 Database = Literal["lancedb", "qdrant"]
 TEXTS = "texts"
 BLOCK_ROWS = 4096  # of the store that are read and written at once
-PARTITION_ROWS = 8192  # in a partition of LanceDB's index, of which it searches twenty unless it is told
+PARTITION_ROWS = 8192  # of LanceDB's index, which searches 20 partitions of its own accord: exact up to 160,000 rows
 
 
 Writer = Callable[[Iterator[pl.DataFrame], StoreMeta, Path], int]
@@ -72,14 +72,16 @@ def _texts(rows: pl.DataFrame, corpus: Path) -> pl.DataFrame:
 
 
 def write_lancedb(entries: Iterator[pl.DataFrame], meta: StoreMeta, directory: Path) -> int:
-    """See `Writer`: a table with an index, which says how vectors are compared."""
+    """See `Writer`: a table with a flat index, because a table alone would be searched by Euclidean distance."""
     lancedb = import_optional("lancedb", "lancedb", "a table of LanceDB")
+    indexes = import_optional("lancedb.index", "lancedb", "a table of LanceDB")
     first = _arrow(next(entries))
     batches = (batch for block in chain([first], map(_arrow, entries)) for batch in block.to_batches())
     reader = pa.RecordBatchReader.from_batches(first.schema, batches)
     table = lancedb.connect(str(directory)).create_table(TEXTS, reader)
-    table.create_index(metric=meta.similarity)
     count: int = table.count_rows()
+    partitions = max(1, count // PARTITION_ROWS)
+    table.create_index("vector", config=indexes.IvfFlat(distance_type=meta.similarity, num_partitions=partitions))
     return count
 
 

@@ -31,7 +31,7 @@ from pipeline.teacher import LocalTeacher
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- onnx -->\n", "<!-- /onnx -->\n"
 NAME = "all-MiniLM-L6-v2 in ONNX"
-TEXTS = 24 if QUICK else 1000
+TEXTS = 24 if QUICK else 600
 OWN = "packed bfloat16, our own"
 LIBRARY_SIDE, FLOAT32, INT8 = f"{LIBRARY} float32", "onnxruntime float32", "onnxruntime int8"
 OF_FILE, OF_MODEL = f"{OPENVINO}, model.onnx", f"{OPENVINO}, the model itself"

@@ -90,7 +90,7 @@ def _openvino(folder: Path) -> dict[str, Callable[[list[str]], Any]]:
     settings, sample = candidates(teacher, BUDGET)[: 2 if QUICK else None], texts(TEXTS)
     of_file = partial(OpenVino, teacher, graph=folder / MODELS["float32"])
     plain = [setting for setting in settings if setting.attention == "eager"]  # a graph is written down already
-    fastest = {}
+    fastest: dict[str, Callable[[list[str]], Any]] = {}
     for name, make, tried in ((OF_FILE, of_file, plain), (OF_MODEL, partial(OpenVino, teacher), settings)):
         print(f"{name}:")
         seconds = timed(make, tried, sample)

@@ -1,4 +1,4 @@
-"""A model on OpenVINO in bfloat16, as fast as its settings make it: stage one and exported graphs are compared to it."""
+"""A model on OpenVINO in bfloat16, as fast as its settings make it: what stage one and graphs are compared with."""
 
 import copy
 import time

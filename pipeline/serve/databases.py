@@ -75,8 +75,9 @@ def write_lancedb(entries: Iterator[pl.DataFrame], meta: StoreMeta, directory: P
     """See `Writer`: a table with a flat index, because a table alone would be searched by Euclidean distance."""
     lancedb = import_optional("lancedb", "lancedb", "a table of LanceDB")
     indexes = import_optional("lancedb.index", "lancedb", "a table of LanceDB")
-    first = _arrow(next(entries))
-    batches = (batch for block in chain([first], map(_arrow, entries)) for batch in block.to_batches())
+    blocks_in_arrow = (_arrow(block, meta.dim) for block in entries)
+    first = next(blocks_in_arrow)
+    batches = (batch for block in chain([first], blocks_in_arrow) for batch in block.to_batches())
     reader = pa.RecordBatchReader.from_batches(first.schema, batches)
     table = lancedb.connect(str(directory)).create_table(TEXTS, reader)
     count: int = table.count_rows()
@@ -85,10 +86,9 @@ def write_lancedb(entries: Iterator[pl.DataFrame], meta: StoreMeta, directory: P
     return count
 
 
-def _arrow(block: pl.DataFrame) -> pa.Table:
+def _arrow(block: pl.DataFrame, dim: int) -> pa.Table:
     """A block without Arrow's large strings and large lists, which other clients may not know."""
     schema = pa.schema([pa.field(name, pa.string()) for name in block.columns[:-1]])
-    dim = block["vector"].dtype.size
     return block.to_arrow().cast(schema.append(pa.field("vector", pa.list_(pa.float32(), dim))))
 
 

@@ -325,7 +325,8 @@ class PackedBackbone(Backbone):
             mixed = _plain_attention(hidden, modules, shape, bias)
             hidden = modules.attention_norm(modules.output(mixed) + hidden)
             hidden = modules.norm(modules.down(activation.function(modules.up(hidden))) + hidden)
-        return hidden.view(*ids.shape, -1)
+        states: Tensor = hidden.view(*ids.shape, -1)
+        return states
 
     def compiled(self, token_budget: int) -> "CompiledPacked":
         """See `Backbone.compiled`."""

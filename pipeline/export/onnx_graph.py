@@ -231,3 +231,28 @@ def _quantise(source: Path, file: Path) -> None:
             quantize_dynamic(prepared, file, weight_type=QuantType.QInt8, per_channel=True)
     finally:
         root.setLevel(level)
+    _strip(file)
+
+
+def _strip(file: Path) -> None:
+    """Drop what a quantised graph does not need.
+
+    That is the zero points of weights, which are 0, while onnxruntime corrects every product for those that are given;
+    and the sets of operations that it declares and does not use, which another runtime may not know.
+    """
+    import onnx
+
+    model = onnx.load(file)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "MatMulInteger" and len(node.input) == 4 and node.input[3] in tensors:
+            zero_points = tensors[node.input[3]]
+            if not onnx.numpy_helper.to_array(zero_points).any():
+                del node.input[3]
+    used = {name for node in model.graph.node for name in node.input}
+    domains = {node.domain for node in model.graph.node}
+    opsets = [opset for opset in model.opset_import if opset.domain in domains]
+    del model.graph.initializer[:], model.opset_import[:]
+    model.graph.initializer.extend(tensor for name, tensor in tensors.items() if name in used)
+    model.opset_import.extend(opsets)
+    onnx.save(model, file)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import polars as pl
 import pytest
@@ -183,6 +184,18 @@ def test_the_int8_graph_is_taken_where_the_processor_is_made_for_it(made: Made, 
     copy = Path(shutil.copytree(made.model("onnx"), tmp_path / "copy"))
     (copy / "model_int8.onnx").unlink()
     assert onnx_encoder.fastest(copy) == "float32"
+
+
+def test_the_graphs_are_of_standard_operations_and_int8_does_all_products_with_weights_in_int8(made: Made) -> None:
+    for name in ("model.onnx", "model_int8.onnx"):
+        graph = onnx.load(made.model("onnx") / name)
+        assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", onnx_graph.OPSET)]
+        assert {node.domain for node in graph.graph.node} == {""}
+    products = [node for node in graph.graph.node if node.op_type in ("MatMul", "Gemm", "MatMulInteger")]
+    weights = {tensor.name for tensor in graph.graph.initializer}
+    with_weights = [node for node in products if weights & set(node.input)]
+    assert {node.op_type for node in with_weights} == {"MatMulInteger"}
+    assert {len(node.input) for node in with_weights} == {3}  # without the zero points of symmetric weights
 
 
 def test_an_int8_graph_that_is_too_far_from_pytorch_is_left_out(

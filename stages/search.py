@@ -23,11 +23,11 @@ NOTHING = Answer((), 0.0, 0.0)
 @click.option("--embeddings", type=Path, default=Path("data/embeddings"), show_default=True, help="Teacher's store.")
 @click.option("--corpus", type=Path, default=Path("data/corpus"), show_default=True, help="Corpus that was encoded.")
 @click.option("--model", type=Path, default=Path("models/onnx"), show_default=True, help="Exported student.")
-@click.option("--precision", type=click.Choice(list(MODELS)), default="float32", show_default=True)
+@click.option("--precision", type=click.Choice(list(MODELS)), help="Of the model  [default: the fastest here]")
 @click.option("--index", type=Path, help="Search a faiss or usearch index of `leaf index`  [default: exact search]")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many documents.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object per query.")
-def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, precision: str, index: Path | None,
+def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, precision: str | None, index: Path | None,
          top: int, as_json: bool) -> None:  # fmt: skip
     """Find the documents nearest to QUERY; without it, ask for queries until an empty one.
 

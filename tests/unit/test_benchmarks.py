@@ -39,7 +39,7 @@ def test_the_table_says_which_targets_are_met() -> None:
     assert lines[-1].endswith("| no |")
 
 
-@pytest.mark.parametrize("part", ["encode", "fit", "store", "memory", "profile"])
+@pytest.mark.parametrize("part", ["encode", "onnx", "fit", "store", "memory", "profile"])
 def test_every_measurement_runs(part: str) -> None:
     if part == "fit" and not all(map(find_spec, ("datasets", "accelerate"))):
         pytest.skip("the trainer it is compared with needs datasets and accelerate: pip install -e '.[bench]'")

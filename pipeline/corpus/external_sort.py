@@ -16,7 +16,7 @@ from pipeline.base import KEY_BYTES, key_array
 PARTITIONS = 256  # with 10 million short texts, each has 40,000 rows, about 10 MB
 SPILL_BYTES = 48 << 20  # rows held in memory before they are written into partitions
 GROUP_ROWS = 65_536  # rows in a Parquet row group, at most
-GROUP_BYTES = 256 << 20  # of text, after which a row group ends: where texts are longer than 4 kB on average
+GROUP_BYTES = 128 << 20  # of text, after which a row group ends: where texts are longer than 2 kB on average
 
 _TEXTS = [
     ("key", pa.binary()),

@@ -13,7 +13,7 @@ from pipeline.corpus.external_sort import SCHEMA
 from pipeline.corpus.readers.fields import require_columns
 
 BLOCK_ROWS = 65_536  # rows read at once; the corpus stage writes row groups of this size
-BLOCK_BYTES = 64 << 20  # of texts read at once, where they are long
+BLOCK_BYTES = 32 << 20  # of texts read at once, where they are long
 
 
 def scan(directory: Path) -> pl.LazyFrame:

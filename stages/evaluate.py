@@ -15,7 +15,7 @@ from pipeline.params import EncodeParams, EvaluateParams, TeacherParams, load_se
 from pipeline.serve import MODES
 from pipeline.store import Store
 from pipeline.teacher import open_teacher
-from stages.common import command, params_option, write_json
+from stages.common import check_student, command, params_option, write_json
 
 OUT, COST, PLOTS = Path("metrics/evaluate.json"), Path("metrics/cost.json"), Path("plots")
 
@@ -41,6 +41,7 @@ def main(
     student = StudentEncoder.load(model)
     store = Store.open(embeddings)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), encode, store)
+    check_student(model, store.meta.fingerprint, store.name, teacher)
 
     def teacher_vectors(texts: pl.DataFrame) -> Array:
         return vectors_on_demand(teacher, encode, store)(texts)

@@ -9,7 +9,7 @@ from pipeline.export import EXPORTERS, export
 from pipeline.params import EncodeParams, ExportParams, FitParams, TeacherParams, load_section
 from pipeline.store import Store
 from pipeline.teacher import open_teacher
-from stages.common import command, params_option, write_json
+from stages.common import check_student, command, params_option, write_json
 
 EVALUATION = Path("metrics/evaluate.json")
 
@@ -34,9 +34,11 @@ def main(
     checkpoint = load_section(params, "fit", FitParams).student
     if evaluation is None and EVALUATION.is_file():
         evaluation = EVALUATION
+    store = Store.open(embeddings)
+    check_student(model, store.meta.fingerprint, store.name, teacher)
     figures = export(
         corpus,
-        Store.open(embeddings),
+        store,
         model,
         out,
         teacher=teacher,

@@ -22,6 +22,7 @@ from pipeline.base.files import (
     workspace,
     write_json,
     written_directory,
+    written_file,
 )
 from pipeline.base.keys import KEY_BYTES, KEY_DTYPE, ROLES, contains, key_array, keys, merge_sorted
 from pipeline.base.memory import keep_pages, release_pages
@@ -61,4 +62,5 @@ __all__ = [
     "workspace",
     "write_json",
     "written_directory",
+    "written_file",
 ]

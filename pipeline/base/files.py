@@ -91,6 +91,22 @@ def written_directory(out: Path) -> Iterator[Path]:
         replace_directory(result, out)
 
 
+@contextmanager
+def written_file(out: Path) -> Iterator[Path]:
+    """A path beside `out` to write to; it replaces `out` when the block ends without an exception.
+
+    `out` itself is never written into: it may be a link into a cache, read-only, or in use. Its directory is made.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.with_name(f"{TEMPORARY}{out.name}")
+    path.unlink(missing_ok=True)
+    try:
+        yield path
+        path.replace(out)
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def _empty(directory: Path) -> None:
     """Remove everything but the lock file: another process that finds none would take the directory for free."""
     for path in directory.iterdir():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.base import written_file
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.serve import MODES
 
@@ -32,7 +33,6 @@ def write(result: Evaluation, directory: Path) -> list[Path]:
 
     Equal figures give equal bytes with the same matplotlib.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     figures, bins = result.figures, histogram(result.cosines)
     rows: dict[str, Sequence[Sequence[Any]]] = {
         "retention": retention_rows(figures["retrieval"]),
@@ -43,9 +43,10 @@ def write(result: Evaluation, directory: Path) -> list[Path]:
     }
     for name, header in TABLES.items():
         _write_table(directory / f"{name}.csv", header, rows[name])
-    moved = json.dumps(result.moved, indent=1, ensure_ascii=False) + "\n"
-    (directory / "moved.json").write_text(moved, encoding="utf-8")
-    _draw_picture(figures["retrieval"], bins, figures["alignment"], directory / "evaluation.svg")
+    with written_file(directory / "moved.json") as file:
+        file.write_text(json.dumps(result.moved, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with written_file(directory / "evaluation.svg") as file:
+        _draw_picture(figures["retrieval"], bins, figures["alignment"], file)
     return [*(directory / f"{name}.csv" for name in TABLES), directory / "moved.json", directory / "evaluation.svg"]
 
 
@@ -94,7 +95,7 @@ def histogram(cosines: Mapping[str, np.ndarray]) -> list[tuple[str, float, float
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with written_file(path) as new, new.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)

@@ -337,7 +337,8 @@ class Trainer:
 
     def _save(self, path: Path) -> None:
         student = self._averaged()
-        student.save(path, write_card(self.source.meta, self.corpus, self.params, self.metrics(), student))
+        card = write_card(self.source.meta, self.corpus, self.params, self.metrics(), student)
+        student.save(path, card, self.source.meta)
 
 
 def _snapshot(out: Path, step: int) -> Path:

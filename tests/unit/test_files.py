@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.errors import LeafError
-from pipeline.base.files import disk, locked, workspace, written_directory
+from pipeline.base.files import disk, locked, workspace, written_directory, written_file
 
 
 def test_a_lock_that_its_holder_removes_while_we_wait_is_not_taken(
@@ -46,6 +46,24 @@ def test_a_written_directory_replaces_the_old_one_only_if_its_block_ends_well(tm
         raise ValueError("no")
     assert (out / "file").read_text() == "second"
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_written_file_replaces_a_linked_read_only_one_and_never_writes_through_the_link(tmp_path: Path) -> None:
+    cached, out = tmp_path / "cached", tmp_path / "new/out"
+    cached.write_text("old")
+    cached.chmod(0o444)
+    out.parent.mkdir()
+    for link in (out.hardlink_to, out.symlink_to):
+        link(cached)
+        with pytest.raises(ValueError, match="no"), written_file(out) as file:
+            file.write_text("half")
+            raise ValueError("no")
+        assert out.read_text() == "old"
+        with written_file(out) as file:
+            file.write_text("new")
+        assert (out.read_text(), cached.read_text()) == ("new", "old")
+        assert list(out.parent.iterdir()) == [out]
+        out.unlink()
 
 
 @pytest.mark.parametrize(

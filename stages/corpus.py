@@ -7,6 +7,9 @@ import click
 from pipeline.corpus import build
 from pipeline.params import CorpusParams, load_section
 from stages.common import command, params_option, write_json
+from stages.watched import warn_unwatched
+
+SOURCES = Path("data/sources")  # what the stage depends on in dvc.yaml
 
 
 @command
@@ -18,7 +21,9 @@ def main(params: Path, out: Path, metrics: Path) -> None:
 
     If it is killed, the corpus that was there stays as it was. Section read: corpus.
     """
-    figures = build(load_section(params, "corpus", CorpusParams), out)
+    settings = load_section(params, "corpus", CorpusParams)
+    warn_unwatched([source.path for source in settings.sources if source.path], SOURCES, "corpus")
+    figures = build(settings, out)
     write_json(metrics, figures)
     click.echo(f"{'source':24}{'role':10}{'train':>12}{'heldout':>10}")
     for source, roles in figures["rows"].items():

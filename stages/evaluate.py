@@ -16,7 +16,9 @@ from pipeline.serve import MODES
 from pipeline.store import Store
 from pipeline.teacher import open_teacher
 from stages.common import check_student, command, params_option, write_json
+from stages.watched import warn_unwatched
 
+COLLECTIONS = Path("data/evaluation")  # what the stage depends on in dvc.yaml
 OUT, COST, PLOTS = Path("metrics/evaluate.json"), Path("metrics/cost.json"), Path("plots")
 
 
@@ -38,6 +40,7 @@ def main(
     """
     encode = load_section(params, "encode", EncodeParams)
     settings = load_section(params, "evaluate", EvaluateParams)
+    warn_unwatched([*settings.beir, *settings.sts, *settings.classification], COLLECTIONS, "evaluate")
     student = StudentEncoder.load(model)
     store = Store.open(embeddings)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), encode, store)

@@ -11,6 +11,7 @@ import click
 
 from pipeline.base import LeafError, written_file
 from pipeline.store import check_fitted_to
+from stages.recorded import removed_by_dvc
 
 if TYPE_CHECKING:
     from pipeline.teacher import Teacher  # only for its name: commands without a model do not wait for torch
@@ -28,9 +29,13 @@ class _Command(click.Command):
         try:
             return super().invoke(ctx)
         except LeafError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException("\n".join([str(error), *removed_by_dvc(_paths(ctx))])) from None
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'the system'}: {error.strerror or error}") from None
+
+
+def _paths(ctx: click.Context) -> list[Path]:
+    return [value for value in ctx.params.values() if isinstance(value, Path)]
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

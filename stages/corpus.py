@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.corpus import build
+from pipeline.corpus import build, corpus_digest
 from pipeline.params import CorpusParams, load_section
 from stages.common import command, params_option, write_json
 from stages.watched import warn_unwatched
@@ -24,7 +24,7 @@ def main(params: Path, out: Path, metrics: Path) -> None:
     settings = load_section(params, "corpus", CorpusParams)
     warn_unwatched([source.path for source in settings.sources if source.path], SOURCES, "corpus")
     figures = build(settings, out)
-    write_json(metrics, figures)
+    write_json(metrics, figures | {"digest": corpus_digest(out)})
     click.echo(f"{'source':24}{'role':10}{'train':>12}{'heldout':>10}")
     for source, roles in figures["rows"].items():
         for role, splits in sorted(roles.items()):

@@ -16,6 +16,7 @@ from pipeline.serve import MODES
 from pipeline.store import Store
 from pipeline.teacher import open_teacher
 from stages.common import check_student, command, params_option, write_json
+from stages.recorded import check_recorded
 from stages.watched import warn_unwatched
 
 COLLECTIONS = Path("data/evaluation")  # what the stage depends on in dvc.yaml
@@ -40,6 +41,7 @@ def main(
     """
     encode = load_section(params, "encode", EncodeParams)
     settings = load_section(params, "evaluate", EvaluateParams)
+    check_recorded(corpus, embeddings)
     warn_unwatched([*settings.beir, *settings.sts, *settings.classification], COLLECTIONS, "evaluate")
     student = StudentEncoder.load(model)
     store = Store.open(embeddings)

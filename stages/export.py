@@ -10,6 +10,7 @@ from pipeline.params import EncodeParams, ExportParams, FitParams, TeacherParams
 from pipeline.store import Store
 from pipeline.teacher import open_teacher
 from stages.common import check_student, command, params_option, write_json
+from stages.recorded import check_recorded
 
 EVALUATION = Path("metrics/evaluate.json")
 
@@ -30,6 +31,7 @@ def main(
     Sections read: export, teacher, fit.student.
     """
     settings = load_section(params, "export", ExportParams)
+    check_recorded(corpus, embeddings)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), EncodeParams())  # nothing is encoded here
     checkpoint = load_section(params, "fit", FitParams).student
     if evaluation is None and EVALUATION.is_file():

@@ -10,6 +10,7 @@ from pipeline.fit import fit
 from pipeline.params import FitParams, load_section
 from pipeline.store import Store
 from stages.common import command, params_option, write_json
+from stages.recorded import check_recorded
 
 
 @command
@@ -27,6 +28,7 @@ def main(**paths: Path) -> None:
     """
     params = load_section(paths["params"], "fit", FitParams)
     curve = paths["curve"]
+    check_recorded(paths["corpus"], paths["embeddings"])
     result = fit(paths["corpus"], Store.open(paths["embeddings"]), params, paths["out"], paths["work"])
     figures = result.metrics
     write_json(paths["metrics"], figures)

@@ -5,7 +5,7 @@
 
 from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
-from pipeline.corpus.parts import check_rows, corpus_keys, part_files, read_keys, scan
+from pipeline.corpus.parts import check_rows, corpus_digest, corpus_keys, part_files, read_keys, scan
 from pipeline.corpus.readers.beir import CORPUS, QUERIES
 from pipeline.corpus.readers.docstrings import texts
 from pipeline.corpus.readers.lines import json_objects, lines
@@ -17,6 +17,7 @@ __all__ = [
     "build",
     "check_rows",
     "clean",
+    "corpus_digest",
     "corpus_keys",
     "external_sort",
     "json_objects",

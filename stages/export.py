@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from pipeline.base import check_writable
 from pipeline.export import EXPORTERS, export
 from pipeline.params import EncodeParams, ExportParams, FitParams, TeacherParams, load_section
 from pipeline.store import Store
@@ -31,6 +32,7 @@ def main(
     Sections read: export, teacher, fit.student.
     """
     settings = load_section(params, "export", ExportParams)
+    check_writable([metrics], [out / exporter.directory for exporter in EXPORTERS])
     check_recorded(corpus, embeddings)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), EncodeParams())  # nothing is encoded here
     checkpoint = load_section(params, "fit", FitParams).student

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.base import written_file
+from pipeline.base import check_writable, written_file
 from pipeline.fit import fit
 from pipeline.params import FitParams, load_section
 from pipeline.store import Store
@@ -28,6 +28,7 @@ def main(**paths: Path) -> None:
     """
     params = load_section(paths["params"], "fit", FitParams)
     curve = paths["curve"]
+    check_writable([paths["metrics"], curve], [paths["out"]])
     check_recorded(paths["corpus"], paths["embeddings"])
     result = fit(paths["corpus"], Store.open(paths["embeddings"]), params, paths["out"], paths["work"])
     figures = result.metrics

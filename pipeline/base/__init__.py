@@ -9,6 +9,7 @@ from pipeline.base.arrays import Array, Similarity, cosines, similarities
 from pipeline.base.errors import LeafError, first_line
 from pipeline.base.files import (
     TEMPORARY,
+    check_writable,
     disk,
     link,
     locked,
@@ -37,6 +38,7 @@ __all__ = [
     "Array",
     "LeafError",
     "Similarity",
+    "check_writable",
     "contains",
     "cosines",
     "disk",

@@ -28,6 +28,11 @@ TABLES = {
 }
 
 
+def files(directory: Path) -> list[Path]:
+    """What `write` writes."""
+    return [*(directory / f"{name}.csv" for name in TABLES), directory / "moved.json", directory / "evaluation.svg"]
+
+
 def write(result: Evaluation, directory: Path) -> list[Path]:
     """Write the TABLES as CSV, moved.json and evaluation.svg into `directory`; returns their paths.
 
@@ -47,7 +52,7 @@ def write(result: Evaluation, directory: Path) -> list[Path]:
         file.write_text(json.dumps(result.moved, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     with written_file(directory / "evaluation.svg") as file:
         _draw_picture(figures["retrieval"], bins, figures["alignment"], file)
-    return [*(directory / f"{name}.csv" for name in TABLES), directory / "moved.json", directory / "evaluation.svg"]
+    return files(directory)
 
 
 def variant_rows(results: Mapping[str, Any], key: str) -> list[tuple[Any, ...]]:

@@ -24,7 +24,8 @@ import torch
 
 from benchmarks.common import MINILM, QUICK, Row, Work, alternate, child, report, texts
 from pipeline.base import keep_pages, keys
-from pipeline.fit import Trainer, corpus_digest, fit
+from pipeline.corpus import corpus_digest
+from pipeline.fit import Trainer, fit
 from pipeline.model import best_device, resolve_model
 from pipeline.params import EncodeParams, FitParams, StudentParams, TeacherParams
 from pipeline.store import ShardCache, Store, StoreMeta

@@ -51,8 +51,9 @@ from sentence_transformers import SentenceTransformer
 from benchmarks.common import ROOT, Row, Work, alternate, machine, skipped, table
 from benchmarks.fit import BATCH, prepare, theirs, write_corpus
 from pipeline.base import cosines, prefetch
+from pipeline.corpus import corpus_digest
 from pipeline.encode import encode
-from pipeline.fit import Trainer, corpus_digest, fit
+from pipeline.fit import Trainer, fit
 from pipeline.model import TRAITS, best_device, repeatable, synchronize, traits_of
 from pipeline.params import EncodeParams, FitParams, StudentParams, TeacherParams
 from pipeline.store import Store

@@ -23,9 +23,9 @@ from tokenizers import Tokenizer
 
 from benchmarks.common import MINILM, child, machine, peak_mb
 from benchmarks.made import TEACHER, FreeTeacher, source, write_texts
-from pipeline.corpus import build, corpus_keys, part_files
+from pipeline.corpus import build, corpus_digest, corpus_keys, part_files
 from pipeline.encode import ThreadsEngine, fill
-from pipeline.fit import Loader, Position, corpus_digest, tokenize
+from pipeline.fit import Loader, Position, tokenize
 from pipeline.model import resolve_model
 from pipeline.params import EncodeParams, FitParams, StudentParams
 from pipeline.store import ShardCache, Store, merge

@@ -21,9 +21,9 @@ import polars as pl
 from benchmarks.common import QUICK, Row, Work, alternate, report
 from benchmarks.made import FreeTeacher, corpus, tiny_teacher
 from pipeline.base import keep_pages
-from pipeline.corpus import part_files
+from pipeline.corpus import corpus_digest, part_files
 from pipeline.encode import ThreadsEngine, encode, fill
-from pipeline.fit import Loader, Position, corpus_digest, tokenize
+from pipeline.fit import Loader, Position, tokenize
 from pipeline.model import build
 from pipeline.params import EncodeParams, FitParams, StudentParams, TeacherParams
 from pipeline.store import ShardCache, Store

@@ -7,11 +7,16 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, written_file
+from pipeline.store import check_fitted_to
+from stages.recorded import removed_by_dvc
+
+if TYPE_CHECKING:
+    from pipeline.teacher import Teacher  # only for its name: commands without a model do not wait for torch
 
 params_option = click.option(
     "--params", type=Path, default=Path("params.yaml"), show_default=True, help="Parameter file."
@@ -31,7 +36,7 @@ class _Command(click.Command):
             sys.stdout.flush()  # while a closed pipe can still be told from other errors
             return result
         except LeafError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException("\n".join([str(error), *removed_by_dvc(_paths(ctx))])) from None
         except OSError as error:
             if isinstance(error, BrokenPipeError) and _nobody_reads():
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left, Python writes at its end
@@ -49,6 +54,10 @@ def _nobody_reads() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
 
 
+def _paths(ctx: click.Context) -> list[Path]:
+    return [value for value in ctx.params.values() if isinstance(value, Path)]
+
+
 def _terminate(number: int, frame: object) -> NoReturn:
     sys.exit(128 + number)
 
@@ -58,9 +67,17 @@ def command(function: Callable[..., None]) -> click.Command:
     return click.command(cls=_Command)(function)
 
 
+def check_student(model: Path, fingerprint: str, place: str, teacher: "Teacher | None" = None) -> None:
+    """Refuse a model that was fitted to other vectors than those at `place`; a word where it does not say to which.
+
+    `teacher`, where it is known, tells the fingerprints that it had in earlier versions.
+    """
+    word = check_fitted_to(model, fingerprint, place, lambda: teacher.earlier_fingerprints if teacher else ())
+    if word:
+        click.echo(word, err=True)
+
+
 def write_json(path: Path, figures: Mapping[str, object]) -> None:
     """Write metrics as JSON with sorted keys; a kill leaves the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with written_file(path) as file:
+        file.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n", encoding="utf-8")

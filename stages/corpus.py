@@ -4,9 +4,13 @@ from pathlib import Path
 
 import click
 
-from pipeline.corpus import build
+from pipeline.base import check_writable
+from pipeline.corpus import build, corpus_digest
 from pipeline.params import CorpusParams, load_section
 from stages.common import command, params_option, write_json
+from stages.watched import warn_unwatched
+
+SOURCES = Path("data/sources")  # what the stage depends on in dvc.yaml
 
 
 @command
@@ -18,8 +22,11 @@ def main(params: Path, out: Path, metrics: Path) -> None:
 
     If it is killed, the corpus that was there stays as it was. Section read: corpus.
     """
-    figures = build(load_section(params, "corpus", CorpusParams), out, _find_model)
-    write_json(metrics, figures)
+    settings = load_section(params, "corpus", CorpusParams)
+    check_writable([metrics], [out])
+    warn_unwatched([source.path for source in settings.sources if source.path], SOURCES, "corpus")
+    figures = build(settings, out, _find_model)
+    write_json(metrics, figures | {"digest": corpus_digest(out)})
     click.echo(f"{'source':24}{'role':10}{'train':>12}{'heldout':>10}")
     for source, roles in figures["rows"].items():
         for role, splits in sorted(roles.items()):

@@ -5,10 +5,13 @@ from typing import cast
 
 import click
 
+from pipeline.base import check_writable
 from pipeline.encode import encode
 from pipeline.params import EncodeParams, TeacherParams, load_section
+from pipeline.store import Store
 from pipeline.teacher import open_teacher
 from stages.common import command, params_option, write_json
+from stages.recorded import check_recorded
 
 
 @command
@@ -22,9 +25,11 @@ def main(params: Path, corpus: Path, out: Path, metrics: Path) -> None:
     Killed at any moment, it continues from the last finished shard. Sections read: teacher, encode.
     """
     settings = load_section(params, "encode", EncodeParams)
+    check_writable([metrics], [out])
+    check_recorded(corpus)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), settings)
     figures = encode(corpus, teacher, settings, out)
-    write_json(metrics, figures)
+    write_json(metrics, figures | {"digest": Store.open(out).digest()})
     click.echo(
         f"encoded {figures['rows_encoded']:,} texts, reused {figures['rows_reused']:,}, "
         f"{figures['tokens_per_s']:,} tokens/s"

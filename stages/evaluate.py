@@ -6,7 +6,7 @@ from typing import Any
 import click
 import polars as pl
 
-from pipeline.base import Array
+from pipeline.base import Array, LeafError, check_writable
 from pipeline.corpus import scan
 from pipeline.encode import vectors_on_demand
 from pipeline.evaluate import cost, evaluate, plots
@@ -14,9 +14,12 @@ from pipeline.model import StudentEncoder
 from pipeline.params import EncodeParams, EvaluateParams, TeacherParams, load_section
 from pipeline.serve import MODES
 from pipeline.store import Store
-from pipeline.teacher import open_teacher
-from stages.common import command, params_option, write_json
+from pipeline.teacher import Teacher, open_teacher
+from stages.common import check_student, command, params_option, write_json
+from stages.recorded import check_recorded
+from stages.watched import warn_unwatched
 
+COLLECTIONS = Path("data/evaluation")  # what the stage depends on in dvc.yaml
 OUT, COST, PLOTS = Path("metrics/evaluate.json"), Path("metrics/cost.json"), Path("plots")
 
 
@@ -38,9 +41,15 @@ def main(
     """
     encode = load_section(params, "encode", EncodeParams)
     settings = load_section(params, "evaluate", EvaluateParams)
+    costs, pictures = costs or (COST if out == OUT else None), pictures or (PLOTS if out == OUT else None)
+    check_writable([out, *([costs] if costs else []), *(plots.files(pictures) if pictures else [])])
+    check_recorded(corpus, embeddings)
+    warn_unwatched([*settings.beir, *settings.sts, *settings.classification], COLLECTIONS, "evaluate")
     student = StudentEncoder.load(model)
     store = Store.open(embeddings)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), encode, store)
+    check_student(model, store.meta.fingerprint, store.name, teacher)
+    _check_teacher(teacher, settings, measures_cost=costs is not None)
 
     def teacher_vectors(texts: pl.DataFrame) -> Array:
         return vectors_on_demand(teacher, encode, store)(texts)
@@ -48,15 +57,27 @@ def main(
     result = evaluate(corpus, store, student.encode, teacher_vectors, settings)
     written = [out]
     write_json(out, result.figures)
-    if pictures or out == OUT:
-        written += plots.write(result, pictures or PLOTS)
-    if costs or out == OUT:
+    if pictures:
+        written += plots.write(result, pictures)
+    if costs:
         figures = cost(teacher, model, encode.token_budget, _timed_texts(corpus, settings), settings)
-        write_json(costs or COST, figures)
+        write_json(costs, figures)
         if "left_out" in figures:
             click.echo(f"cost: left out: {figures['left_out']}")
-        written.append(costs or COST)
+        written.append(costs)
     click.echo("\n".join([*table(result.figures), *map(str, written)]))
+
+
+def _check_teacher(teacher: Teacher, settings: EvaluateParams, *, measures_cost: bool) -> None:
+    """Refuse now a teacher that is not there and will be needed, at the latest after all else is measured."""
+    needs = [name for name in ("beir", "sts", "classification") if getattr(settings, name)]
+    needs += ["cost"] if measures_cost and settings.cost.texts else []
+    try:
+        if needs and teacher.directory is not None:
+            _ = teacher.meta
+    except LeafError as error:
+        names = ", ".join(f"evaluate.{name}" for name in needs)
+        raise LeafError(f"{error}; the teacher is needed for {names}, so leave that out where it is not") from None
 
 
 def _timed_texts(corpus: Path, settings: EvaluateParams) -> tuple[list[str], list[str]]:

@@ -5,11 +5,13 @@ from typing import Any
 
 import click
 
+from pipeline.base import check_writable
 from pipeline.export import EXPORTERS, export
 from pipeline.params import EncodeParams, ExportParams, FitParams, TeacherParams, load_section
 from pipeline.store import Store
 from pipeline.teacher import open_teacher
-from stages.common import command, params_option, write_json
+from stages.common import check_student, command, params_option, write_json
+from stages.recorded import check_recorded
 
 EVALUATION = Path("metrics/evaluate.json")
 
@@ -30,13 +32,17 @@ def main(
     Sections read: export, teacher, fit.student.
     """
     settings = load_section(params, "export", ExportParams)
+    check_writable([metrics], [out / exporter.directory for exporter in EXPORTERS])
+    check_recorded(corpus, embeddings)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), EncodeParams())  # nothing is encoded here
     checkpoint = load_section(params, "fit", FitParams).student
     if evaluation is None and EVALUATION.is_file():
         evaluation = EVALUATION
+    store = Store.open(embeddings)
+    check_student(model, store.meta.fingerprint, store.name, teacher)
     figures = export(
         corpus,
-        Store.open(embeddings),
+        store,
         model,
         out,
         teacher=teacher,

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import click
 
+from pipeline.base import check_writable, written_file
 from pipeline.fit import fit
 from pipeline.params import FitParams, load_section
 from pipeline.store import Store
 from stages.common import command, params_option, write_json
+from stages.recorded import check_recorded
 
 
 @command
@@ -26,11 +28,12 @@ def main(**paths: Path) -> None:
     """
     params = load_section(paths["params"], "fit", FitParams)
     curve = paths["curve"]
+    check_writable([paths["metrics"], curve], [paths["out"]])
+    check_recorded(paths["corpus"], paths["embeddings"])
     result = fit(paths["corpus"], Store.open(paths["embeddings"]), params, paths["out"], paths["work"])
     figures = result.metrics
     write_json(paths["metrics"], figures)
-    curve.parent.mkdir(parents=True, exist_ok=True)
-    with curve.open("w", newline="", encoding="utf-8") as file:
+    with written_file(curve) as new, new.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("step", "split", "loss"), *result.curve])
     result.discard_state()
     click.echo(f"{figures['presentations']:,} texts in {figures['steps']:,} steps, {figures['samples_per_s']} texts/s")

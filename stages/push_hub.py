@@ -39,9 +39,11 @@ def _copy_files(source: Path, card: Path, folder: Path) -> Path:
         raise LeafError(f"{source}: no such model; run the export stage first")
     if [file.name for file in source.iterdir()] == ["README.md"]:
         raise LeafError(f"{source}: holds no model; its README.md says why")
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    # Contents without modes: a model that DVC has linked to its cache is read-only, and its card is replaced.
+    ignored = shutil.ignore_patterns(".*", "__pycache__")
+    shutil.copytree(source, folder, ignore=ignored, copy_function=shutil.copyfile)
     if card.is_file():
-        shutil.copy(card, folder / "README.md")
+        shutil.copyfile(card, folder / "README.md")
     return folder
 
 

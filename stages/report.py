@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.base import written_file
 from pipeline.report import Sources, render
 from stages.common import command, params_option
 
@@ -17,8 +18,8 @@ from stages.common import command, params_option
 def main(*, params: Path, embeddings: Path, metrics: Path, plots: Path, out: Path) -> None:
     """Write a self-contained page of what the other stages measured. Reads their files, computes nothing."""
     page = render(Sources(params, embeddings / "store.json", metrics, plots))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    with written_file(out) as file:
+        file.write_text(page, encoding="utf-8")
     click.echo(str(out))
 
 

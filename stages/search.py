@@ -12,7 +12,7 @@ from pipeline.base import LeafError
 from pipeline.serve import MODELS, Answer, OnnxEncoder, Searcher, Vectors, check_dim, read_vectors
 from pipeline.serve import index as indexes
 from pipeline.store import Store
-from stages.common import command
+from stages.common import check_student, command
 
 SHOWN = 300  # characters of a text
 NOTHING = Answer((), 0.0, 0.0)
@@ -38,6 +38,7 @@ def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, prec
     if index is not None:
         searched: indexes.Index | Vectors = (loaded := indexes.load(index))
         check_dim(encoder.dim, loaded.dim, index)
+        check_student(model, loaded.fingerprint, str(index))
         if (embeddings / "store.json").is_file() and (
             older := indexes.check_origin(loaded, index, Store.open(embeddings))
         ):
@@ -45,6 +46,7 @@ def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, prec
     else:
         store = Store.open(embeddings)
         check_dim(encoder.dim, store.meta.dim, embeddings)
+        check_student(model, store.meta.fingerprint, store.name)
         searched = read_vectors(store)
     encoder.encode(["the first call prepares the graph"])
     searcher = Searcher(encoder.encode, searched.rows, searched.nearest, corpus, searched.similarity)

@@ -142,7 +142,7 @@ def write_params(tmp_path: Path, tiny_teacher: Path, tiny_student: Path) -> Call
             "evaluate": {"bootstrap": 50},
         }
         for section, changes in sections.items():
-            params[section] = {**params[section], **changes}
+            params[section] = {**params.get(section, {}), **changes}
         file = tmp_path / "params.yaml"
         file.write_text(yaml.safe_dump(params), encoding="utf-8")
         return file

@@ -9,6 +9,7 @@ from pipeline.base.arrays import Array, Similarity, cosines, similarities
 from pipeline.base.errors import LeafError, first_line
 from pipeline.base.files import (
     TEMPORARY,
+    check_writable,
     disk,
     link,
     locked,
@@ -22,6 +23,7 @@ from pipeline.base.files import (
     workspace,
     write_json,
     written_directory,
+    written_file,
 )
 from pipeline.base.keys import KEY_BYTES, KEY_DTYPE, ROLES, contains, key_array, keys, merge_sorted
 from pipeline.base.memory import keep_pages, release_pages
@@ -39,6 +41,7 @@ __all__ = [
     "Prefixes",
     "Similarity",
     "TokenIds",
+    "check_writable",
     "contains",
     "cosines",
     "disk",
@@ -65,4 +68,5 @@ __all__ = [
     "workspace",
     "write_json",
     "written_directory",
+    "written_file",
 ]

@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,41 @@ def written_directory(out: Path) -> Iterator[Path]:
         result.mkdir()
         yield result
         replace_directory(result, out)
+
+
+@contextmanager
+def written_file(out: Path) -> Iterator[Path]:
+    """A path beside `out` to write to; it replaces `out` when the block ends without an exception.
+
+    `out` itself is never written into: it may be a link into a cache, read-only, or in use. Its directory is made.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.with_name(f"{TEMPORARY}{out.name}")
+    path.unlink(missing_ok=True)
+    try:
+        yield path
+        path.replace(out)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def check_writable(files: Iterable[Path], directories: Iterable[Path] = ()) -> None:
+    """Refuse now what `written_file` and `written_directory` could not put in place after hours of work.
+
+    Raises:
+        LeafError: nothing can be created there, or a file is where a directory belongs, or the other way round.
+    """
+    for out, wrong in [*((file, Path.is_dir) for file in files), *((path, Path.is_file) for path in directories)]:
+        if wrong(out):
+            raise LeafError(f"{out}: is a {'directory' if out.is_dir() else 'file'}; remove it, or name another place")
+        place = next(parent for parent in out.absolute().parents if parent.exists() or parent.is_symlink())
+        try:
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            raise LeafError(
+                f"{out}: cannot be written: {place}: {error.strerror or error}; name another place"
+            ) from None
 
 
 def _empty(directory: Path) -> None:

@@ -6,7 +6,16 @@
 from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
 from pipeline.corpus.further_records import further_records
-from pipeline.corpus.parts import check_rows, corpus_keys, part_files, read_blocks, read_keys, rows_within, scan
+from pipeline.corpus.parts import (
+    check_rows,
+    corpus_digest,
+    corpus_keys,
+    part_files,
+    read_blocks,
+    read_keys,
+    rows_within,
+    scan,
+)
 from pipeline.corpus.readers.beir import CORPUS, QUERIES, beir_file
 from pipeline.corpus.readers.docstrings import texts
 from pipeline.corpus.readers.lines import json_objects, lines
@@ -19,6 +28,7 @@ __all__ = [
     "build",
     "check_rows",
     "clean",
+    "corpus_digest",
     "corpus_keys",
     "external_sort",
     "further_records",

@@ -1,5 +1,6 @@
 """Read a finished corpus: the Parquet files that the stage `corpus` has written, and checks of them."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.base import ROLES, Array, LeafError, key_array, keys, merge_sorted
+from pipeline.base import ROLES, Array, LeafError, key_array, keys, merge_sorted, sha256
 from pipeline.corpus.external_sort import SCHEMA
 from pipeline.corpus.readers.fields import require_columns
 
@@ -41,6 +42,11 @@ def part_files(directory: Path) -> list[Path]:
             raise LeafError(f"{part}: damaged ({error}); run the stage `corpus` again") from None
         require_columns(part, SCHEMA.names, columns)
     return parts
+
+
+def corpus_digest(directory: Path) -> str:
+    """SHA-256 over the corpus's files. Errors: `part_files`."""
+    return hashlib.sha256("".join(map(sha256, part_files(directory))).encode()).hexdigest()
 
 
 def corpus_keys(directory: Path) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.base import written_file
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.serve import MODES
 
@@ -27,12 +28,16 @@ TABLES = {
 }
 
 
+def files(directory: Path) -> list[Path]:
+    """What `write` writes."""
+    return [*(directory / f"{name}.csv" for name in TABLES), directory / "moved.json", directory / "evaluation.svg"]
+
+
 def write(result: Evaluation, directory: Path) -> list[Path]:
     """Write the TABLES as CSV, moved.json and evaluation.svg into `directory`; returns their paths.
 
     Equal figures give equal bytes with the same matplotlib.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     figures, bins = result.figures, histogram(result.cosines)
     rows: dict[str, Sequence[Sequence[Any]]] = {
         "retention": retention_rows(figures["retrieval"]),
@@ -43,10 +48,11 @@ def write(result: Evaluation, directory: Path) -> list[Path]:
     }
     for name, header in TABLES.items():
         _write_table(directory / f"{name}.csv", header, rows[name])
-    moved = json.dumps(result.moved, indent=1, ensure_ascii=False) + "\n"
-    (directory / "moved.json").write_text(moved, encoding="utf-8")
-    _draw_picture(figures["retrieval"], bins, figures["alignment"], directory / "evaluation.svg")
-    return [*(directory / f"{name}.csv" for name in TABLES), directory / "moved.json", directory / "evaluation.svg"]
+    with written_file(directory / "moved.json") as file:
+        file.write_text(json.dumps(result.moved, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with written_file(directory / "evaluation.svg") as file:
+        _draw_picture(figures["retrieval"], bins, figures["alignment"], file)
+    return files(directory)
 
 
 def variant_rows(results: Mapping[str, Any], key: str) -> list[tuple[Any, ...]]:
@@ -94,7 +100,7 @@ def histogram(cosines: Mapping[str, np.ndarray]) -> list[tuple[str, float, float
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with written_file(path) as new, new.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)

@@ -78,7 +78,7 @@ class NamedRouterExporter:
         }
         text = json.dumps(named, indent=1, ensure_ascii=False) + "\n"
         loader = files("pipeline.export").joinpath("templates/asymmetric.py").read_text(encoding="utf-8")
-        shutil.copytree(job.student_directory, directory / "student")
+        shutil.copytree(job.student_directory, directory / "student", copy_function=shutil.copyfile)
         (directory / "teacher.json").write_text(text, encoding="utf-8")
         (directory / "asymmetric.py").write_text(loader, encoding="utf-8")
         return None

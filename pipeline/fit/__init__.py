@@ -2,7 +2,7 @@
 
 from pipeline.fit import checkpoint, head
 from pipeline.fit.loader import Loader, Position
-from pipeline.fit.token_cache import corpus_digest, tokenize
+from pipeline.fit.token_cache import tokenize
 from pipeline.fit.trainer import Trainer, fit
 
-__all__ = ["Loader", "Position", "Trainer", "checkpoint", "corpus_digest", "fit", "head", "tokenize"]
+__all__ = ["Loader", "Position", "Trainer", "checkpoint", "fit", "head", "tokenize"]

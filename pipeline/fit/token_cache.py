@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from pipeline.base import KEY_DTYPE, LeafError, TokenIds, locked, sha256, written_directory
+from pipeline.base import KEY_DTYPE, LeafError, TokenIds, locked, written_directory
 from pipeline.corpus import check_rows, part_files, rows_within
 
 BATCH_ROWS = 8192  # texts tokenised at a time, at most
@@ -42,11 +42,6 @@ class Tokens:
     def __getitem__(self, row: int) -> np.ndarray:
         text: np.ndarray = self.ids[self.offsets[row] : self.offsets[row + 1]]
         return text
-
-
-def corpus_digest(corpus: Path) -> str:
-    """SHA-256 over the corpus's files. Errors: those of `part_files`."""
-    return hashlib.sha256("".join(map(sha256, part_files(corpus))).encode()).hexdigest()
 
 
 def token_counts(tokens: Tokens) -> np.ndarray:

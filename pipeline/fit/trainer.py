@@ -18,12 +18,13 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from pipeline.base import LeafError, keep_pages, locked, prefetch, release_pages
+from pipeline.corpus import corpus_digest
 from pipeline.fit import checkpoint, head
 from pipeline.fit.card import write_card
 from pipeline.fit.loader import Loader, Position, TrainingBatch
 from pipeline.fit.optimiser import learning_rate, total_steps
 from pipeline.fit.step import step_for
-from pipeline.fit.token_cache import Tokens, corpus_digest, token_counts, tokenize
+from pipeline.fit.token_cache import Tokens, token_counts, tokenize
 from pipeline.model import (
     Student,
     best_device,
@@ -336,7 +337,8 @@ class Trainer:
 
     def _save(self, path: Path) -> None:
         student = self._averaged()
-        student.save(path, write_card(self.source.meta, self.corpus, self.params, self.metrics(), student))
+        card = write_card(self.source.meta, self.corpus, self.params, self.metrics(), student)
+        student.save(path, card, self.source.meta)
 
 
 def _snapshot(out: Path, step: int) -> Path:

@@ -34,6 +34,7 @@ from pipeline.model.parallel import vectors_in_parts
 from pipeline.model.pooling import stored_pooling
 from pipeline.model.vocabulary import cut_vocabulary
 from pipeline.params import StudentParams, pooling_modes
+from pipeline.store import StoreMeta, write_fitted_to
 
 TOKEN_BUDGET = 8192  # tokens computed at once in inference
 PROBE_TOKENS = 16  # by which a backbone is compared before and after its vocabulary is cut
@@ -97,10 +98,10 @@ class Student(nn.Module):
         """A copy of the tokenizer that cuts at `max_length` and does not pad."""
         return self.backbone.tokenizer()
 
-    def save(self, path: Path, card: str | None = None) -> None:
+    def save(self, path: Path, card: str | None = None, meta: StoreMeta | None = None) -> None:
         """Write a sentence-transformers directory; what was at `path` is replaced only once the new one is whole.
 
-        `card` becomes its README.md.
+        `card` becomes its README.md; `meta`, of the vectors that it was fitted to, is recorded.
 
         Raises:
             LeafError: it cannot be written; the disk is full, say.
@@ -117,6 +118,8 @@ class Student(nn.Module):
         with model_directory(path, card) as directory:
             model.save(str(directory), create_model_card=False, safe_serialization=True)
             write_older_form(directory, modules)
+            if meta is not None:
+                write_fitted_to(directory, meta)
 
     @classmethod
     def load(cls, path: Path) -> "Student":

@@ -7,6 +7,7 @@ whole stores. `VectorSource` is what training and measuring ask for. Knows no mo
 from pipeline.store import formats, operations, shard, upload
 from pipeline.store.bucket import remote_url
 from pipeline.store.chunks import CHUNK_ROWS
+from pipeline.store.fitted import FITTED_TO, check_fitted_to, write_fitted_to
 from pipeline.store.licenses import joint_license, joint_teacher
 from pipeline.store.operations import merge, scratch_cache
 from pipeline.store.repair import EncodeAgain, repair, shard_names
@@ -19,6 +20,7 @@ from pipeline.store.validation import SAME_LENGTH, SAME_VECTOR, check_free, chec
 
 __all__ = [
     "CHUNK_ROWS",
+    "FITTED_TO",
     "MAX_DIM",
     "SAME_LENGTH",
     "SAME_VECTOR",
@@ -27,6 +29,7 @@ __all__ = [
     "Store",
     "StoreMeta",
     "VectorSource",
+    "check_fitted_to",
     "check_free",
     "check_replaceable",
     "formats",
@@ -44,4 +47,5 @@ __all__ = [
     "shard_names",
     "similarity_note",
     "upload",
+    "write_fitted_to",
 ]

@@ -30,7 +30,9 @@ class Project:
             shutil.copy(ROOT / name, folder / name)
         for package in ("pipeline", "stages"):
             shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "data" / "sources").mkdir(parents=True)
+        for place in ("", "sources", "evaluation"):
+            (folder / "data" / place).mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / "data" / place / ".gitignore", folder / "data" / place)
         self.write_texts(300)
         self.params = params
         self.set_params()

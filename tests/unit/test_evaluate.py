@@ -432,3 +432,31 @@ def test_the_stage_names_what_is_missing(
     done = run(stages.evaluate.main, *paths, "--model", "none")
     assert done.exit_code == 1
     assert "none: holds no student" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--cost", "blocked/cost.json"), "blocked/cost.json: cannot be written"),
+        (("--plots", "blocked/plots"), "blocked/plots/retention.csv: cannot be written"),
+        (("--cost", "cost.json"), "the teacher is needed for evaluate.cost"),
+    ],
+)
+def test_what_the_last_step_would_miss_is_refused_before_the_first(
+    arguments: tuple[str, ...],
+    message: str,
+    write_params: Callable[..., Path],
+    tiny_corpus: Path,
+    fitted: Path,
+    tiny_store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_params(teacher={"model": "package:not_installed/model"})
+    Path("blocked").touch()
+    paths = ["--corpus", str(tiny_corpus), "--embeddings", str(tiny_store.path), "--model", str(fitted)]
+    done = run(stages.evaluate.main, *paths, "--out", "figures.json", *arguments)
+    assert done.exit_code == 1
+    assert message in done.output
+    assert not Path("figures.json").exists()

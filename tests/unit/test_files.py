@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.errors import LeafError
-from pipeline.base.files import disk, locked, workspace, written_directory
+from pipeline.base.files import check_writable, disk, locked, workspace, written_directory, written_file
 
 
 def test_a_lock_that_its_holder_removes_while_we_wait_is_not_taken(
@@ -46,6 +46,41 @@ def test_a_written_directory_replaces_the_old_one_only_if_its_block_ends_well(tm
         raise ValueError("no")
     assert (out / "file").read_text() == "second"
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_written_file_replaces_a_linked_read_only_one_and_never_writes_through_the_link(tmp_path: Path) -> None:
+    cached, out = tmp_path / "cached", tmp_path / "new/out"
+    cached.write_text("old")
+    cached.chmod(0o444)
+    out.parent.mkdir()
+    for link in (out.hardlink_to, out.symlink_to):
+        link(cached)
+        with pytest.raises(ValueError, match="no"), written_file(out) as file:
+            file.write_text("half")
+            raise ValueError("no")
+        assert out.read_text() == "old"
+        with written_file(out) as file:
+            file.write_text("new")
+        assert (out.read_text(), cached.read_text()) == ("new", "old")
+        assert list(out.parent.iterdir()) == [out]
+        out.unlink()
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "broken").symlink_to("nowhere")
+    check_writable([tmp_path / "file", tmp_path / "new/below/file"], [tmp_path / "directory", tmp_path / "new"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "directory", "file"]
+    for files, directories, message in [
+        ([tmp_path / "directory"], [], "directory: is a directory; remove it"),
+        ([], [tmp_path / "file"], "file: is a file; remove it"),
+        ([tmp_path / "file/below"], [], "below: cannot be written: .*file: Not a directory"),
+        ([], [tmp_path / "broken/below"], "below: cannot be written: .*broken: No such file"),
+        ([Path("/proc/leaf/below")], [], "below: cannot be written: /proc"),
+    ]:
+        with pytest.raises(LeafError, match=message):
+            check_writable(files, directories)
 
 
 @pytest.mark.parametrize(

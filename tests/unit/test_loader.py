@@ -13,8 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from pipeline.base.errors import LeafError
 from pipeline.base.files import locked
 from pipeline.base.prefetch import prefetch
+from pipeline.corpus.parts import corpus_digest
 from pipeline.fit.loader import Loader, Position, pack_sorted
-from pipeline.fit.token_cache import Tokens, corpus_digest, tokenize
+from pipeline.fit.token_cache import Tokens, tokenize
 from pipeline.model.batch import pack
 from pipeline.store.shard import StoreMeta
 from pipeline.store.shard_cache import ShardCache

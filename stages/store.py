@@ -22,7 +22,7 @@ corpus_option = click.option("--corpus", type=Path, default=Path("data/corpus"),
 
 @click.group()
 def main() -> None:
-    """Work on an embedding store: a directory, or s3://BUCKET/PREFIX."""
+    """Work on an embedding store: a directory, s3://BUCKET/PREFIX, or http(s)://HOST/PATH."""
 
 
 def _command(function: Callable[..., None]) -> click.Command:
@@ -170,9 +170,10 @@ def push(path: Path, url: str, replace: bool, as_json: bool) -> None:
 
     Refused where the teachers differ, the vectors of a text that both have, or the licences of a shard of both.
     """
-    if remote_url(url) is None:
-        raise LeafError("URL: must be s3://BUCKET/PREFIX")
-    _show(upload.push(Store.open(path), remote_url(url) or url, replace), as_json)
+    target = remote_url(url)
+    if target is None or not target.startswith("s3:"):
+        raise LeafError("URL: must be s3://BUCKET/PREFIX; other places can be read but not added to")
+    _show(upload.push(Store.open(path), target, replace), as_json)
 
 
 def _encoder_of_lost_shards(corpus: Path, params: Path) -> EncodeAgain:

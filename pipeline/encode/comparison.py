@@ -55,15 +55,15 @@ def sample(store: Store, corpus: Path, teacher: Teacher, rows: int) -> dict[str,
     """
     if not is_of(store.meta, teacher):
         raise LeafError(
-            f"{store.path}: was made with the fingerprint {store.meta.fingerprint[:16]}, but section `teacher` "
+            f"{store.name}: was made with the fingerprint {store.meta.fingerprint[:16]}, but section `teacher` "
             f"describes {teacher.meta.fingerprint[:16]}: name the same model, prompts, max_length and normalize"
         )
     stored = store.keys()
     shared = np.sort(stored[contains(corpus_keys(corpus), stored)])[:rows]
     if not len(shared):
-        raise LeafError(f"{corpus}: shares no text with {store.path}: nothing to compare")
+        raise LeafError(f"{corpus}: shares no text with {store.name}: nothing to compare")
     texts = scan(corpus).filter(pl.col("key").is_in(shared.tolist())).collect(engine="streaming")
-    similarities = compare(str(store.path), texts, store, teacher)
+    similarities = compare(store.name, texts, store, teacher)
     return {
         "compared": len(similarities),
         "cosine_min": round(float(similarities.min()), 6),

@@ -67,7 +67,8 @@ def take_over(
         rows, info = _useful_rows(store, shard, corpus_keys, cache), store.shards[shard]
         license_ = info.license if licenses is None else licenses[info.name]
         if len(rows) == info.rows:
-            cache.adopt(store.files.shard(info), replace(info, license=license_))
+            with store.shard_files(shard) as root:
+                cache.adopt(root, replace(info, license=license_))
         else:
             store.verify_shard(shard)
             stored = [array[rows["row"].to_numpy()] for array in store.stored(shard)]

@@ -1,11 +1,10 @@
 """The embedding store: teacher vectors by key, in immutable checksummed shards (docs/format.md).
 
-Reading and checking (`Store`), the shard cache from which stores are published, stores in buckets, and what is done to
+Reading and checking (`Store`), the shard cache from which stores are published, stores behind URLs, and what is done to
 whole stores. `VectorSource` is what training and measuring ask for. Knows no model.
 """
 
 from pipeline.store import formats, operations, shard, upload
-from pipeline.store.bucket import remote_url
 from pipeline.store.chunks import CHUNK_ROWS
 from pipeline.store.licenses import joint_license, joint_teacher
 from pipeline.store.operations import merge, scratch_cache
@@ -15,6 +14,7 @@ from pipeline.store.shard_cache import ShardCache, shard_directory
 from pipeline.store.similarity import similarity_note
 from pipeline.store.source import VectorSource
 from pipeline.store.store import Store
+from pipeline.store.transport import remote_url
 from pipeline.store.validation import SAME_LENGTH, SAME_VECTOR, check_free, check_replaceable
 
 __all__ = [

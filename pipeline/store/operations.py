@@ -175,7 +175,8 @@ def assemble(
                     figures["shards_dropped"] += 1
                 elif kept.all():
                     both = joint_license([info.license, (also_stated or {}).get(info.name, info.license)])
-                    cache.adopt(store.files.shard(info), replace(info, license=both or info.license))
+                    with store.shard_files(i) as root:
+                        cache.adopt(root, replace(info, license=both or info.license))
                     figures["shards_linked"] += 1
                 else:
                     copy_rows(store, i, np.flatnonzero(kept), cache)

@@ -31,6 +31,8 @@ def main(params: Path, corpus: Path, out: Path, metrics: Path) -> None:
     )
     if "license" in figures:
         click.echo(f"the store's licence is {figures['license']}: shards taken over keep theirs (store.json)", err=True)
+    for name, reason in cast(dict[str, str], figures.get("passed_over", {})).items():
+        click.echo(f"not reused: {name}: {reason.removeprefix(f'{name}: ')}", err=True)
     if refused := cast(list[dict[str, str]], figures.get("refused", [])):
         click.echo(f"left out {len(refused):,} texts that the server refused, all listed in {metrics}:", err=True)
         click.echo("\n".join(f"  {refusal['id']}: {refusal['reason']}" for refusal in refused[:20]), err=True)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,19 @@ import click
 from pipeline.base import LeafError
 from pipeline.corpus import corpus_keys
 from pipeline.params import EncodeParams, TeacherParams, load_section
-from pipeline.store import EncodeAgain, Store, check_free, formats, operations, remote_url, upload
+from pipeline.store import (
+    EncodeAgain,
+    Listed,
+    Store,
+    check_free,
+    find_stores,
+    formats,
+    open_stores,
+    operations,
+    remote_url,
+    upload,
+    write_list,
+)
 from pipeline.store import repair as repair_store
 from stages.common import command, params_option
 
@@ -38,6 +50,64 @@ def _command(function: Callable[..., None]) -> click.Command:
 def info(path: str, as_json: bool) -> None:
     """Teacher, licence, rows, dimension, bytes, roles and sources, from store.json alone."""
     _show(operations.info(Store.open(path)), as_json)
+
+
+@_command
+@click.argument("place")
+@click.option("--write", is_flag=True, help="Write stores.json there, by which a web server's stores are found.")
+@click.option("--params", type=Path, help="Parameter file  [default: params.yaml if there is one]")
+def list_(place: str, write: bool, params: Path | None, as_json: bool) -> None:
+    """The stores of a place: teacher, rows, licence, and whether encode.reuse can take them, or why not.
+
+    PLACE is a directory, s3://BUCKET/PREFIX, or http(s)://HOST/PATH with a list there (stores.json).
+    """
+    if write:
+        click.echo(write_list(place), err=True)
+    params = params or (Path("params.yaml") if Path("params.yaml").exists() else None)
+    listed = open_stores(find_stores(place))
+    reasons = _misfits(listed, params) if params else {}
+    entries = [_entry(one, bool(params), reasons.get(one.name)) for one in listed]
+    if as_json:
+        click.echo(json.dumps(entries, indent=1, sort_keys=True))
+        return
+    for entry in entries:
+        click.echo(entry["store"])
+        if "rows" in entry:
+            described = f"{entry['teacher']}, {entry['rows']:,} vectors of {entry['dim']} {entry['dtype']}"
+            click.echo(f"  {described}, licence {entry['license'] or 'not stated'}")
+        if "fits" in entry or "why" in entry:
+            click.echo(f"  {'fits encode.reuse' if entry.get('fits') else entry['why']}")
+
+
+def _entry(listed: Listed, compared: bool, reason: str | None) -> dict[str, Any]:
+    if listed.store is None:
+        return {"store": listed.name, "fits": False, "why": listed.problem}
+    meta = listed.store.meta
+    described = {
+        "store": listed.name,
+        "teacher": meta.teacher.get("model"),
+        "fingerprint": meta.fingerprint,
+        "rows": listed.store.rows,
+        "dim": meta.dim,
+        "dtype": meta.dtype,
+        "license": meta.license,
+    }
+    return described | ({"fits": reason is None, "why": reason} if compared else {})
+
+
+def _misfits(listed: Sequence[Listed], params: Path) -> dict[str, str | None]:
+    """Why the vectors of each store that could be opened cannot be reused with these parameters; None if they can."""
+    from pipeline.encode import comparison  # here, so that commands that need no model do not wait for torch
+    from pipeline.teacher import open_teacher
+
+    section, encode = _sections(params)
+    teacher, reasons = open_teacher(section, encode), {}
+    for one in listed:
+        if one.store is not None:
+            if section.api is not None:  # is recognised by the probe in the store, without a request
+                teacher = open_teacher(section, encode, one.store)
+            reasons[one.name] = comparison.misfit(one.store.meta, teacher)
+    return reasons
 
 
 @_command

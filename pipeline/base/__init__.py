@@ -6,7 +6,7 @@ memory kept by malloc, optional packages. Every other room may use it.
 
 from pipeline.base import files
 from pipeline.base.arrays import Array, Similarity, cosines, similarities
-from pipeline.base.errors import LeafError, first_line
+from pipeline.base.errors import FileMissingError, LeafError, first_line
 from pipeline.base.files import (
     TEMPORARY,
     disk,
@@ -34,6 +34,7 @@ __all__ = [
     "ROLES",
     "TEMPORARY",
     "Array",
+    "FileMissingError",
     "LeafError",
     "Similarity",
     "contains",

@@ -11,6 +11,9 @@ from pipeline.corpus import corpus_keys, scan
 from pipeline.store import SAME_LENGTH, SAME_VECTOR, Store, StoreMeta
 from pipeline.teacher import Teacher
 
+_NOT_COMPARED = {"license", "revision", "prompts_from", "similarity", "probe", "model"}
+_OF_THE_MODEL = {"files", "modules", "weights", "kind", "fingerprint_version"}
+
 
 def is_of(meta: StoreMeta, teacher: Teacher) -> bool:
     """Whether vectors of this identity can be the teacher's, under its fingerprint or one of an earlier version.
@@ -18,6 +21,20 @@ def is_of(meta: StoreMeta, teacher: Teacher) -> bool:
     Under an earlier one they are only if a sample agrees (`compare`): it covered less.
     """
     return meta.fingerprint == teacher.meta.fingerprint or meta.fingerprint in teacher.earlier_fingerprints
+
+
+def misfit(meta: StoreMeta, teacher: Teacher) -> str | None:
+    """Why vectors of this identity cannot stand beside the teacher's, as the end of a sentence; None if they can."""
+    ours = teacher.meta
+    if meta.dtype != ours.dtype:
+        return f"holds {meta.dtype}, and encode.dtype is {ours.dtype}"
+    if is_of(meta, teacher):
+        return None
+    named = sorted({*meta.teacher, *ours.teacher} - _NOT_COMPARED)
+    differing = [name for name in named if meta.teacher.get(name) != ours.teacher.get(name)]
+    if not differing or set(differing) & _OF_THE_MODEL:
+        return f"holds vectors of another model, `{meta.teacher.get('model')!s:.100}`"
+    return f"was made with another teacher.{', teacher.'.join(differing)}"
 
 
 def compare(place: str, texts: pl.DataFrame, store: Store, teacher: Teacher) -> Array:

@@ -224,7 +224,8 @@ class EncodeParams:
     dtype: Literal["float16", "float32", "int8"] = "float16"
     """Type of the stored vectors; int8 has a scale for each row."""
     reuse: tuple[str, ...] = ()
-    """Other stores with the same fingerprint (paths or s3:// URLs); their vectors are taken instead of encoding."""
+    """Other stores with the same fingerprint (paths, or s3:// and http(s):// URLs), or places that hold many, of which
+    those are used that have it; their vectors are taken instead of encoding."""
     license: str | None = None
     """Licence of the vectors (SPDX, `CC-BY-4.0`), written into the store."""
     pool: str = ".cache/pool"

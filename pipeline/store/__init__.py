@@ -8,6 +8,7 @@ from pipeline.store import formats, operations, shard, upload
 from pipeline.store.chunks import CHUNK_ROWS
 from pipeline.store.licenses import joint_license, joint_teacher
 from pipeline.store.operations import merge, scratch_cache
+from pipeline.store.places import Listed, find_stores, open_stores, write_list
 from pipeline.store.repair import EncodeAgain, repair, shard_names
 from pipeline.store.shard import MAX_DIM, StoreMeta, read_rows, shard_name
 from pipeline.store.shard_cache import ShardCache, shard_directory
@@ -23,16 +24,19 @@ __all__ = [
     "SAME_LENGTH",
     "SAME_VECTOR",
     "EncodeAgain",
+    "Listed",
     "ShardCache",
     "Store",
     "StoreMeta",
     "VectorSource",
     "check_free",
     "check_replaceable",
+    "find_stores",
     "formats",
     "joint_license",
     "joint_teacher",
     "merge",
+    "open_stores",
     "operations",
     "read_rows",
     "remote_url",
@@ -44,4 +48,5 @@ __all__ = [
     "shard_names",
     "similarity_note",
     "upload",
+    "write_list",
 ]

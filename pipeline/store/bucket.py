@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.base import LeafError, import_optional
+from pipeline.base import FileMissingError, LeafError, import_optional
 
 BLOCK_BYTES = 8 * 2**20  # of one request
 _CHANGED = {"PreconditionFailed", "ConditionalRequestConflict", "OperationAborted", "412", "409"}
@@ -48,7 +48,7 @@ class Bucket:
         except LeafError:
             raise
         except FileNotFoundError:
-            raise LeafError(f"{self.url}/{file}: file is missing") from None
+            raise FileMissingError(f"{self.url}/{file}: file is missing") from None
         except PermissionError:
             raise LeafError(f"{self.url}/{file}: access denied; look at your AWS credentials") from None
         except Exception as error:  # botocore and aiohttp raise many classes; their texts may quote the request
@@ -73,6 +73,23 @@ class Bucket:
         with self._errors_without_secrets(""):
             listing = self._system.find(self._place, detail=True)
             return {name.removeprefix(f"{self._place}/"): int(entry["size"]) for name, entry in listing.items()}
+
+    def children(self, folder: str) -> tuple[set[str], list[str]]:
+        """The names of the files in a folder (`""`: in the place itself), and those of its folders, sorted."""
+        place = f"{self._place}/{folder}".rstrip("/")
+        files, folders = set(), []
+        with self._errors_without_secrets(folder):
+            try:
+                entries = self._system.ls(place, detail=True)
+            except FileNotFoundError:
+                return set(), []
+            for entry in entries:
+                name = entry["name"].rstrip("/").removeprefix(place).lstrip("/")
+                if entry["type"] == "directory":
+                    folders.append(name)
+                else:
+                    files.add(name)
+        return files, sorted(folders)
 
     def blocks(self, file: str, size: int) -> Iterator[bytes]:
         """The first `size` bytes of a file, block by block."""

@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from pipeline.base import LeafError
+from pipeline.base import FileMissingError, LeafError
 
 BLOCK_BYTES = 2**20
 ATTEMPTS = 6  # at one place of a file
@@ -130,7 +130,7 @@ class HttpDirectory:
     def _check(self, answer: Any, file: str) -> None:
         status, place = answer.status_code, f"{self.url}/{file}"
         if status in _MISSING:
-            raise LeafError(f"{place}: file is missing")
+            raise FileMissingError(f"{place}: file is missing")
         if status in _DENIED:
             raise LeafError(f"{place}: access denied (status {status}); a name and a password come from ~/.netrc")
         if status == requests.codes.too_many_requests or status >= requests.codes.server_error:

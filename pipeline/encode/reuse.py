@@ -160,10 +160,11 @@ def take_over_earlier(texts: pl.LazyFrame, corpus_keys: Array, cache: ShardCache
 
 def _check_same_teacher(store: Store, cache: ShardCache, teacher: Teacher) -> None:
     if misfit(store.meta, teacher):
+        theirs, ours = store.meta, cache.meta
         raise LeafError(
-            f"encode.reuse: {store.name} holds {store.meta.dtype} vectors of fingerprint "
-            f"{store.meta.fingerprint[:16]}, but this run makes {cache.meta.dtype} of {cache.meta.fingerprint[:16]}; the teacher, its prompts, "
-            "max_length, normalize and encode.dtype must be the same"
+            f"encode.reuse: {store.name} holds {theirs.dtype} vectors of fingerprint {theirs.fingerprint[:16]}, but "
+            f"this run makes {ours.dtype} of {ours.fingerprint[:16]}; the teacher, its prompts, max_length, normalize "
+            "and encode.dtype must be the same"
         )
 
 

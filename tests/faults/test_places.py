@@ -19,7 +19,6 @@ from pipeline.store import http
 from pipeline.store.places import find_stores, open_stores, write_list
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
-from pipeline.store.upload import push
 from pipeline.teacher.teacher import open_teacher
 from stages.leaf import main
 from tests.conftest import corpus_frame

@@ -1,5 +1,6 @@
 """`leaf store`: commands that describe, check, combine, convert, repair and send embedding stores."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 import click
 
-from pipeline.base import LeafError
+from pipeline.base import ROLES, LeafError
 from pipeline.corpus import corpus_keys
 from pipeline.params import EncodeParams, TeacherParams, load_section
 from pipeline.store import (
@@ -187,6 +188,65 @@ def compact(*, path: str, corpus: Path, out: Path | None, replace: bool, drop_mo
         raise LeafError("--out: name a directory; a store behind a URL is not changed")
     store, keys = Store.open(path), corpus_keys(corpus)
     figures = operations.compact(store, keys, str(corpus), out or Path(path), replace_out=replace, drop_most=drop_most)
+    _show(figures, as_json)
+
+
+@_command
+@click.argument("path", type=Path)
+@click.option("--out", type=Path, required=True, help="Store to write.")
+@replace_option
+@click.option("--texts", type=Path, help="Of a .npy file: the file with its texts, row by row.")
+@click.option("--text-field", default="text", show_default=True)
+@click.option("--vector-field", default="vector", show_default=True)
+@click.option("--id-field", help="[default: rows are numbered]")
+@click.option("--role-field", help="Column that holds query or document  [default: --role]")
+@click.option("--role", type=click.Choice(ROLES), default="document", show_default=True, help="Of all texts.")
+@click.option("--source", default="imported", show_default=True, help="Name of the rows' source.")
+@click.option("--teacher", "model", help="Model that made them  [default: section teacher of --params]")
+@click.option("--license", "license_", help="Licence of the vectors  [default: encode.license of --params]")
+@click.option("--sample", type=click.IntRange(1), default=64, show_default=True, help="Rows to encode and compare.")
+@click.option("--unverified", is_flag=True, help="Encode none; the store is marked as unverified for good.")
+@click.option("--params", type=Path, help="Parameter file  [default: params.yaml if there is one]")
+def import_(
+    *,
+    path: Path,
+    out: Path,
+    replace: bool,
+    texts: Path | None,
+    text_field: str,
+    vector_field: str,
+    id_field: str | None,
+    role_field: str | None,
+    role: str,
+    source: str,
+    model: str | None,
+    license_: str | None,
+    sample: int,
+    unverified: bool,
+    params: Path | None,
+    as_json: bool,
+) -> None:
+    """Make a store of texts and vectors that somebody else has computed.
+
+    PATH: Parquet or Arrow, a file or a directory; a data set that `save_to_disk` wrote; a .npy file with --texts. Rows
+    drawn at random are encoded with the teacher first: unless all agree, nothing is written.
+    """
+    from pipeline.encode import Fields, VectorFiles, import_unverified, import_vectors  # here: they wait for torch
+    from pipeline.teacher import open_teacher
+
+    params = params or (Path("params.yaml") if Path("params.yaml").exists() else None)
+    if params is None and model is None:
+        raise LeafError("--teacher: name the model that made these vectors, or give a --params with a section teacher")
+    teacher = TeacherParams(model) if params is None or model else load_section(params, "teacher", TeacherParams)
+    encode = load_section(params, "encode", EncodeParams) if params else EncodeParams()
+    if license_ is not None:
+        encode = dataclasses.replace(encode, license=license_)
+    files = VectorFiles(path, Fields(text_field, vector_field, id_field, role_field, role), texts)
+    if unverified:
+        figures = import_unverified(files, teacher, encode, out, source=source, replace_out=replace)
+    else:
+        opened = open_teacher(teacher, encode)
+        figures = import_vectors(files, opened, encode, out, source=source, sample=sample, replace_out=replace)
     _show(figures, as_json)
 
 

@@ -8,7 +8,7 @@ import polars as pl
 
 from pipeline.base import Array, LeafError, contains, cosines
 from pipeline.corpus import corpus_keys, scan
-from pipeline.store import SAME_LENGTH, SAME_VECTOR, Store, StoreMeta
+from pipeline.store import SAME_LENGTH, SAME_VECTOR, UNVERIFIED, Store, StoreMeta
 from pipeline.teacher import Teacher
 
 _NOT_COMPARED = {"license", "revision", "prompts_from", "similarity", "probe", "model"}
@@ -20,6 +20,10 @@ def is_of(meta: StoreMeta, teacher: Teacher) -> bool:
 
     Under an earlier one they are only if a sample agrees (`compare`): it covered less.
     """
+    return not meta.unverified and _has_fingerprint(meta, teacher)
+
+
+def _has_fingerprint(meta: StoreMeta, teacher: Teacher) -> bool:
     return meta.fingerprint == teacher.meta.fingerprint or meta.fingerprint in teacher.earlier_fingerprints
 
 
@@ -28,6 +32,8 @@ def misfit(meta: StoreMeta, teacher: Teacher) -> str | None:
     ours = teacher.meta
     if meta.dtype != ours.dtype:
         return f"holds {meta.dtype}, and encode.dtype is {ours.dtype}"
+    if meta.unverified:
+        return f"is unverified ({UNVERIFIED}): import the files again with the teacher at hand"
     if is_of(meta, teacher):
         return None
     named = sorted({*meta.teacher, *ours.teacher} - _NOT_COMPARED)
@@ -70,6 +76,8 @@ def sample(store: Store, corpus: Path, teacher: Teacher, rows: int) -> dict[str,
     Raises:
         LeafError: another teacher's store, no text in common, or a vector that differs (`compare`).
     """
+    if store.meta.unverified:
+        raise LeafError(f"{store.name}: {misfit(store.meta, teacher)}")
     if not is_of(store.meta, teacher):
         raise LeafError(
             f"{store.name}: was made with the fingerprint {store.meta.fingerprint[:16]}, but section `teacher` "

@@ -159,6 +159,8 @@ def take_over_earlier(texts: pl.LazyFrame, corpus_keys: Array, cache: ShardCache
 
 
 def _check_same_teacher(store: Store, cache: ShardCache, teacher: Teacher) -> None:
+    if store.meta.unverified:
+        raise LeafError(f"encode.reuse: {store.name}: {misfit(store.meta, teacher)}")
     if misfit(store.meta, teacher):
         theirs, ours = store.meta, cache.meta
         raise LeafError(

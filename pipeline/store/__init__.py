@@ -10,7 +10,7 @@ from pipeline.store.licenses import joint_license, joint_teacher
 from pipeline.store.operations import merge, scratch_cache
 from pipeline.store.places import Listed, find_stores, open_stores, write_list
 from pipeline.store.repair import EncodeAgain, repair, shard_names
-from pipeline.store.shard import MAX_DIM, StoreMeta, read_rows, shard_name
+from pipeline.store.shard import MAX_DIM, UNVERIFIED, StoreMeta, read_rows, shard_name
 from pipeline.store.shard_cache import ShardCache, shard_directory
 from pipeline.store.similarity import similarity_note
 from pipeline.store.source import VectorSource
@@ -23,6 +23,7 @@ __all__ = [
     "MAX_DIM",
     "SAME_LENGTH",
     "SAME_VECTOR",
+    "UNVERIFIED",
     "EncodeAgain",
     "Listed",
     "ShardCache",

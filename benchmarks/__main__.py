@@ -15,7 +15,7 @@ import click
 
 from benchmarks.common import RESULTS, results, table
 
-PARTS = ("benchmarks.encode", "benchmarks.fit", "benchmarks.store", "benchmarks.memory")
+PARTS = ("benchmarks.encode", "benchmarks.onnx", "benchmarks.fit", "benchmarks.store", "benchmarks.memory")
 
 
 @click.command()

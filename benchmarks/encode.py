@@ -12,7 +12,6 @@ Speed bought with accuracy does not count: every vector is compared with that of
 all-mpnet-base-v2 is looked for in models/all-mpnet-base-v2.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -25,7 +24,7 @@ from sentence_transformers import SentenceTransformer
 from torch.nn import functional
 
 from benchmarks.common import MINILM, MPNET, QUICK, Row, Work, alternate, passages, report, skipped, texts
-from benchmarks.openvino_encoder import OpenVino, Settings, candidates, own_budget
+from benchmarks.openvino_encoder import OpenVino, candidates, own_budget, timed
 from pipeline.base import cosines
 from pipeline.model import resolve_model, traits_of
 from pipeline.params import EncodeParams, TeacherParams
@@ -42,7 +41,6 @@ TARGETS = {
     f"{OPENVINO}, its best batches": 1.05,
 }
 PRODUCTS = ((8192, 768, 3072), (8192, 3072, 768), (4096, 4096, 4096))  # rows, inner, columns
-HOPELESS = 3  # a setting whose first run takes so many times the best one's gets no second
 SHARES = {"all-mpnet-base-v2": 0.65}  # target of a model's part of the machine's products
 SIZES = {"all-MiniLM-L6-v2": (3000, 600), "all-mpnet-base-v2": (400, 100)}  # texts, passages
 
@@ -180,14 +178,8 @@ def _openvino(name: str, teacher: LocalTeacher, sample: list[str]) -> dict[str, 
     if find_spec("openvino") is None:
         skipped(f"encode {name} / {OPENVINO}", "openvino is not installed: pip install -e '.[bench]'")
         return {}
-    measured: dict[Settings, float] = {}
-    for settings in candidates(teacher, BUDGET)[: 2 if QUICK else None]:
-        engine = OpenVino(teacher, settings)
-        seconds = _seconds(engine, sample)  # warms up
-        if not measured or seconds < HOPELESS * min(measured.values()):
-            seconds = _seconds(engine, sample)
-        measured[settings] = seconds
-        print(f"{name}: OpenVINO {settings.hint}, {settings.budget} tokens, {settings.attention}: {seconds:.2f} s")
+    print(f"{name}:")
+    measured = timed(partial(OpenVino, teacher), candidates(teacher, BUDGET)[: 2 if QUICK else None], sample)
     ours = [settings for settings in measured if settings.budget == own_budget(teacher, BUDGET)]
     best = {
         "our batches": min(ours, key=measured.__getitem__),
@@ -198,12 +190,6 @@ def _openvino(name: str, teacher: LocalTeacher, sample: list[str]) -> dict[str, 
         f"{OPENVINO}, {which}": lambda e=engines[settings]: e.encode(sample)  # type: ignore[misc]
         for which, settings in best.items()
     }
-
-
-def _seconds(engine: OpenVino, sample: list[str]) -> float:
-    start = time.perf_counter()
-    engine.encode(sample)
-    return time.perf_counter() - start
 
 
 def load(model: str, dtype: torch.dtype) -> SentenceTransformer:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.corpus import build
 from pipeline.params import CorpusParams, SourceParams
 from pipeline.store import StoreMeta
+from pipeline.teacher import TokenisedTexts
 
 DIM = 768
 WORDS = 20_000
@@ -83,9 +84,9 @@ class FreeTeacher:
     def load(self) -> None:
         """Nothing to load."""
 
-    def tokenize_rows(self, rows: pl.DataFrame) -> list[list[int]]:
+    def tokenize_rows(self, rows: pl.DataFrame) -> TokenisedTexts:
         """One token each."""
-        return [[0]] * len(rows)
+        return TokenisedTexts([[0]] * len(rows), rows["role"].to_list(), [0] * len(rows))
 
     def parts(self, token_ids: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Row numbers and unit vectors [texts, DIM] float32; each batch is turned by a column, lest files be equal."""

@@ -15,7 +15,7 @@ def encode(texts: list[str], folder: Path) -> np.ndarray:
     tokenizer.enable_padding()
     batch = tokenizer.encode_batch(texts)
     inputs = {"input_ids": [e.ids for e in batch], "attention_mask": [e.attention_mask for e in batch]}
-    session = onnxruntime.InferenceSession(folder / "model_int8.onnx")
+    session = onnxruntime.InferenceSession(folder / "onnx" / "model_int8.onnx")
     vectors: np.ndarray = session.run(None, {name: np.array(rows, np.int64) for name, rows in inputs.items()})[0]
     return vectors
 

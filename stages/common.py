@@ -1,6 +1,8 @@
 """Shared by the commands of all stages: the option for the parameter file, errors as messages, writing metrics."""
 
 import json
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -17,16 +19,34 @@ params_option = click.option(
 
 
 class _Command(click.Command):
-    """A click command that ends with a message and exit code 1 on bad input, and ends orderly on SIGTERM."""
+    """A click command that ends with a message and exit code 1 on bad input, and ends orderly on SIGTERM.
+
+    It ends without a word where nobody reads its output any more (`leaf search ... | head -1`).
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         signal.signal(signal.SIGTERM, _terminate)
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # while a closed pipe can still be told from other errors
+            return result
         except LeafError as error:
             raise click.ClickException(str(error)) from None
         except OSError as error:
+            if isinstance(error, BrokenPipeError) and _nobody_reads():
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left, Python writes at its end
+                return None
             raise click.ClickException(f"{error.filename or 'the system'}: {error.strerror or error}") from None
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of standard output has gone: a broken pipe may also be a connection to a server."""
+    output = select.poll()
+    try:
+        output.register(sys.stdout.fileno(), select.POLLOUT)
+    except OSError:  # it is kept in memory
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

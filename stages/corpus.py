@@ -18,13 +18,24 @@ def main(params: Path, out: Path, metrics: Path) -> None:
 
     If it is killed, the corpus that was there stays as it was. Section read: corpus.
     """
-    figures = build(load_section(params, "corpus", CorpusParams), out)
+    figures = build(load_section(params, "corpus", CorpusParams), out, _find_model)
     write_json(metrics, figures)
     click.echo(f"{'source':24}{'role':10}{'train':>12}{'heldout':>10}")
     for source, roles in figures["rows"].items():
         for role, splits in sorted(roles.items()):
             click.echo(f"{source:24}{role:10}{splits['train']:>12,}{splits['heldout']:>10,}")
-    click.echo(f"{out}\n{metrics}")
+    for source, more in figures["passages_more"].items():
+        click.echo(f"{source}: {more:,} texts more, as documents were cut into passages")
+    for source, reasons in figures["dropped"].items():
+        if dropped := [f"{number:,} {reason.replace('_', ' ')}" for reason, number in reasons.items() if number]:
+            click.echo(f"{source}: of {figures['read'][source]:,} texts were dropped: {', '.join(dropped)}")
+    click.echo("\n".join([*figures["notices"], str(out), str(metrics)]))
+
+
+def _find_model(name: str) -> Path:
+    from pipeline.model import resolve_model  # imports PyTorch, which this stage needs for nothing else
+
+    return resolve_model(name)
 
 
 if __name__ == "__main__":

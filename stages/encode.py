@@ -27,12 +27,22 @@ def main(params: Path, corpus: Path, out: Path, metrics: Path) -> None:
     write_json(metrics, figures)
     click.echo(
         f"encoded {figures['rows_encoded']:,} texts, reused {figures['rows_reused']:,}, "
-        f"{figures['tokens_per_s']:,} tokens/s\n{out}\n{metrics}"
+        f"{figures['tokens_per_s']:,} tokens/s"
     )
+    cut = cast(dict[str, float], figures.get("cut", {}))
+    if cut.get("texts"):
+        click.echo(
+            f"{cut['texts']:,} of these texts are longer than the teacher reads: {cut['unread_share']:.1%} of "
+            "all characters were never read (teacher.max_length; corpus.sources[].passages cuts texts into passages)"
+        )
+    click.echo(f"{out}\n{metrics}")
     if "license" in figures:
         click.echo(f"the store's licence is {figures['license']}: shards taken over keep theirs (store.json)", err=True)
     for name, reason in cast(dict[str, str], figures.get("passed_over", {})).items():
         click.echo(f"not reused: {name}: {reason.removeprefix(f'{name}: ')}", err=True)
+    for name in ("items_per_request", "tokens_per_request"):
+        if limit := cast(dict[str, int], figures.get("api", {})).get(name):
+            click.echo(f"the server takes no larger requests than teacher.api.{name}: {limit}; set it", err=True)
     if refused := cast(list[dict[str, str]], figures.get("refused", [])):
         click.echo(f"left out {len(refused):,} texts that the server refused, all listed in {metrics}:", err=True)
         click.echo("\n".join(f"  {refusal['id']}: {refusal['reason']}" for refusal in refused[:20]), err=True)

@@ -27,13 +27,10 @@ def main(*, model: str, repo: str, models: Path, private: bool, upload: bool) ->
     with tempfile.TemporaryDirectory() as folder:
         staged = _copy_files(source, models / "cards" / f"{model}.md", Path(folder) / "model")
         license_ = _check_card(staged / "README.md")
-        for file in sorted(path for path in staged.rglob("*") if path.is_file()):
-            click.echo(f"{file.stat().st_size / 1e6:9.2f} MB  {file.relative_to(staged)}")
-        click.echo(f"licence on the card: {license_ or 'none'}")
-        if upload:
-            click.echo(_upload(staged, repo, private))
-        else:
-            click.echo(f"dry run: nothing was sent to {repo}; add --upload")
+        files = sorted(path for path in staged.rglob("*") if path.is_file())
+        listed = [f"{file.stat().st_size / 1e6:9.2f} MB  {file.relative_to(staged)}" for file in files]
+        done = _upload(staged, repo, private) if upload else f"dry run: nothing was sent to {repo}; add --upload"
+        click.echo("\n".join([*listed, f"licence on the card: {license_ or 'none'}", done]))
 
 
 def _copy_files(source: Path, card: Path, folder: Path) -> Path:

@@ -1,6 +1,8 @@
 """Search the documents: `leaf search "how to copy a directory"`."""
 
 import json
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from pipeline.store import Store
 from stages.common import command
 
 SHOWN = 300  # characters of a text
+NOTHING = Answer((), 0.0, 0.0)
 
 
 @command
@@ -20,15 +23,16 @@ SHOWN = 300  # characters of a text
 @click.option("--embeddings", type=Path, default=Path("data/embeddings"), show_default=True, help="Teacher's store.")
 @click.option("--corpus", type=Path, default=Path("data/corpus"), show_default=True, help="Corpus that was encoded.")
 @click.option("--model", type=Path, default=Path("models/onnx"), show_default=True, help="Exported student.")
-@click.option("--precision", type=click.Choice(list(MODELS)), default="float32", show_default=True)
+@click.option("--precision", type=click.Choice(list(MODELS)), help="Of the model  [default: the fastest here]")
 @click.option("--index", type=Path, help="Search a faiss or usearch index of `leaf index`  [default: exact search]")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many documents.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object per query.")
-def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, precision: str, index: Path | None,
+def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, precision: str | None, index: Path | None,
          top: int, as_json: bool) -> None:  # fmt: skip
     """Find the documents nearest to QUERY; without it, ask for queries until an empty one.
 
-    The query's vector is the student's, through ONNX; the documents' are the teacher's, as stored.
+    Queries that are piped in are one a line, and each gets its result, an empty line one without documents. The
+    query's vector is the student's, through ONNX; the documents' are the teacher's, as stored.
     """
     encoder = OnnxEncoder(model, precision)
     if index is not None:
@@ -47,21 +51,34 @@ def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, prec
     if searcher.absent:
         click.echo(f"{searcher.absent:,} documents are passed over: their texts are not in {corpus}", err=True)
     if query is not None:
-        _show(searcher.search(query, top), searcher.documents, as_json)
-        return
-    while line := _read_query(as_json):
+        queries: Iterable[str] = [query]
+    else:
+        queries = _typed() if sys.stdin.isatty() else _piped()
+    for line in queries:
+        answer = NOTHING
         try:
-            _show(searcher.search(line, top), searcher.documents, as_json)
+            if line or query is not None:
+                answer = searcher.search(line, top)
         except LeafError as error:
+            if query is not None:
+                raise
             click.echo(str(error), err=True)
+        _show(answer, searcher.documents, as_json)
 
 
-def _read_query(quiet: bool) -> str:
-    """The next query from the terminal; empty at the end of the input or for a blank line."""
+def _typed() -> Iterator[str]:
+    """Queries from a terminal, until an empty one or the end of the input."""
     try:
-        return str(click.prompt("query (empty to end)", default="", show_default=False, err=True)).strip()
+        while query := str(click.prompt("query (empty to end)", default="", show_default=False, err=True)).strip():
+            yield query
     except click.Abort:
-        return ""
+        return
+
+
+def _piped() -> Iterator[str]:
+    """Queries from a pipe or a file, one a line, the empty ones among them."""
+    for line in sys.stdin.buffer:
+        yield line.decode("utf-8", "replace").strip()
 
 
 def _show(answer: Answer, documents: int, as_json: bool) -> None:

@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
 DIM = 16
 KEY = "sk-test-LEAKPROBE-0123456789"
 SPOILED = {"nan": np.nan, "zero": 0.0}
+ERROR = {"message": "the model gave no vector", "type": "test"}
 
 
 def vector(text: str, drift: float = 0.0, dim: int = DIM) -> np.ndarray:
@@ -35,7 +37,11 @@ def vector(text: str, drift: float = 0.0, dim: int = DIM) -> np.ndarray:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers every text without the word REFUSED; `plan` lists what goes wrong with the next requests."""
+    """Answers every text without the word REFUSED; `plan` lists what goes wrong with the next requests.
+
+    What is always odd about it: `indices` (none, first, same, contradictory, shuffled: how it numbers vectors),
+    `poison` (what a text with the word POISON gets), the most texts and tokens of a request, the `input_type` of texts.
+    """
 
     daemon_threads = True
 
@@ -46,6 +52,11 @@ class Server(ThreadingHTTPServer):
         self.drift, self.dim, self.delay = 0.0, DIM, 0.0
         self.refuse_all = False
         self.float_only = self.no_base64 = self.no_usage = False
+        self.indices = self.poison = ""
+        self.most_items = self.most_tokens = 10**9
+        self.kinds: dict[str, str] = {}  # text -> `input_type` that its request must have
+        self.azure_version: str | None = None
+        self.refused_requests = 0
         self.usage = 0  # tokens of a request; 0 counts them
         self.answered: Counter[str] = Counter()
         self.requests: list[dict[str, Any]] = []
@@ -60,7 +71,7 @@ class Server(ThreadingHTTPServer):
     @property
     def texts(self) -> Counter[str]:
         """How often each text was answered, probe texts left out."""
-        from pipeline.teacher.api.identity import PROBE_TEXTS
+        from pipeline.teacher.api.probe import PROBE_TEXTS
 
         return Counter({text: count for text, count in self.answered.items() if text not in PROBE_TEXTS})
 
@@ -85,6 +96,17 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def authorised(self) -> bool:
+        """Whether route and key are as the server wants them: OpenAI's way, or Azure's."""
+        server, route = self.server, urlsplit(self.path)
+        if server.azure_version is None:
+            return route.path == "/v1/embeddings" and not route.query
+        return (
+            route.path == "/openai/deployments/a-model/embeddings"
+            and parse_qs(route.query) == {"api-version": [server.azure_version]}
+            and self.headers.get("Authorization") is None
+        )
+
     def fail(self, status: int, message: str, headers: dict[str, str] | None = None, code: str | None = None) -> None:
         self.send(status, {"error": {"message": message, "type": "test", "code": code}}, headers)
 
@@ -106,8 +128,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, request: dict[str, Any], wrong: str) -> None:
         server, given = self.server, self.headers.get("Authorization", "")
-        if self.path != "/v1/embeddings":
+        if not self.authorised():
             return self.fail(404, "unknown route")
+        if server.azure_version is not None:
+            given = f"Bearer {self.headers.get('api-key')}"
         if server.key is not None and given != f"Bearer {server.key}":
             return self.fail(401, f"Incorrect API key provided: {given}")
         kind, _, detail = wrong.partition(":")
@@ -117,41 +141,33 @@ class Handler(BaseHTTPRequestHandler):
             return self.fail(int(status), f"told to fail; your key is {given}", headers)
         if kind == "quota":
             return self.fail(429, "no money", code="insufficient_quota")
-        texts = request["input"]
-        if kind == "refuse-all":
-            server.refuse_all = True
-        if server.no_base64 and request["encoding_format"] == "base64":
-            return self.fail(400, "encoding_format base64 is not known here")
-        if server.refuse_all or any("REFUSED" in text for text in texts):
-            return self.fail(400, f"content policy says no, key {given}")
+        server.refuse_all = server.refuse_all or kind == "refuse-all"
+        if reason := self.reason_to_refuse(request):
+            return self.fail(400, f"{reason}, key {given}")
+        if any("POISON" in text for text in request["input"]):
+            if server.poison == "status":
+                return self.fail(500, ERROR["message"])
+            if server.poison.startswith("error"):
+                return self.send(200, {"error": ERROR | {"code": server.poison.partition(":")[2] or None}})
         self.send_vectors(request, kind)
+
+    def reason_to_refuse(self, request: dict[str, Any]) -> str | None:
+        server, texts = self.server, request["input"]
+        if server.no_base64 and request["encoding_format"] == "base64":
+            return "encoding_format base64 is not known here"
+        if server.refuse_all or any("REFUSED" in text for text in texts):
+            return "content policy says no"
+        if len(texts) > server.most_items or sum(map(tokens_of, texts)) > server.most_tokens:
+            server.refused_requests += 1
+            return "too much for one request"
+        kind = request.get("input_type")
+        return "the wrong input_type" if any(server.kinds.get(text, kind) != kind for text in texts) else None
 
     def send_vectors(self, request: dict[str, Any], wrong: str) -> None:
         server, texts = self.server, request["input"]
-        dim = request.get("dimensions") or server.dim
-        vectors = [vector(text, server.drift, dim) for text in texts]
-        if wrong in SPOILED:
-            vectors[-1][:] = SPOILED[wrong]
-        if wrong == "dimension":
-            vectors[-1] = vectors[-1][:-1]
-        as_base64 = request["encoding_format"] == "base64" and not server.float_only
-        data = [
-            {
-                "object": "embedding",
-                "index": place,
-                "embedding": base64.b64encode(values.tobytes()).decode() if as_base64 else values.tolist(),
-            }
-            for place, values in enumerate(vectors)
-        ]
-        if wrong == "count":
-            data.pop()
-        if wrong == "order":
-            data.reverse()
-        if wrong == "index":
-            data[0]["index"] = len(data)
-        if wrong == "digits":  # in floats
-            embedding: Any = data[-1]["embedding"]
-            embedding[0] = 10**400
+        data = self.entries(request, wrong)
+        self.number(data)
+        self.spoil(data, wrong)
         tokens = server.usage or sum(tokens_of(text) for text in texts)
         document = {"object": "list", "data": data, "model": request["model"]}
         if not server.no_usage:
@@ -159,10 +175,52 @@ class Handler(BaseHTTPRequestHandler):
         body = json.dumps(document).encode()
         if wrong in ("reset", "drip", "cut"):
             return self.break_off(wrong, body)
-        if wrong in ("", "order"):
+        if wrong in ("", "order", *SPOILED, "dimension"):
+            right = texts if wrong in ("", "order") else texts[:-1]
             with server.lock:
-                server.answered.update(texts)
+                server.answered.update(text for text in right if "POISON" not in text)
         self.send(200, body)
+
+    def entries(self, request: dict[str, Any], wrong: str) -> list[dict[str, Any]]:
+        """A vector for each text, those of poisoned texts spoiled, and the last one if that is `wrong`."""
+        server, texts = self.server, request["input"]
+        as_base64 = request["encoding_format"] == "base64" and not server.float_only
+        entries = []
+        for place, text in enumerate(texts):
+            values = vector(text, server.drift, request.get("dimensions") or server.dim)
+            odd = server.poison if "POISON" in text else wrong if place == len(texts) - 1 else ""
+            if odd in SPOILED:
+                values[:] = SPOILED[odd]
+            if odd in ("width", "dimension"):
+                values = values[:-1]
+            embedding: Any = base64.b64encode(values.tobytes()).decode() if as_base64 else values.tolist()
+            if odd == "null":
+                embedding = None
+            if odd == "digits":  # in floats
+                embedding[0] = 10**400
+            entries.append({"object": "embedding", "index": place, "embedding": embedding})
+        return entries
+
+    def spoil(self, data: list[dict[str, Any]], wrong: str) -> None:
+        if wrong == "count":
+            data.pop()
+        if wrong == "order":
+            data.reverse()
+        if wrong == "index":
+            data[0]["index"] = len(data)
+
+    def number(self, data: list[dict[str, Any]]) -> None:
+        """Number the vectors in the odd way that is set."""
+        way = self.server.indices
+        if way == "shuffled":
+            data.sort(key=lambda entry: str(entry["embedding"]))
+        for place, entry in enumerate(data):
+            if way in ("none", "shuffled") or (way == "first" and place == 0):
+                del entry["index"]
+            elif way == "same":
+                entry["index"] = 0
+            elif way == "contradictory":
+                entry["index"] = place // 2
 
     def break_off(self, wrong: str, body: bytes) -> None:
         self.send_response(200)

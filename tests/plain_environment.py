@@ -25,12 +25,17 @@ def make(directory: Path, *packages: str) -> Path:
     )
     site = Path(printed.stdout.strip())
     for name in _required(packages):
-        installed = distribution(name)
-        for entry in sorted({file.parts[0] for file in installed.files or () if file.parts[0] not in PATHS}):
-            source, link = Path(str(installed.locate_file(entry))), site / entry
-            if source.exists() and not link.exists():
-                link.symlink_to(source)
+        link(name, site)
     return python
+
+
+def link(name: str, site: Path) -> None:
+    """Make a package of the running environment, without what it requires, known in another's site-packages."""
+    installed = distribution(name)
+    for entry in sorted({file.parts[0] for file in installed.files or () if file.parts[0] not in PATHS}):
+        source, place = Path(str(installed.locate_file(entry))), site / entry
+        if source.exists() and not place.exists():
+            place.symlink_to(source)
 
 
 def _required(packages: tuple[str, ...]) -> list[str]:

@@ -1,7 +1,7 @@
 """Ground floor: what knows nothing of this project.
 
 Errors meant for people, files and locks, directories that are written whole, keys of texts, arrays, reading ahead,
-memory kept by malloc, optional packages. Every other room may use it.
+memory kept by malloc, optional packages, token ids of long texts. Every other room may use it.
 """
 
 from pipeline.base import files
@@ -27,6 +27,7 @@ from pipeline.base.keys import KEY_BYTES, KEY_DTYPE, ROLES, contains, key_array,
 from pipeline.base.memory import keep_pages, release_pages
 from pipeline.base.optional import import_optional
 from pipeline.base.prefetch import prefetch
+from pipeline.base.prefixes import Prefixes, TokenIds, portions
 
 __all__ = [
     "KEY_BYTES",
@@ -36,7 +37,9 @@ __all__ = [
     "Array",
     "FileMissingError",
     "LeafError",
+    "Prefixes",
     "Similarity",
+    "TokenIds",
     "contains",
     "cosines",
     "disk",
@@ -49,6 +52,7 @@ __all__ = [
     "link",
     "locked",
     "merge_sorted",
+    "portions",
     "prefetch",
     "read_json",
     "regular_size",

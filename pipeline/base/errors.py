@@ -10,5 +10,9 @@ class FileMissingError(LeafError):
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an exception's message, or its class name if it has none; for use in a LeafError's message."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """First line of an exception's message, or its class name if it has none; for use in a LeafError's message.
+
+    A line that ends in a colon only announces what went wrong, so the next one is added.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -5,8 +5,9 @@
 
 from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
-from pipeline.corpus.parts import check_rows, corpus_keys, part_files, read_keys, scan
-from pipeline.corpus.readers.beir import CORPUS, QUERIES
+from pipeline.corpus.further_records import further_records
+from pipeline.corpus.parts import check_rows, corpus_keys, part_files, read_blocks, read_keys, rows_within, scan
+from pipeline.corpus.readers.beir import CORPUS, QUERIES, beir_file
 from pipeline.corpus.readers.docstrings import texts
 from pipeline.corpus.readers.lines import json_objects, lines
 from pipeline.corpus.text import clean
@@ -14,15 +15,19 @@ from pipeline.corpus.text import clean
 __all__ = [
     "CORPUS",
     "QUERIES",
+    "beir_file",
     "build",
     "check_rows",
     "clean",
     "corpus_keys",
     "external_sort",
+    "further_records",
     "json_objects",
     "lines",
     "part_files",
+    "read_blocks",
     "read_keys",
+    "rows_within",
     "scan",
     "texts",
 ]

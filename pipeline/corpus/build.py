@@ -1,29 +1,36 @@
 """Build the corpus: texts of all sources, cleaned, keyed, without duplicates, split, sorted by key, in Parquet files.
 
-Memory is bounded by the size of a batch and of a partition (about a 256th of the corpus), except that removing near
-duplicates needs memory for every text (`pipeline.corpus.near_duplicates`).
+Memory is bounded by the size of a batch and of a partition (about a 256th of the corpus), except that records that
+share a text need some, and removing near duplicates needs much for every text (`pipeline.corpus.near_duplicates`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipeline.base import LeafError, keys, written_directory
+from pipeline.base import LeafError, key_array, keys, written_directory
 from pipeline.corpus.counts import Counts
-from pipeline.corpus.external_sort import PARTITIONS, Parts, Spill
+from pipeline.corpus.external_sort import PARTITIONS, SCHEMA, Parts, Spill
+from pipeline.corpus.further_records import FurtherRecords
 from pipeline.corpus.near_duplicates import NearDuplicates
+from pipeline.corpus.passages import FindModel, Passages
 from pipeline.corpus.readers.source import batches, check
-from pipeline.corpus.split import held_out, sampled
+from pipeline.corpus.scripts import shorter
+from pipeline.corpus.shared_texts import SharedTexts
+from pipeline.corpus.split import below, record_hashes, sampled
 from pipeline.corpus.text import clean
 from pipeline.params import CorpusParams, SourceParams
 
 
-def build(params: CorpusParams, out: Path) -> dict[str, Any]:
+def build(params: CorpusParams, out: Path, find_model: FindModel = Path) -> dict[str, Any]:
     """Build the corpus in `out`, which is replaced as a whole or not at all, and return its metrics.
+
+    `find_model` gives the directory of a model whose tokens are counted in passages; by default its name is the path.
 
     Raises:
         LeafError: a source is unusable, nothing is left of one, `out` cannot be written, or another run writes it.
@@ -35,55 +42,96 @@ def build(params: CorpusParams, out: Path) -> dict[str, Any]:
         raise LeafError("corpus.sources: is empty; name at least one source")
     for source in params.sources:
         check(source)
+    passages = {
+        source.name: Passages(source.passages, f"corpus.sources `{source.name}`", find_model)
+        for source in params.sources
+        if source.passages
+    }
     try:
         with written_directory(out) as directory:
-            return _build(params, directory)
+            return _build(params, passages, directory)
     except (OSError, pa.ArrowException) as error:
         raise LeafError(f"{out}: the corpus cannot be written: {error}") from error
 
 
-def _build(params: CorpusParams, directory: Path) -> dict[str, Any]:
+def _build(params: CorpusParams, passages: Mapping[str, Passages], directory: Path) -> dict[str, Any]:
     partitions = directory / "partitions"
     partitions.mkdir()
-    spill, counts = Spill(partitions), Counts(params)
-    parts = Parts(directory, params.shard_rows)
+    spill, shared, counts = Spill(partitions), SharedTexts(partitions), Counts(params)
+    parts, further = Parts(directory, params.shard_rows), FurtherRecords(directory)
     try:
         near = NearDuplicates(params.near_duplicates, params.seed) if params.near_duplicates else None
-        for source in params.sources:
-            for rows in _texts(source, params, counts, near):
+        for number, source in enumerate(params.sources):
+            for rows in _texts(source, params, counts, near, passages.get(source.name)):
+                _link(shared, rows, number, by_key=near is not None)
                 spill.add(rows)
-        for rows in tqdm(spill.sorted(), desc="sort", unit=" partitions", total=PARTITIONS, disable=None):
-            kept = rows.filter(pl.col("key").is_first_distinct())
-            counts.keep(rows, kept)
+        regrouped = shared.regrouped([_share(source, params) for source in params.sources])
+        for spilled in tqdm(spill.sorted(), desc="sort", unit=" partitions", total=PARTITIONS, disable=None):
+            rows = _split(regrouped.apply(spilled))
+            first = rows["key"].is_first_distinct()
+            kept = rows if first.all() else rows.filter(first)
+            counts.keep(rows.filter(pl.col("text") != "") if near else rows, kept)
             parts.add(kept)
+            further.add(rows, first)
         parts.finish()
     finally:
         spill.close()
         parts.close()
+        further.close()
     partitions.rmdir()  # empty by now: each partition is removed once it is read
-    return counts.metrics()
+    return counts.metrics(regrouped)
+
+
+def _link(shared: SharedTexts, rows: pl.DataFrame, source: int, *, by_key: bool) -> None:
+    """Note which records have which texts; `by_key` too where near duplicates have the keys of what stays for them."""
+    if by_key:
+        key_hashes = key_array(rows["key"]).view(np.uint64).reshape(-1, 2)[:, 0]
+        shared.link(key_hashes, rows["record"].to_numpy(), source)
+        rows = rows.filter(pl.col("text") != "")
+    shared.add(rows["text"].hash().to_numpy(), rows["record"].to_numpy(), source)
+
+
+def _share(source: SourceParams, params: CorpusParams) -> float:
+    return params.heldout if source.heldout is None else source.heldout
+
+
+def _split(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows of SPILLED with the columns of SCHEMA."""
+    split = pl.when("heldout").then(pl.lit("heldout")).otherwise(pl.lit("train")).alias("split")
+    return rows.select(*SCHEMA.names[:-1], split)
 
 
 def _texts(
-    source: SourceParams, params: CorpusParams, counts: Counts, near: NearDuplicates | None
+    source: SourceParams, params: CorpusParams, counts: Counts, near: NearDuplicates | None, passages: Passages | None
 ) -> Iterator[pl.DataFrame]:
-    """Clean texts of a source with key and split, in the source's order; dropped texts are counted."""
-    share = params.heldout if source.heldout is None else source.heldout
+    """Clean texts of a source with the columns of SPILLED, in the source's order; dropped texts are counted.
+
+    A near duplicate comes without its text and with the key of the text that stays for it: so its record has that text.
+    """
     kept = 0
     with tqdm(desc=source.name, unit=" texts", unit_scale=True, disable=None) as bar:
         for batch in _selected(source, params.seed, counts):
             bar.update(len(batch))
-            rows = _cleaned(batch, source.name, params.min_characters, counts)
+            cut = passages.cut(batch) if passages else batch
+            counts.passages[source.name] += len(cut) - len(batch)
+            rows = _cleaned(cut, source.name, params.min_characters, counts)
             kept += len(rows)
             ids, roles, texts = (rows[name].to_list() for name in ("id", "role", "text"))
-            row_keys = keys(roles, texts)
-            split = pl.when(held_out(source.name, ids, share)).then(pl.lit("heldout")).otherwise(pl.lit("train"))
-            key = pl.Series("key", row_keys, dtype=pl.Binary)
-            frame = rows.select(key, "id", "text", "role", source=pl.lit(source.name), split=split)
+            row_keys, records = keys(roles, texts), record_hashes(source.name, ids)
+            frame = rows.select(
+                pl.Series("key", row_keys, dtype=pl.Binary),
+                "id",
+                "text",
+                "role",
+                source=pl.lit(source.name),
+                record=pl.Series(records),
+                heldout=pl.Series(below(records, _share(source, params))),
+            )
             if near:
-                flags = pl.Series(near.flags(row_keys, roles, texts), dtype=pl.Boolean)
-                counts.drop(source.name, "near_duplicate", int(flags.sum()))
-                frame = frame.filter(~flags)
+                stays = pl.Series("key", near.stand_ins(row_keys, roles, texts), dtype=pl.Binary)
+                dropped = stays != frame["key"]
+                counts.drop(source.name, "near_duplicate", int(dropped.sum()))
+                frame = frame.with_columns(stays, text=pl.when(~dropped).then("text").otherwise(pl.lit("")))
             yield frame
     if kept == 0 and not counts.dropped[source.name]["sampled_out"]:
         reasons = ", ".join(f"{n} {reason}" for reason, n in counts.dropped[source.name].items() if n)
@@ -120,8 +168,7 @@ def _selected(source: SourceParams, seed: int, counts: Counts) -> Iterator[pl.Da
 def _cleaned(batch: pl.DataFrame, source: str, minimum: int, counts: Counts) -> pl.DataFrame:
     """Cleaned texts of at least `minimum` characters; the others are counted as dropped."""
     rows = batch.with_columns(clean(pl.col("text")))
-    length = rows["text"].str.len_chars()
-    empty, short = int((length == 0).sum()), int((length < minimum).sum())
+    short, empty = shorter(rows["text"], max(minimum, 1)), int((rows["text"] == "").sum())
     counts.drop(source, "empty", empty)
-    counts.drop(source, "too_short", short - empty)
-    return rows.filter(length >= max(minimum, 1))
+    counts.drop(source, "too_short", int(short.sum()) - empty)
+    return rows.filter(~short)

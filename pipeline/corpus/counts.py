@@ -1,11 +1,13 @@
 """Counts of the corpus stage, its metrics: texts read, dropped and kept, and their lengths."""
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import polars as pl
 
 from pipeline.base import ROLES
+from pipeline.corpus.shared_texts import Regrouped
 from pipeline.params import CorpusParams
 
 REASONS = ("sampled_out", "empty", "too_short", "duplicate", "near_duplicate")
@@ -17,7 +19,10 @@ class Counts:
 
     def __init__(self, params: CorpusParams) -> None:
         names = [source.name for source in params.sources]
+        self._shares = [params.heldout if source.heldout is None else source.heldout for source in params.sources]
         self.read: Counter[str] = Counter(dict.fromkeys(names, 0))
+        self.passages: Counter[str] = Counter(dict.fromkeys(names, 0))
+        """Texts that a source has more because its documents were cut into passages."""
         self.dropped = {name: dict.fromkeys(REASONS, 0) for name in names}
         self._kept: dict[str, dict[str, dict[str, int]]] = {name: {} for name in names}
         self._lengths: dict[str, Counter[int]] = {role: Counter() for role in ROLES}
@@ -28,7 +33,7 @@ class Counts:
 
     def keep(self, rows: pl.DataFrame, kept: pl.DataFrame) -> None:
         """Count the texts of a partition: `rows` with exact duplicates, `kept` without them."""
-        for sign, frame in ((1, rows), (-1, kept)):
+        for sign, frame in ((1, rows), (-1, kept)) if len(kept) < len(rows) else ():
             for source, number in frame["source"].value_counts().iter_rows():
                 self.drop(source, "duplicate", sign * number)
         for source, role, split, number in kept.group_by("source", "role", "split").len().iter_rows():
@@ -38,7 +43,7 @@ class Counts:
         for role, length, number in lengths.group_by("role", "length").len().iter_rows():
             self._lengths[role][length] += number
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self, regrouped: Regrouped) -> dict[str, Any]:
         """Counts of texts, and the distribution of their lengths in characters for each role."""
         total = {"heldout": 0, "train": 0}
         for roles in self._kept.values():
@@ -49,10 +54,35 @@ class Counts:
             "total": sum(total.values()),
             "splits": total,
             "read": dict(self.read),
+            "passages_more": {name: more for name, more in self.passages.items() if more},
             "rows": self._kept,
             "dropped": self.dropped,
+            "shared_texts": {
+                "records": regrouped.sharing,
+                "groups": regrouped.groups,
+                "largest_group": regrouped.largest,
+            },
+            "notices": list(_notices(total, regrouped, self._shares)),
             "characters": {role: distribution(lengths) for role, lengths in self._lengths.items() if lengths},
         }
+
+
+def _notices(splits: dict[str, int], regrouped: Regrouped, shares: Sequence[float]) -> Iterator[str]:
+    """What a person should know about the split before anything is computed with it, a sentence each."""
+    total = sum(splits.values())
+    if max(shares) > 0 and splits["heldout"] == 0:
+        yield (
+            f"none of {total:,} texts is held out: with corpus.heldout {max(shares):g} that is chance. An evaluation "
+            "has nothing to measure but the collections that it names; add records, or raise corpus.heldout"
+        )
+    if total and splits["train"] == 0:
+        yield f"all of {total:,} texts are held out, and nothing is left to train on; lower corpus.heldout"
+    if regrouped.too_large:
+        yield (
+            f"{regrouped.too_large:,} of {regrouped.groups:,} groups of records that share texts are trained on whole, "
+            f"as each is larger than corpus.heldout; the largest has {regrouped.largest:,} records. If too little is "
+            "held out, remove the text that so many records have"
+        )
 
 
 def distribution(lengths: Counter[int]) -> dict[str, float]:

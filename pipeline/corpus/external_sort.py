@@ -6,24 +6,28 @@ The sorted texts become the corpus's Parquet files.
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-PARTITIONS = 256  # with 10 million short texts, each has 40,000 rows, about 10 MB
-SPILL_BYTES = 64 << 20  # rows held in memory before they are written into partitions
-GROUP_ROWS = 65_536  # rows in a Parquet row group
+from pipeline.base import KEY_BYTES, key_array
 
-SCHEMA = pa.schema(
-    [
-        ("key", pa.binary()),
-        ("id", pa.string()),
-        ("text", pa.string()),
-        ("role", pa.string()),
-        ("source", pa.string()),
-        ("split", pa.string()),
-    ]
-)
+PARTITIONS = 256  # with 10 million short texts, each has 40,000 rows, about 10 MB
+SPILL_BYTES = 48 << 20  # rows held in memory before they are written into partitions
+GROUP_ROWS = 65_536  # rows in a Parquet row group, at most
+GROUP_BYTES = 128 << 20  # of text, after which a row group ends: where texts are longer than 2 kB on average
+
+_TEXTS = [
+    ("key", pa.binary()),
+    ("id", pa.string()),
+    ("text", pa.string()),
+    ("role", pa.string()),
+    ("source", pa.string()),
+]
+SCHEMA = pa.schema([*_TEXTS, ("split", pa.string())])
+SPILLED = pa.schema([*_TEXTS, ("record", pa.uint64()), ("heldout", pa.bool_())])
+"""Before it is known which records share a text: the record's hash, and whether it is held out by that alone."""
 
 
 class Spill:
@@ -36,7 +40,7 @@ class Spill:
         self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Add rows with the columns of SCHEMA."""
+        """Add rows with the columns of SPILLED."""
         self._held.append(rows)
         self._bytes += int(rows.estimated_size())
         if self._bytes >= SPILL_BYTES:
@@ -47,13 +51,14 @@ class Spill:
             return
         rows = pl.concat(self._held)
         self._held, self._bytes = [], 0
-        first_byte = pl.Series("partition", [key[0] for key in rows["key"]], dtype=pl.UInt8)
-        for partition in rows.with_columns(first_byte).sort("partition", maintain_order=True).partition_by("partition"):
+        first_byte = pl.Series("partition", key_array(rows["key"]).view(np.uint8).reshape(-1, KEY_BYTES)[:, 0])
+        rows = rows.with_columns(first_byte).sort("partition", maintain_order=True)
+        for partition in rows.partition_by("partition"):
             number = partition["partition"][0]
-            table = partition.drop("partition").to_arrow().cast(SCHEMA)
+            table = partition.drop("partition").to_arrow().cast(SPILLED)
             if number not in self._writers:
                 options = pa.ipc.IpcWriteOptions(compression="lz4")
-                self._writers[number] = pa.ipc.new_stream(str(self._file(number)), SCHEMA, options=options)
+                self._writers[number] = pa.ipc.new_stream(str(self._file(number)), SPILLED, options=options)
             self._writers[number].write_table(table)
 
     def _file(self, number: int) -> Path:
@@ -89,14 +94,21 @@ class Parts:
         self._held: pl.DataFrame | None = None
         self._writer: pq.ParquetWriter | None = None
         self._parts = self._rows = 0
+        self._bytes = 0  # of the texts that are held
 
     def add(self, rows: pl.DataFrame) -> None:
         """Append rows with the columns of SCHEMA."""
         held = rows if self._held is None else pl.concat([self._held, rows])
-        while len(held) >= (size := min(self._group_rows, self._shard_rows - self._rows)):
+        self._bytes += int(rows["text"].str.len_bytes().sum())
+        while len(held) and (len(held) >= (size := self._most_rows()) or self._bytes >= GROUP_BYTES):
             self._write(held.head(size))
             held = held.slice(size)
+            self._bytes = int(held["text"].str.len_bytes().sum())
         self._held = held
+
+    def _most_rows(self) -> int:
+        """How many rows the next row group may have."""
+        return min(self._group_rows, self._shard_rows - self._rows)
 
     def _write(self, group: pl.DataFrame) -> None:
         if self._writer is None:

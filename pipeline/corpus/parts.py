@@ -1,12 +1,19 @@
 """Read a finished corpus: the Parquet files that the stage `corpus` has written, and checks of them."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.base import ROLES, Array, LeafError, key_array, keys, merge_sorted
 from pipeline.corpus.external_sort import SCHEMA
 from pipeline.corpus.readers.fields import require_columns
+
+BLOCK_ROWS = 65_536  # rows read at once; the corpus stage writes row groups of this size
+BLOCK_BYTES = 32 << 20  # of texts read at once, where they are long
 
 
 def scan(directory: Path) -> pl.LazyFrame:
@@ -46,6 +53,37 @@ def read_keys(part: Path) -> Array:
     try:
         return key_array(pl.scan_parquet(part).select("key").collect()["key"])
     except (pl.exceptions.PolarsError, OSError) as error:
+        raise LeafError(f"{part}: damaged ({error!s:.200}); run the stage `corpus` again") from None
+
+
+def rows_within(file: pq.FileMetaData) -> int:
+    """How many rows of a Parquet file are about BLOCK_BYTES, uncompressed; at least 1."""
+    groups = sum(file.row_group(number).total_byte_size for number in range(file.num_row_groups))
+    return max(1, int(BLOCK_BYTES * file.num_rows // max(1, groups)))
+
+
+def read_blocks(part: Path, columns: Sequence[str], chosen: Array) -> Iterator[pl.DataFrame]:
+    """The `chosen` rows of a part file (`[rows of the file] bool`), about BLOCK_BYTES or BLOCK_ROWS at a time.
+
+    Pages are decoded as they are needed, so a row group is never held whole, and those without a chosen row are passed
+    over.
+
+    Raises:
+        LeafError: the file is damaged.
+    """
+    try:
+        with pq.ParquetFile(part, pre_buffer=False, buffer_size=1 << 20) as opened:
+            sizes = [opened.metadata.row_group(number).num_rows for number in range(opened.num_row_groups)]
+            masks = dict(enumerate(np.split(chosen, np.cumsum(sizes)[:-1])))
+            groups = [number for number, mask in masks.items() if mask.any()]
+            mask = np.concatenate([masks[number] for number in groups])
+            start, rows = 0, min(BLOCK_ROWS, rows_within(opened.metadata))
+            for batch in opened.iter_batches(rows, row_groups=groups, columns=list(columns)):
+                wanted = mask[start : (start := start + len(batch))]
+                if wanted.any():
+                    block = pl.DataFrame(pl.from_arrow(batch)).select(columns)
+                    yield block if wanted.all() else block.filter(pl.Series(wanted))
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
         raise LeafError(f"{part}: damaged ({error!s:.200}); run the stage `corpus` again") from None
 
 

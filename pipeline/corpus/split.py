@@ -1,17 +1,22 @@
-"""Which records are held out of training, and which are sampled: decided by a hash of the record's id.
+"""Which records are held out of training, and which are sampled: decided by a hash of the record's source and id.
 
 So the decision about a record does not depend on what else the corpus holds, and all texts of a record share it.
+Records that share a text are held out together (`pipeline.corpus.shared_texts`): else a held-out text would be trained
+on.
 """
 
 from collections.abc import Sequence
 from hashlib import blake2b
 
+import numpy as np
 import polars as pl
 
+from pipeline.base import Array
 
-def held_out(source: str, ids: Sequence[str], share: float) -> pl.Series:
-    """Which records of a source are held out, about `share` of them: `[n]` Boolean."""
-    return _selected(source, ids, share)
+
+def record_hashes(source: str, ids: Sequence[str]) -> Array:
+    """`[n]` uint64: BLAKE2b-64 of the source, a zero byte and the id; they stand for the records and decide on them."""
+    return _hashes(source, ids)
 
 
 def sampled(source: str, ids: Sequence[str], share: float, seed: int) -> pl.Series:
@@ -19,11 +24,17 @@ def sampled(source: str, ids: Sequence[str], share: float, seed: int) -> pl.Seri
 
     A larger share selects the same records and more.
     """
-    return _selected(f"{seed}\0{source}", ids, share)
+    return pl.Series(below(_hashes(f"{seed}\0{source}", ids), share))
 
 
-def _selected(salt: str, ids: Sequence[str], share: float) -> pl.Series:
-    """Whether BLAKE2b-64 of `salt`, a zero byte and the id, scaled to [0, 1), is below `share`."""
-    limit, prefix = int(share * 2**64), f"{salt}\0".encode()
-    hashes = (int.from_bytes(blake2b(prefix + name.encode(), digest_size=8).digest()) for name in ids)
-    return pl.Series([value < limit for value in hashes], dtype=pl.Boolean)
+def below(hashes: Array, share: float) -> Array:
+    """`[n]` bool: whether hashes, scaled to [0, 1), are below `share`."""
+    limit = int(share * 2**64)
+    chosen: Array = np.ones(len(hashes), dtype=bool) if limit >= 2**64 else hashes < np.uint64(limit)
+    return chosen
+
+
+def _hashes(salt: str, ids: Sequence[str]) -> Array:
+    prefix = f"{salt}\0".encode()
+    digests = b"".join([blake2b(prefix + name.encode(), digest_size=8).digest() for name in ids])
+    return np.frombuffer(digests, dtype=">u8").astype(np.uint64)

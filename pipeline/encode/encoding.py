@@ -54,6 +54,7 @@ def encode(
         "tokens_saved": reused.tokens,
         **({"license": store.meta.license} if store.meta.license != params.license else {}),
         "tokens": figures.tokens,
+        **({"cut": _cut(figures)} if isinstance(teacher, LocalTeacher) else {}),
         "tokens_per_s": round(figures.tokens / figures.computing, 1) if figures.rows and figures.computing else 0.0,
         "seconds": {
             "reading": round(figures.reading, 2),
@@ -61,6 +62,12 @@ def encode(
             "writing": round(figures.writing, 2),
         },
     }
+
+
+def _cut(figures: EncodeFigures) -> dict[str, object]:
+    """Of the texts that were encoded here, how many the teacher's maximum length cut, and what it left unread."""
+    share = figures.unread / figures.characters if figures.characters else 0.0
+    return {"texts": figures.cut, "characters": figures.characters, "unread_share": round(share, 6)}
 
 
 def engine_for(teacher: Teacher) -> Engine:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.base import Array, LeafError, contains, key_array
-from pipeline.corpus import check_rows, read_keys
+from pipeline.corpus import check_rows, read_blocks, read_keys
 from pipeline.store import shard_name
 
 COLUMNS = ["key", "role", "id", "source", "text"]
-READ_ROWS = 65_536  # rows of a part file read at once; the corpus stage writes row groups of this size
 
 
 @dataclass(frozen=True)
@@ -93,19 +94,40 @@ def count_missing(part_files: Sequence[Path], done: Array) -> int:
 
 
 def read_order(order: WorkOrder) -> pl.DataFrame:
-    """The rows of a work order, in its order: columns `key, role, id, source, text`.
+    """The rows of a work order, in its order: columns `key, role, id, source, text`. Errors: `order_blocks`."""
+    return pl.concat(order_blocks(order))
+
+
+def order_blocks(order: WorkOrder) -> Iterator[pl.DataFrame]:
+    """`read_order`, a block of bounded size at a time.
 
     Raises:
         LeafError: a part file is damaged or has changed since the plan was made, or a row is not what the corpus stage
-            writes (`check_rows`).
+            writes (`check_rows`); it may be raised behind the last block.
     """
-    rows = pl.concat([block for piece in order.pieces for block in _read_piece(piece)])
-    check_rows(rows, "the corpus")
-    if shard_name(key_array(rows["key"])) != order.shard:
+    keys = []
+    for piece in order.pieces:
+        for rows in read_blocks(Path(piece.part), COLUMNS, _chosen_rows(piece)):
+            check_rows(rows, "the corpus")
+            keys.append(key_array(rows["key"]))
+            yield rows
+    if shard_name(np.concatenate(keys)) != order.shard:
         raise LeafError(
             f"{order.pieces[0].part}: the corpus has changed since shard {order.shard} was planned: run encode again"
         )
-    return rows
+
+
+def _chosen_rows(piece: Piece) -> Array:
+    """`[rows of the part file] bool`: the rows of the piece."""
+    try:
+        rows = pq.read_metadata(piece.part).num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise LeafError(f"{piece.part}: damaged ({error!s:.200}); run the stage `corpus` again") from None
+    if rows < piece.first + piece.count:
+        raise LeafError(f"{piece.part}: has fewer rows than when the shards were planned: run encode again")
+    chosen = np.zeros(rows, dtype=bool)
+    chosen[piece.first : piece.first + piece.count] = piece.mask()
+    return chosen
 
 
 def _piece(part: Path, rows: Array) -> Piece:
@@ -121,23 +143,3 @@ def _piece(part: Path, rows: Array) -> Piece:
 def _order(pieces: list[Piece], keys: list[Array]) -> WorkOrder:
     shard_keys = np.concatenate(keys)
     return WorkOrder(shard_name(shard_keys), len(shard_keys), tuple(pieces))
-
-
-def _read_piece(piece: Piece) -> Iterator[pl.DataFrame]:
-    """The piece's rows, READ_ROWS of the file at a time, so that holes take no memory."""
-    mask = piece.mask()
-    for start in range(0, piece.count, READ_ROWS):
-        chosen = mask[start : start + READ_ROWS]
-        if not chosen.any():
-            continue
-        rows = _read(pl.scan_parquet(piece.part).slice(piece.first + start, len(chosen)).select(COLUMNS), piece.part)
-        if len(rows) != len(chosen):
-            raise LeafError(f"{piece.part}: has fewer rows than when the shards were planned: run encode again")
-        yield rows if chosen.all() else rows.filter(pl.Series(chosen))
-
-
-def _read(frame: pl.LazyFrame, part: str) -> pl.DataFrame:
-    try:
-        return frame.collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise LeafError(f"{part}: damaged ({error!s:.200}); run the stage `corpus` again") from None

@@ -5,8 +5,10 @@ student's queries against the teacher's documents).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import polars as pl
 
 from pipeline.base import Array, Similarity
@@ -48,6 +50,10 @@ class Dataset:
     """Made of the corpus's held-out pairs, not read from a BEIR directory."""
     similarity: Similarity = "cosine"
     """What vectors are compared by."""
+    judgments: dict[str, Any] = field(default_factory=dict)
+    """How many were read and passed over, for the metrics."""
+    notices: Sequence[str] = ()
+    """What a person should know about them, a sentence each."""
 
     def nearest(self, queries: Array, documents: Array, k: int) -> Array:
         """`metrics.nearest` of vectors of these queries and documents, which may be shortened or quantised."""
@@ -63,24 +69,50 @@ class HeldoutPairs:
     documents: Array
     judged: list[dict[int, int]]
     """For each query, grade 1 for each relevant document, by its position in `documents`."""
+    untested: int
+    """Held-out queries of the source without a held-out document."""
+
+    def figures(self) -> dict[str, Any]:
+        """How many queries are left out, for the metrics."""
+        return {"queries_without_document": self.untested}
+
+    def notices(self) -> list[str]:
+        """The same in words, if there are any."""
+        total = self.untested + len(self.queries)
+        sentence = f"{self.untested:,} of {total:,} held-out queries are not tested, as their records have no document"
+        return [sentence] if self.untested else []
 
 
-def heldout_pairs(heldout: pl.DataFrame) -> Iterator[HeldoutPairs]:
-    """The retrieval task in each source of the held-out texts (frame `source, id, role`); sources without pairs: none.
+def heldout_pairs(heldout: pl.DataFrame, further: pl.DataFrame) -> Iterator[HeldoutPairs]:
+    """The retrieval task in each source of the held-out texts (frame `key, source, id, role`); without pairs: none.
 
-    Relevant to a query are the documents of its record (same source and id). All held-out documents of the source are
+    Relevant to a query are the documents of its records (same source and id). All held-out documents of the source are
     searched. Queries without a document are left out.
+
+    Args:
+        heldout: each text once, with the first record that has it.
+        further: the others, as `pipeline.corpus.further_records` gives them.
     """
-    for source in sorted(heldout["source"].unique().to_list()):
-        texts = heldout.with_row_index("row").filter(pl.col("source") == source)
-        documents = texts.filter(pl.col("role") == "document")
-        positions: dict[str, list[int]] = {}
-        for position, record in enumerate(documents["id"].to_list()):
-            positions.setdefault(record, []).append(position)
-        queries = texts.filter((pl.col("role") == "query") & pl.col("id").is_in(list(positions)))
-        if len(queries):
-            judged = [dict.fromkeys(positions[record], 1) for record in queries["id"].to_list()]
-            yield HeldoutPairs(source, queries["row"].to_numpy(), documents["row"].to_numpy(), judged)
+    texts = heldout.select("key", "role", pl.int_range(pl.len()).alias("row"))
+    columns = "source", "id", "role", "row"
+    records = pl.concat([
+        heldout.with_columns(texts["row"]).select(columns),
+        further.join(texts, on="key").select(columns),
+    ])  # fmt: skip
+    for source in sorted(records["source"].unique().to_list()):
+        of_source = records.filter(pl.col("source") == source).sort("row", maintain_order=True)
+        documents = of_source.filter(pl.col("role") == "document")
+        rows = documents["row"].unique().sort()
+        relevant = documents.select("id", position=rows.search_sorted(documents["row"]))
+        queries = of_source.filter(pl.col("role") == "query")
+        judged: dict[int, dict[int, int]] = {}
+        pairs = queries.join(relevant, on="id", maintain_order="left_right")
+        for row, position in pairs.select("row", "position").iter_rows():
+            judged.setdefault(row, {})[position] = 1
+        if judged:
+            untested = queries["row"].n_unique() - len(judged)
+            tested = np.array(list(judged), dtype=np.int64)
+            yield HeldoutPairs(source, tested, rows.to_numpy(), list(judged.values()), untested)
 
 
 def sides(queries: PairedVectors, documents: PairedVectors) -> dict[str, tuple[Array, Array]]:

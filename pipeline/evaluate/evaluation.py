@@ -3,7 +3,7 @@
 Corpus texts are those held out of training, with the stored vectors of the teacher.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,18 @@ import polars as pl
 from tqdm import tqdm
 
 from pipeline.base import ROLES, Array, LeafError, cosines
-from pipeline.corpus import scan
+from pipeline.corpus import further_records, scan
 from pipeline.evaluate import collection as beir
 from pipeline.evaluate import metrics, tasks
 from pipeline.evaluate.bootstrap import bootstrap_means, interval
-from pipeline.evaluate.datasets import Dataset, PairedVectors, StudentVectors, TeacherVectors, heldout_pairs
+from pipeline.evaluate.datasets import (
+    Dataset,
+    HeldoutPairs,
+    PairedVectors,
+    StudentVectors,
+    TeacherVectors,
+    heldout_pairs,
+)
 from pipeline.evaluate.moved_queries import moved_queries
 from pipeline.evaluate.quantisation import Calibration, quantisation
 from pipeline.evaluate.retrieval import neighbours, retrieval
@@ -101,12 +108,16 @@ def evaluate(
     texts = source.answered(scan(corpus))
     heldout = texts.filter(pl.col("split") == "heldout").sort("role", "key").collect()
     if heldout.is_empty() and not collections:
-        raise LeafError(f"{corpus}: holds no held-out texts and evaluate.beir names none: set corpus.heldout above 0")
+        raise LeafError(
+            f"{corpus}: holds no held-out texts and evaluate.beir names no collections: name one, or hold out a larger "
+            "share (corpus.heldout) of more records"
+        )
     encoders = Encoders(source, student, teacher)
     vectors = encoders.stored(heldout)
     by_role = {role: vectors[(heldout["role"] == role).to_numpy()] for role in ROLES}
     by_role = {role: of_role for role, of_role in by_role.items() if len(of_role)}
-    datasets = list(_datasets(heldout, vectors, collections, encoders))
+    pairs = heldout_pairs(heldout, further_records(corpus))
+    datasets = list(_datasets(heldout["text"], vectors, pairs, collections, encoders))
     calibration = _calibration(texts, encoders, params) if datasets else None
     similarity = source.meta.similarity
     figures: dict[str, Any] = {
@@ -114,13 +125,18 @@ def evaluate(
         "alignment": {role: _alignment(of_role, params) for role, of_role in by_role.items()},
         "neighbours": neighbours(by_role.get("query"), by_role.get("document"), params, similarity=similarity),
         "retrieval": {
-            data.name: retrieval(data.queries, data.documents, data.judged, params, data.itself, similarity=similarity)
+            data.name: {
+                "judgments": data.judgments,
+                **retrieval(data.queries, data.documents, data.judged, params, data.itself, similarity=similarity),
+            }
             for data in datasets
         },
         "truncation": {data.name: truncation(data, params) for data in datasets},
     }
     if note := source.meta.similarity_note:
         figures["similarity_note"] = note
+    if notices := [f"{data.name}: {notice}" for data in datasets for notice in data.notices]:
+        figures["notices"] = notices
     if calibration is not None:
         figures["quantisation"] = {data.name: quantisation(data, calibration, params) for data in datasets}
     if files := _by_name(params.sts, "sts"):
@@ -138,11 +154,15 @@ def evaluate(
 
 
 def _datasets(
-    heldout: pl.DataFrame, vectors: PairedVectors, collections: Sequence[beir.Collection], encoders: Encoders
+    texts: pl.Series,
+    vectors: PairedVectors,
+    heldout: Iterable[HeldoutPairs],
+    collections: Sequence[beir.Collection],
+    encoders: Encoders,
 ) -> Iterator[Dataset]:
-    """Held-out pairs by source, then the BEIR collections."""
-    texts, names = heldout["text"], set()
-    for pairs in heldout_pairs(heldout):
+    """Held-out pairs by source, whose texts and vectors are given, then the BEIR collections."""
+    names = set()
+    for pairs in heldout:
         names.add(pairs.source)
         pair_texts = texts[pairs.queries].to_list(), texts[pairs.documents].to_list()
         yield Dataset(
@@ -152,6 +172,8 @@ def _datasets(
             pairs.judged,
             pair_texts,
             similarity=encoders.source.meta.similarity,
+            judgments=pairs.figures(),
+            notices=pairs.notices(),
         )
     for data in collections:
         if data.name in names:
@@ -165,6 +187,8 @@ def _datasets(
             data.itself,
             heldout=False,
             similarity=encoders.source.meta.similarity,
+            judgments=data.judgments.figures(),
+            notices=data.judgments.notices(),
         )
 
 

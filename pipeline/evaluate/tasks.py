@@ -8,49 +8,17 @@ import numpy as np
 import polars as pl
 from scipy.stats import rankdata
 
-from pipeline.base import Array, LeafError, Similarity, first_line, keys, similarities
+from pipeline.base import Array, LeafError, Similarity, keys, similarities
 from pipeline.corpus import clean
 from pipeline.evaluate.bootstrap import bootstrap_means, difference, interval
 from pipeline.evaluate.datasets import PairedVectors, sides
+from pipeline.evaluate.task_files import read
 from pipeline.params import EvaluateParams
 from pipeline.serve import MODES
 
 Encode = Callable[[pl.DataFrame], PairedVectors]  # frame key, role, id, source, text -> vectors of both models
-READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
-    ".csv": pl.read_csv,
-    ".tsv": lambda path: pl.read_csv(path, separator="\t", quote_char=None),
-    ".jsonl": pl.read_ndjson,
-    ".parquet": pl.read_parquet,
-}
 TEST_SHARE = 0.2  # of a file without a column `split`
 MAX_ITERATIONS = 1000  # of the classifier's solver
-
-
-def read(path: Path, columns: dict[str, str], task: str) -> pl.DataFrame:
-    """Read a file that has at least `columns`: name -> `text` or `number`.
-
-    Raises:
-        LeafError: it cannot be read, lacks a column, or a value is missing or not of that kind; names the row.
-    """
-    reader = READERS.get(path.suffix)
-    if reader is None:
-        raise LeafError(f"evaluate.{task}: {path}: the file must be one of {', '.join(READERS)}")
-    try:
-        frame = reader(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise LeafError(f"evaluate.{task}: {path}: cannot be read: {first_line(error):.160}") from None
-    if missing := [name for name in columns if name not in frame.columns]:
-        raise LeafError(
-            f"evaluate.{task}: {path}: has no column `{missing[0]}`; its columns are {', '.join(frame.columns)}"
-        )
-    for name, kind in columns.items():
-        frame = frame.with_columns(pl.col(name).cast(pl.Float64 if kind == "number" else pl.String, strict=False))
-        if frame[name].null_count() or (kind == "number" and not frame[name].is_finite().all()):
-            bad = frame[name].is_null() if kind == "text" else ~frame[name].is_finite().fill_null(False)
-            raise LeafError(
-                f"evaluate.{task}: {path}: row {1 + (bad.arg_max() or 0)}: `{name}` is empty or not a {kind}"
-            )
-    return frame
 
 
 def encode_column(texts: pl.Series, source: str, encode: Encode) -> PairedVectors:
@@ -107,7 +75,7 @@ def classification(path: Path, encode: Encode, params: EvaluateParams) -> dict[s
         LeafError: the file is not as `EvaluateParams.classification` says; fewer than two labels among the training
             texts; no test texts.
     """
-    frame = read(path, {"text": "text", "label": "text"}, "classification")
+    frame = read(path, {"text": "text", "label": "text"}, "classification", optional={"split": "text"})
     test = _test_rows(path, frame, params.seed)
     labels = frame["label"].to_numpy()
     if len(set(labels[~test].tolist())) < 2 or not test.any():

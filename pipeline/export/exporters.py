@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.base import LeafError, remove, written_directory
-from pipeline.corpus import scan
+from pipeline.corpus import further_records, scan
 from pipeline.evaluate import metrics
 from pipeline.export.cards import Origin, origin_of
 from pipeline.export.exporter import Encode, ExportedEncoder, Exporter, ExportJob
@@ -59,7 +59,7 @@ def export(
     origin = _origin(teacher, checkpoint, params, source.meta.license, _read(evaluation) if evaluation else {})
     job = ExportJob(student, Student.load(student), teacher, source.meta, origin)
     texts = _compared_texts(source.answered(scan(corpus)), corpus, params)
-    parity = Parity(job.encode_in_pytorch, source, texts, params)
+    parity = Parity(job.encode_in_pytorch, source, texts, further_records(corpus), params)
     figures: dict[str, Any] = {}
     timed: dict[str, Encode] = {"pytorch": job.encode_in_pytorch, "packed": StudentEncoder(job.student).encode}
     for exporter in exporters:

@@ -4,7 +4,7 @@ import copy
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.base import Array, first_line, import_optional
+from pipeline.base import Array, cosines, first_line, import_optional
 from pipeline.export.cards import fill_template, front_matter, results_table
 from pipeline.export.exporter import ExportedEncoder, ExportJob, LeftOut
+from pipeline.export.onnx_files import STATES, write_library_files
 from pipeline.model import Student, pack
-from pipeline.serve import MODELS, TOKENIZER, OnnxEncoder, padded
+from pipeline.serve import MODELS, TOKENIZER, VECTORS, OnnxEncoder, padded
 
 OPSET = 18
 EXAMPLE_SHAPE = (2, 8)  # texts, tokens of the traced batch; both are free in the graph
-LOWEST_COSINE = 0.9999  # of the float32 graph to PyTorch
+LOWEST_COSINES = {"float32": 0.9999, "int8": 0.9}  # to PyTorch's vectors that a written graph may have
 PROBE_LENGTHS = (3, 4, 7, 12, 20, 33, 65, 200)  # tokens of made texts by which a graph is tried
 NOISE = 0.01  # most that a graph's vector may differ from PyTorch's, as a share of its length
+INT8_CARD = """\
+The int8 graph is made for processors with products of int8 (VNNI of x86, the dot product of ARM), where it is the
+faster one. On others its sums may overflow: use `model.onnx` there. The activations of a batch share one scale, so the
+last digits of a vector depend on what it is batched with."""
+NO_INT8_CARD = "There is no int8 graph: its vectors would be too far from PyTorch's."
 
 
 class OnnxExporter:
@@ -41,25 +47,31 @@ class OnnxExporter:
         return LeftOut(reason, card)
 
     def encoders(self, job: ExportJob, directory: Path) -> Mapping[str, ExportedEncoder]:
-        """By precision; only float32 must agree with PyTorch."""
+        """By precision, each with the cosine to PyTorch that it must have."""
         return {
             precision: ExportedEncoder(
                 OnnxEncoder(directory, precision).encode,
                 "query",
-                LOWEST_COSINE if precision == "float32" else None,
+                LOWEST_COSINES[precision],
                 directory / file,
             )
             for precision, file in MODELS.items()
+            if (directory / file).is_file()
         }
 
     def card(self, job: ExportJob, figures: Mapping[str, Any]) -> str:
         """What each file loses, how to use them, and the retrieval results."""
         modes = ("standard", "asymmetric")
         rows = []
-        for precision, file in MODELS.items():
-            entry = figures[precision]
+        for precision, entry in figures.items():
             loss = "not measured" if entry["loss"] is None else f"{entry['loss']:.2%}"
-            cells = [f"`{file}`", precision, f"{entry['bytes'] / 1e6:.0f}", f"{entry['cosine']['lowest']:.4f}", loss]
+            cells = [
+                f"`{MODELS[precision]}`",
+                precision,
+                f"{entry['bytes'] / 1e6:.0f}",
+                f"{entry['cosine']['lowest']:.4f}",
+                loss,
+            ]
             rows.append(f"| {' | '.join(cells)} |")
         values = {
             "name": self.name,
@@ -69,13 +81,18 @@ class OnnxExporter:
             "comparison": job.meta.comparison,
             "max_length": job.student.max_length,
             "table": "\n".join(rows),
+            "int8": INT8_CARD if "int8" in figures else NO_INT8_CARD,
+            "file": MODELS["int8" if "int8" in figures else "float32"],
             "results": results_table(job.origin, modes),
         }
         return front_matter(self.name, job.origin, modes, library="onnx") + fill_template("onnx.md", values)
 
 
 class Graph(nn.Module):
-    """`input_ids`, `attention_mask` [texts, tokens] int64, padded on the right -> vectors [texts, dim] float32."""
+    """`input_ids`, `attention_mask` [texts, tokens] int64, padded on the right -> vectors [texts, dim] float32.
+
+    And the same once more as the only state of each text, [texts, 1, dim], for libraries that pool (`onnx_files`).
+    """
 
     def __init__(self, model: Any) -> None:
         """`model` is a Student, or has its `backbone` and `finish` (what follows the pooled hidden states)."""
@@ -85,16 +102,18 @@ class Graph(nn.Module):
         self.model = model
         self.pooling = Pooling(model.backbone.hidden_size, pooling_mode=list(model.backbone.pooling))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Pools by the library's module, which is written to be traced."""
         states = self.model.backbone.padded_states(input_ids, attention_mask)
         pooled = self.pooling({"token_embeddings": states, "attention_mask": attention_mask})
         vectors: Tensor = self.model.finish(pooled["sentence_embedding"])
-        return vectors
+        return vectors, vectors[:, None]
 
 
 def write_graphs(student: Student, directory: Path) -> str | None:
-    """Write `model.onnx`, `model_int8.onnx` and `tokenizer.json` into an existing directory.
+    """Write `onnx/model.onnx`, `onnx/model_int8.onnx`, the tokenizer and what libraries look for into a directory.
+
+    The int8 graph is left out where its vectors of made texts are further from PyTorch's than LOWEST_COSINES allows.
 
     Returns:
         None; or, for a model that has no right graph, why. What lies in the directory is then of no use.
@@ -105,6 +124,7 @@ def write_graphs(student: Student, directory: Path) -> str | None:
     for module in ("onnx", "onnxruntime"):
         import_optional(module, "onnx", "export to ONNX")
     exact = directory / MODELS["float32"]
+    exact.parent.mkdir()
     graph = Graph(copy.deepcopy(student)).float().cpu().eval()
     try:
         _trace(graph, exact)
@@ -112,10 +132,15 @@ def write_graphs(student: Student, directory: Path) -> str | None:
         raise
     except Exception as error:  # whatever a family's own code and the tracer raise
         return f"its computation cannot be traced ({first_line(error):.200})"
-    if reason := _wrong(graph.model, exact):
+    texts, expected = _probed(graph.model)
+    if reason := _wrong(exact, texts, expected):
         return reason
-    _quantise(exact, directory / MODELS["int8"])
+    coarse = directory / MODELS["int8"]
+    _quantise(exact, coarse)
+    if not cosines(_opened(coarse)(texts), expected).min() >= LOWEST_COSINES["int8"]:
+        coarse.unlink()
     student.tokenizer().save(str(directory / TOKENIZER))
+    write_library_files(student, directory)
     return None
 
 
@@ -135,8 +160,8 @@ def _trace(graph: Graph, file: Path) -> None:
             (ids, mask),
             str(file),
             input_names=["input_ids", "attention_mask"],
-            output_names=["vectors"],
-            dynamic_axes={"input_ids": free, "attention_mask": free, "vectors": {0: "texts"}},
+            output_names=[VECTORS, STATES],
+            dynamic_axes={"input_ids": free, "attention_mask": free, VECTORS: {0: "texts"}, STATES: {0: "texts"}},
             opset_version=OPSET,
             dynamo=False,
         )
@@ -156,21 +181,35 @@ def _masks_by_broadcasting() -> Iterator[None]:
         functions["eager"] = make
 
 
-def _wrong(student: Student, file: Path) -> str | None:
-    """What is wrong with a graph of `student`, tried on made texts alone and in one batch; None if nothing is."""
-    import onnxruntime
-
+def _probed(student: Student) -> tuple[list[list[int]], Array]:
+    """Made texts of several lengths, as token ids, and their vectors in PyTorch."""
     rows = student.backbone.token_embeddings.num_embeddings
     lengths = sorted({min(length, student.max_length) for length in PROBE_LENGTHS})
     texts = [[(rows // 2 + place) % rows for place in range(length)] for length in lengths]
     with torch.inference_mode():
-        expected = torch.cat([student(pack([text])) for text in texts]).numpy()
+        return texts, torch.cat([student(pack([text])) for text in texts]).numpy()
+
+
+def _opened(file: Path) -> Callable[[list[list[int]]], Array]:
+    """A graph, ready to compute the vectors of token ids in one batch. Raises what onnxruntime raises."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # it prints what it raises
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def run(texts: list[list[int]]) -> Array:
+        vectors: Array = session.run(None, padded(texts))[0]
+        return vectors
+
+    return run
+
+
+def _wrong(file: Path, texts: list[list[int]], expected: Array) -> str | None:
+    """What is wrong with a graph, tried on texts alone and in one batch; None if it gives the expected vectors."""
     try:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # it prints what it raises
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        alone = np.concatenate([session.run(None, padded([text]))[0] for text in texts])
-        together = session.run(None, padded(texts))[0]
+        run = _opened(file)
+        alone, together = np.concatenate([run([text]) for text in texts]), run(texts)
     except Exception as error:  # bare exceptions of its own
         return f"onnxruntime cannot run it ({first_line(error):.200})"
     if not _near(alone, expected):
@@ -198,3 +237,28 @@ def _quantise(source: Path, file: Path) -> None:
             quantize_dynamic(prepared, file, weight_type=QuantType.QInt8, per_channel=True)
     finally:
         root.setLevel(level)
+    _strip(file)
+
+
+def _strip(file: Path) -> None:
+    """Drop what a quantised graph does not need.
+
+    That is the zero points of weights, which are 0, while onnxruntime corrects every product for those that are given;
+    and the sets of operations that it declares and does not use, which another runtime may not know.
+    """
+    import onnx
+
+    model = onnx.load(file)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "MatMulInteger" and len(node.input) == 4 and node.input[3] in tensors:
+            zero_points = tensors[node.input[3]]
+            if not onnx.numpy_helper.to_array(zero_points).any():
+                del node.input[3]
+    used = {name for node in model.graph.node for name in node.input}
+    domains = {node.domain for node in model.graph.node}
+    opsets = [opset for opset in model.opset_import if opset.domain in domains]
+    del model.graph.initializer[:], model.opset_import[:]
+    model.graph.initializer.extend(tensor for name, tensor in tensors.items() if name in used)
+    model.opset_import.extend(opsets)
+    onnx.save(model, file)

@@ -56,8 +56,14 @@ class Closeness:
 class Parity:
     """Compares exported encoders with the student in PyTorch and with the stored vectors, on the same texts."""
 
-    def __init__(self, reference: Encode, source: VectorSource, texts: pl.DataFrame, params: ExportParams) -> None:
-        """`reference` is the student in PyTorch, float32; `texts` are corpus rows in the order of role and key."""
+    def __init__(
+        self, reference: Encode, source: VectorSource, texts: pl.DataFrame, further: pl.DataFrame, params: ExportParams
+    ) -> None:
+        """Of the student in PyTorch, float32, on corpus rows in the order of role and key.
+
+        `further` are the other records that have them (`pipeline.corpus.further_records`).
+        """
+        self._further = further
         self._encode_reference, self._source, self._texts, self._params = reference, source, texts, params
         self._rows = np.flatnonzero(_sampled(texts, params.rows))
         self._sample = texts["text"][self._rows].to_list()
@@ -123,7 +129,7 @@ class Parity:
         """For each source with sampled queries: their positions in the sample, stored document vectors, judgments."""
         position = np.full(len(self._texts), -1)
         position[self._rows] = np.arange(len(self._rows))
-        for pairs in heldout_pairs(self._texts):
+        for pairs in heldout_pairs(self._texts, self._further):
             kept = position[pairs.queries] >= 0
             if kept.any():
                 documents = self._source.lookup(self._texts["key"][pairs.documents].to_list())

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.base import Array, LeafError, first_line
 from pipeline.export.cards import fill_template, front_matter, results_table
 from pipeline.export.exporter import ExportedEncoder, ExportJob, LeftOut
-from pipeline.model import load_sentence_transformer
+from pipeline.model import load_sentence_transformer, older_form
 
 LOWEST_COSINE = 0.999  # to the stored vectors, which bfloat16 and float16 have rounded
 CHECK_TEXT = "How a text becomes a vector."
@@ -37,7 +37,9 @@ class RouterExporter:
         """A sentence-transformers directory; LeafError as `build_router`."""
         if left_out := _without_teacher(job):
             return left_out
-        build_router(job).save(str(directory), create_model_card=False, safe_serialization=True)
+        router = build_router(job)
+        router.save(str(directory), create_model_card=False, safe_serialization=True)
+        older_form.write_older_form(directory, list(router))
         return None
 
     def encoders(self, job: ExportJob, directory: Path) -> Mapping[str, ExportedEncoder]:
@@ -53,7 +55,7 @@ class RouterExporter:
 class NamedRouterExporter:
     """The student, the teacher's hub id, and a short loader that puts both together.
 
-    No directory format of sentence-transformers 6 can name a module's weights in another repository. The loader
+    No directory format of sentence-transformers can name a module's weights in another repository. The loader
     compares a teacher's vector of CHECK_TEXT with that of the right one.
     """
 
@@ -128,8 +130,9 @@ def _route_settings(job: ExportJob) -> dict[str, Any]:
     """What `document_route` needs to know about the stored vectors."""
     from pipeline.export.templates.asymmetric import document_route
 
+    limit = job.meta.teacher.get("max_length")
     settings = {
-        "max_length": job.meta.teacher.get("max_length"),
+        "max_length": limit["document"] if isinstance(limit, dict) else limit,
         "padding_side": None,
         "dim": job.meta.dim,
         "normalize": job.meta.normalized,

@@ -86,9 +86,11 @@ def _documents(teacher: dict[str, Any], prompt: str) -> str:
     name = public_name(str(teacher.get("model", "unknown")))
     if teacher.get("kind") == "api":
         texts = json.dumps([f"{prompt}A text.", f"{prompt}Another text."], ensure_ascii=False)
+        fields = (teacher.get("extra") or {}).get("document")
+        extra = f", extra_body={fields}" if fields else ""
         return (
             "from openai import OpenAI  # and numpy as np\n\n"
-            f'answer = OpenAI(base_url="https://...").embeddings.create(model="{name}", input={texts})\n'
+            f'answer = OpenAI(base_url="https://...").embeddings.create(model="{name}", input={texts}{extra})\n'
             "documents = np.array([one.embedding for one in answer.data], np.float32)"
         )
     given = f", prompt={prompt!r}" if prompt else ""

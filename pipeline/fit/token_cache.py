@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from pipeline.base import KEY_DTYPE, LeafError, locked, sha256, written_directory
-from pipeline.corpus import check_rows, part_files
+from pipeline.base import KEY_DTYPE, LeafError, TokenIds, locked, sha256, written_directory
+from pipeline.corpus import check_rows, part_files, rows_within
 
-BATCH_ROWS = 8192  # texts tokenised at a time
+BATCH_ROWS = 8192  # texts tokenised at a time, at most
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def _rows(file: Path) -> int:
 def _batches(files: list[Path]) -> Iterator[pl.DataFrame]:
     for file in files:
         with _reading(file), pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=["key", "role", "id", "text", "split"]):
+            rows_at_once = min(BATCH_ROWS, rows_within(parquet.metadata))
+            for batch in parquet.iter_batches(rows_at_once, columns=["key", "role", "id", "text", "split"]):
                 rows = pl.DataFrame(pl.from_arrow(batch))
                 check_rows(rows, str(file))
                 yield rows
@@ -109,13 +110,14 @@ def _write(corpus: Path, tokenizer: Tokenizer, ids_dtype: np.dtype, path: Path) 
     total = sum(map(_rows, files))
     if total == 0:
         raise LeafError(f"{corpus}: the corpus is empty; nothing can be fitted")
+    token_ids = TokenIds(tokenizer)
     with ExitStack() as stack:
         opened = {n: stack.enter_context((path / f"{n}.bin").open("wb")) for n in ("ids", "offsets", "keys", "train")}
         bar = stack.enter_context(tqdm(total=total, desc="tokens", unit="text", unit_scale=True))
         end = np.zeros(1, dtype=np.int64)
         end.tofile(opened["offsets"])
         for frame in _batches(files):
-            texts = [encoding.ids for encoding in tokenizer.encode_batch_fast(frame["text"].to_list())]
+            texts = token_ids(frame["text"].to_list())
             lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
             np.concatenate([np.asarray(ids, dtype=ids_dtype) for ids in texts]).tofile(opened["ids"])
             offsets = end[-1] + np.cumsum(lengths)

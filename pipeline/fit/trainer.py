@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from pipeline.base import LeafError, keep_pages, locked, prefetch, release_pages, sha256
+from pipeline.base import LeafError, keep_pages, locked, prefetch, release_pages
 from pipeline.fit import checkpoint, head
 from pipeline.fit.card import write_card
 from pipeline.fit.loader import Loader, Position, TrainingBatch
@@ -29,13 +29,13 @@ from pipeline.model import (
     best_device,
     bf16_is_fast,
     build,
+    checkpoint_digest,
     pack,
     repeatable,
     resolve_model,
     synchronize,
     token_batches,
     traits_of,
-    weights_sha256,
 )
 from pipeline.params import FitParams
 from pipeline.store import VectorSource
@@ -120,8 +120,7 @@ def _input_digests(corpus: Path, source: VectorSource, params: FitParams) -> dic
         "fingerprint": source.meta.fingerprint,
         "corpus": corpus_digest(corpus),
         "store": source.digest(),
-        "student": weights_sha256(model) if params.student.weights == "checkpoint" else "random",
-        "student's files": " ".join(map(sha256, sorted(model.rglob("*.json")))),  # tokenizer, configuration, pooling
+        "student": checkpoint_digest(model, params.student.weights == "checkpoint"),
     }
 
 

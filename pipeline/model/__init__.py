@@ -3,7 +3,7 @@
 A `Backbone` computes a model's features, with gradients and for inference.
 """
 
-from pipeline.model import attention
+from pipeline.model import attention, older_form
 from pipeline.model.backbones.backbone import Backbone, CompiledBackbone
 from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.backbones.registry import backbone_for, find_backbone
@@ -21,11 +21,16 @@ from pipeline.model.device import (
     upload,
 )
 from pipeline.model.model_files import (
+    base_directory,
     check_digest,
     check_sha256,
+    check_words,
+    checkpoint_digest,
     code_files,
     load_sentence_transformer,
+    read_json,
     resolve_model,
+    settings,
     weights_sha256,
 )
 from pipeline.model.parallel import in_threads, vectors_in_parts, worker_count
@@ -46,21 +51,27 @@ __all__ = [
     "StudentEncoder",
     "attention",
     "backbone_for",
+    "base_directory",
     "best_device",
     "bf16_is_fast",
     "build",
     "check_digest",
     "check_sha256",
+    "check_words",
+    "checkpoint_digest",
     "code_files",
     "find_backbone",
     "in_threads",
     "load_sentence_transformer",
+    "older_form",
     "overwrite",
     "pack",
     "pad",
     "poolings_of",
+    "read_json",
     "repeatable",
     "resolve_model",
+    "settings",
     "split",
     "staged",
     "synchronize",

@@ -19,6 +19,7 @@ from pipeline.base import LeafError, first_line, sha256
 from pipeline.model.device import best_device
 
 PACKAGE = "package:"
+DECIDING_FILES = ("*.json", "vocab*", "merges.txt", "*.codes", "*.model", "*.spm")
 LOADING: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
 _LOADING_LOCK = threading.Lock()  # while a model is loaded, a method of the library is replaced
 
@@ -60,6 +61,37 @@ def _download(model: str, revision: str | None) -> Path:
         ) from None
 
 
+def read_json(path: Path) -> Any:
+    """The JSON that a model's file holds; LeafError if it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise LeafError(f"model file {path}: cannot be read: {error}") from None
+
+
+def settings(path: Path) -> dict[str, Any]:
+    """The JSON object that a model's file holds; LeafError if it holds anything else."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise LeafError(f"model file {path}: must hold a JSON object of settings; get the model again")
+    return content
+
+
+def base_directory(directory: Path) -> Path:
+    """Where a transformer's configuration lies: in its directory, or in that of the base model of an adapter (PEFT).
+
+    Raises:
+        LeafError: the adapter names no base model, or it cannot be found.
+    """
+    adapter = directory / "adapter_config.json"
+    if not adapter.exists():
+        return directory
+    base = settings(adapter).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise LeafError(f"model file {adapter}: does not name the base model of the adapter; get the model again")
+    return resolve_model(base, None)
+
+
 def stored_modules(directory: Path) -> list[tuple[str, str]]:
     """Class and subdirectory ("" for none) of each module that a sentence-transformers directory names.
 
@@ -72,9 +104,8 @@ def stored_modules(directory: Path) -> list[tuple[str, str]]:
     if not listing.is_file():
         return []
     try:
-        modules = json.loads(listing.read_text(encoding="utf-8"))
-        return [(module["type"].rpartition(".")[2], module["path"]) for module in modules]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return [(module["type"].rpartition(".")[2], module["path"]) for module in read_json(listing)]
+    except (TypeError, KeyError, AttributeError) as error:
         raise LeafError(f"{listing}: cannot be read as a list of modules ({first_line(error)})") from None
 
 
@@ -90,7 +121,10 @@ def weights_sha256(directory: Path) -> str:
     """
     files = sorted((directory / first_module(directory)[1]).glob("*.safetensors"))
     if not files:
-        raise LeafError(f"{directory.name}: holds no *.safetensors; weights in other formats are not loaded")
+        raise LeafError(
+            f"{directory.name}: holds no *.safetensors; weights in other formats are not loaded, as they can run code "
+            "(transformers converts them: `AutoModel.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)`)"
+        )
     if len(files) == 1:
         return sha256(files[0])
     lines = "".join(f"{file.name} {sha256(file)}\n" for file in files)
@@ -141,6 +175,7 @@ def load_sentence_transformer(directory: Path, name: str, code_revision: str | N
     for module in model.modules():
         if isinstance(module, Transformer):
             _merge_adapters(module)
+            _check_pooler(module, f"model `{name}`")
     return model
 
 
@@ -164,6 +199,36 @@ def load_transformer(directory: Path, name: str, random: bool = False) -> Any:
     return module
 
 
+def checkpoint_digest(directory: Path, with_weights: bool = True) -> str:
+    """One SHA-256 of all files that decide what a student starts from: weights, settings, tokenizer, an adapter's base.
+
+    LeafError as `weights_sha256` and `base_directory`.
+    """
+    first = directory / first_module(directory)[1]
+    base = base_directory(first)
+    lines = []
+    for place in [directory] if base == first else [directory, base]:
+        if with_weights:
+            lines.append(f"weights {weights_sha256(place)}")
+        files = sorted({file for pattern in DECIDING_FILES for file in place.rglob(pattern) if file.is_file()})
+        lines += [f"{file.relative_to(place).as_posix()} {sha256(file)}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def check_words(tokenizer: Any, called: str) -> None:
+    """Refuse a tokenizer without words: transformers makes one of special tokens alone where its files are missing.
+
+    Raises:
+        LeafError: it knows nothing but special tokens. `called` begins the message.
+    """
+    ids = set(tokenizer.get_vocab().values())
+    if ids and ids <= set(tokenizer.all_special_ids):
+        raise LeafError(
+            f"{called}: its tokenizer knows no words but {len(ids)} special tokens; the model's directory lacks "
+            "tokenizer.json or the files that its tokenizer is built from (vocab.txt, tokenizer.model)"
+        )
+
+
 @contextmanager
 def _load_errors(message: str) -> Iterator[None]:
     try:
@@ -184,15 +249,28 @@ def _whole_checkpoints(name: str, called: str | None = None) -> AbstractContextM
 
     def reporting(original: Any, cls: Any, *args: Any, **kwargs: Any) -> Any:
         model, report = original(cls, *args, **{**kwargs, "output_loading_info": True})
-        missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-        if missing:
-            raise LeafError(
-                f"{called or f'model `{name}`'}: the checkpoint lacks {len(missing)} of the weights that its "
-                f"configuration names, first `{missing[0]}`; it is damaged or belongs to another configuration"
-            )
+        missing = sorted(report["missing_keys"])
+        poolers = [key for key in missing if key.startswith("pooler.")]  # seldom read: see `_check_pooler`
+        model.missing_poolers = poolers
+        _refuse_missing(called or f"model `{name}`", [key for key in missing if key not in poolers])
         return model
 
     return _loading_by(reporting)
+
+
+def _refuse_missing(called: str, missing: list[str]) -> None:
+    if missing:
+        raise LeafError(
+            f"{called}: the checkpoint lacks {len(missing)} of the weights that its configuration names, first "
+            f"`{missing[0]}`; it is damaged or belongs to another configuration"
+        )
+
+
+def _check_pooler(transformer: Any, called: str) -> None:
+    """Refuse a model whose vectors are those of a pooler that has no weights; elsewhere nothing reads it."""
+    outputs = {way["method_output_name"] for way in transformer.modality_config.values()}
+    if "pooler_output" in outputs:
+        _refuse_missing(called, getattr(transformer.auto_model, "missing_poolers", []))
 
 
 def _new_weights() -> AbstractContextManager[None]:

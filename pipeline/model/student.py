@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.base import LeafError, Similarity, first_line, keep_pages, written_directory
+from pipeline.base import LeafError, Similarity, TokenIds, first_line, keep_pages, written_directory
 from pipeline.model.backbones.backbone import Backbone
 from pipeline.model.backbones.padded import UNLIMITED
 from pipeline.model.backbones.registry import backbone_for, backbone_of_modules
@@ -23,6 +23,7 @@ from pipeline.model.backbones.static import StaticBackbone
 from pipeline.model.batch import Batch, pack
 from pipeline.model.model_files import (
     check_sha256,
+    check_words,
     first_module,
     load_sentence_transformer,
     load_transformer,
@@ -193,6 +194,11 @@ def build(
         LeafError: the checkpoint is missing, damaged, not the expected one, or the shapes asked for are impossible.
     """
     directory = resolve_model(params.model, params.revision)
+    if first_module(directory)[0] in ("Router", "Asym"):
+        raise LeafError(
+            f"fit.student.model `{params.model}`: is a Router of several models; name the directory of one of them "
+            "(document_0_Transformer, say)"
+        )
     if params.weights == "checkpoint":
         check_sha256(directory, params.sha256, "fit.student.sha256")
     if dim < 1:
@@ -274,6 +280,7 @@ def _check_tokenizer(tokenizer: Any, name: str) -> None:
             f"fit.student.model `{name}`: its tokenizer ({type(tokenizer).__name__}) runs Python code for every text, "
             "which students do not; start from a checkpoint with a tokenizer.json"
         )
+    check_words(tokenizer, f"fit.student.model `{name}`")
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
@@ -305,7 +312,7 @@ class StudentEncoder:
     def __init__(self, student: Student, token_budget: int = TOKEN_BUDGET) -> None:
         """Copies the weights of `student`, which is put into evaluation mode."""
         self.student, self.token_budget = student.eval(), token_budget
-        self._tokenizer = student.tokenizer()
+        self._token_ids = TokenIds(student.tokenizer())
         keep_pages()
         self._compiled = student.backbone.compiled(token_budget)
 
@@ -316,7 +323,7 @@ class StudentEncoder:
 
     def encode(self, texts: Sequence[str], role: str = "document") -> np.ndarray:
         """Vectors `[texts, dim]` float32. The student reads plain text: `role` changes nothing."""
-        token_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        token_ids = self._token_ids(texts)
         vectors = np.empty((len(token_ids), self.student.dim), dtype=np.float32)
         for rows, part in vectors_in_parts(self._forward, token_ids, self.token_budget, self._compiled.device):
             vectors[rows] = part

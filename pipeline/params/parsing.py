@@ -4,10 +4,12 @@ Keys that are unknown, missing, of the wrong type or impossible are refused with
 and what would be right.
 """
 
+import json
 import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -95,11 +97,24 @@ def _value(hint: Any, name: str, raw: object) -> Any:
         if raw in arguments and not isinstance(raw, bool):
             return raw
         raise LeafError(f"{name}: {_show(raw)} is impossible; it must be one of {', '.join(map(str, arguments))}")
-    if origin is tuple:
+    if origin in (tuple, Mapping):
+        return _collection(hint, name, raw)
+    return _scalar(hint, name, raw)
+
+
+def _collection(hint: Any, name: str, raw: object) -> Any:
+    """`raw` as a tuple of values of one type, or as a mapping that can be sent as JSON."""
+    if get_origin(hint) is tuple:
         if not isinstance(raw, list):
             raise LeafError(f"{name}: must be a list, not {_show(raw)}")
-        return tuple(_value(arguments[0], f"{name}[{i}]", entry) for i, entry in enumerate(raw))
-    return _scalar(hint, name, raw)
+        return tuple(_value(get_args(hint)[0], f"{name}[{i}]", entry) for i, entry in enumerate(raw))
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise LeafError(f"{name}: must be a mapping of names to values, not {_show(raw)}")
+    try:
+        json.dumps(raw, allow_nan=False)
+    except (TypeError, ValueError):
+        raise LeafError(f"{name}: {_show(raw)} is impossible; it must hold what JSON can: text, numbers") from None
+    return raw
 
 
 def _scalar(hint: type, name: str, raw: object) -> Any:
@@ -107,6 +122,8 @@ def _scalar(hint: type, name: str, raw: object) -> Any:
         return float(raw)
     if hint is float and isinstance(raw, str):
         raw = _float_or_text(raw)
+    if hint is str and type(raw) is date:
+        raw = raw.isoformat()  # YAML reads 2024-10-21 as a date
     if isinstance(raw, hint) and not (hint is not bool and isinstance(raw, bool)):
         if isinstance(raw, float) and not math.isfinite(raw):
             raise LeafError(f"{name}: {raw} is impossible; it must be a finite number")

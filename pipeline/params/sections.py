@@ -5,13 +5,44 @@ and refuses keys that are unknown, of the wrong type or impossible.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pipeline.base import LeafError
 from pipeline.params.parsing import bounded, one_character, positive
+
+Role = Literal["query", "document"]
+"""What a text is to a search."""
+
+
+@dataclass(frozen=True)
+class PassageParams:
+    """`passages` of a source: cuts its documents at the ends of sentences, as a teacher reads only so much of a text.
+
+    The passages of a document keep its id: they are held out together, and are all relevant to its queries.
+    """
+
+    tokens: int | None = field(default=None, metadata=positive())
+    """Most tokens of a passage by `tokenizer`, special tokens and prompt not included."""
+    characters: int | None = field(default=None, metadata=positive())
+    """Most characters of a passage: give this or `tokens`. Some hundred times as fast."""
+    overlap: int = field(default=0, metadata=bounded(0))
+    """Most tokens or characters that a passage repeats from the one before."""
+    tokenizer: str | None = None
+    """With `tokens`: the model whose tokens are counted, named as `teacher.model` is."""
+
+    def __post_init__(self) -> None:
+        """Refuse what gives no passages."""
+        place = "corpus.sources[].passages"
+        if (self.tokens is None) == (self.characters is None):
+            raise LeafError(f"{place}: needs one of `tokens` and `characters`")
+        if (self.tokens is None) != (self.tokenizer is None):
+            raise LeafError(f"{place}: `tokens` needs `tokenizer`, the model that counts them, and `characters` none")
+        if self.overlap >= (size := self.tokens or self.characters or 0):
+            raise LeafError(f"{place}.overlap: {self.overlap} is impossible; it must be less than a passage, {size}")
 
 
 @dataclass(frozen=True)
@@ -74,6 +105,8 @@ class SourceParams:
     """Share of the records to take, chosen by record id and `corpus.seed`."""
     heldout: float | None = field(default=None, metadata=bounded(0, 1))
     """Share of the records to hold out of training; `corpus.heldout` if it is left out."""
+    passages: PassageParams | None = None
+    """Cuts documents into passages; left out, documents stay whole, however much of them the teacher reads."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +119,7 @@ class CorpusParams:
     seed: int = field(default=0, metadata=bounded(0))
     """Of samples and of the hashes that find near duplicates."""
     min_characters: int = field(default=3, metadata=bounded(1))
-    """Texts shorter than this are dropped."""
+    """Texts shorter than this are dropped. A character of a script without spaces (Chinese, Thai) counts as two."""
     near_duplicates: float | None = field(default=None, metadata=bounded(0.5, 1))
     """Jaccard similarity from which the later of two texts with one role is dropped; None keeps both."""
     shard_rows: int = field(default=262_144, metadata=positive())
@@ -105,11 +138,43 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class RoleFields:
+    """`teacher.api.extra`: fields that are added to the JSON of a request, by the role of its texts.
+
+    For servers that want to be told (`input_type`, `task`). They are part of the fingerprint.
+    """
+
+    query: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    document: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        """Refuse fields that have a parameter of their own, and such as hold secrets."""
+        for role in get_args(Role):
+            for name in self.of(role):
+                if parameter := _OWN_FIELDS.get(name):
+                    raise LeafError(f"teacher.api.extra.{role}.{name}: is sent by itself; {parameter}")
+                if _SECRET_NAME.search(name):
+                    raise LeafError(
+                        f"teacher.api.extra.{role}.{name}: parameters are not the place for secrets; put the key into "
+                        "the environment variable that teacher.api.key_env names"
+                    )
+
+    def of(self, role: Role) -> dict[str, Any]:
+        """The fields for texts of this role."""
+        return dict(self.query if role == "query" else self.document)
+
+
+@dataclass(frozen=True)
 class ApiParams:
     """`teacher.api`: an OpenAI-compatible `/embeddings` endpoint instead of a model on this machine (`docs/api.md`)."""
 
     base_url: str
     """URL without `/embeddings` (`https://api.openai.com/v1`); not part of the fingerprint."""
+    api_version: str | None = None
+    """Azure's `api-version`, in the query of every URL; the key is then sent as Azure wants it. Not part of the
+    fingerprint."""
+    extra: RoleFields = RoleFields()
+    """Fields that are added to each request by the role of its texts: `{query: {input_type: query}, document: ...}`."""
     dimensions: int | None = field(default=None, metadata=positive())
     """Dimension to request from a server that can shorten vectors; None requests none."""
     max_characters: int | None = field(default=None, metadata=positive())
@@ -135,7 +200,7 @@ class ApiParams:
     encoding: Literal["auto", "base64", "float"] = "auto"
     """Encoding of vectors in responses; `auto` requests base64 and accepts either."""
     refused: Literal["stop", "leave_out"] = "stop"
-    """If the server refuses a text: `stop` the run, or `leave_out` the text and list it in the store."""
+    """If the server gives a text no vector: `stop` the run, or `leave_out` the text and list it in the store."""
     probe_cosine: float = field(default=0.999, metadata=bounded(0, 1))
     """Lowest cosine of a probe text's vector now to its first one; if it is lower, the API's model has changed."""
 
@@ -166,6 +231,13 @@ class ApiParams:
             )
 
 
+_OWN_FIELDS = {
+    "model": "set teacher.model",
+    "input": "the texts are the corpus's",
+    "dimensions": "set teacher.api.dimensions",
+    "encoding_format": "set teacher.api.encoding",
+}
+_SECRET_NAME = re.compile(r"(?i)(^|[_-])(api[_-]?key|key|secret|password|authorization|token)$")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _LOCAL_ONLY = {
     "sha256": "the weights of an API cannot be hashed",

@@ -1,8 +1,8 @@
-"""Writes the vectors of a store as an index for faiss or usearch, or as Parquet for a vector database; loads an index.
+"""Writes the vectors of a store for other search engines: faiss, usearch, Parquet, a database; loads an index.
 
 An index is a directory: `index.json` (kind, rows, dim, what vectors are compared by, fingerprint of the teacher's
 vectors, digest of the store), `rows.parquet` (key, id, source, role; row i belongs to entry i) and the library's own
-file.
+file. A database (`databases.py`) has `index.json` beside its own files.
 """
 
 import json
@@ -15,10 +15,12 @@ import polars as pl
 
 from pipeline.base import LeafError, Similarity, import_optional, written_directory
 from pipeline.corpus import scan
+from pipeline.serve.databases import WRITERS, blocks
 from pipeline.serve.search import Nearest, Vectors, read_vectors
 from pipeline.store import Store
 
-Kind = Literal["faiss", "usearch", "parquet"]
+Kind = Literal["faiss", "usearch", "parquet", "lancedb", "qdrant"]
+WITH_TEXTS: tuple[Kind, ...] = ("parquet", "lancedb", "qdrant")
 FILES = {"faiss": "vectors.faiss", "usearch": "vectors.usearch"}
 GRAPH_LINKS = 32  # per node of the HNSW graph, in both libraries
 SEARCH_NODES = 128  # candidates of a query, at least (efSearch)
@@ -30,30 +32,40 @@ PARQUET_ROWS = 65_536  # rows of a Parquet file
 def write(store: Store, corpus: Path | None, kind: Kind, out: Path, *, role: str | None = "document") -> int:
     """Write the vectors of a role (None: of both) to the directory `out`, whole or not at all; returns how many.
 
-    Parquet files also get the texts where `corpus` is given.
+    Those of `WITH_TEXTS` also get the texts where `corpus` is given.
 
     Raises:
-        LeafError: the library is missing, the store holds no such vectors, or something else than an index is at `out`.
+        LeafError: the library is missing, the store holds no such vectors, a database's texts are not in the corpus, or
+            something else than an index is at `out`.
     """
     if out.is_dir() and any(out.iterdir()) and not ((out / "index.json").exists() or any(out.glob("part-*.parquet"))):
         raise LeafError(f"{out}: holds something else than an index: name another directory")
-    vectors = read_vectors(store, role)
     with written_directory(out) as temporary:
+        if kind in WRITERS:
+            count = WRITERS[kind](blocks(store, corpus, role), store.meta, temporary)
+            _write_about(store, kind, count, temporary)
+            return count
+        vectors = read_vectors(store, role)
+        count = len(vectors.rows)
         if kind == "parquet":
             _write_parquet(vectors, corpus, temporary)
         else:
             _build(vectors, kind, temporary / FILES[kind])
             vectors.rows.write_parquet(temporary / "rows.parquet")
-            about = {
-                "kind": kind,
-                "rows": len(vectors.rows),
-                "dim": store.meta.dim,
-                "similarity": vectors.similarity,
-                "fingerprint": store.meta.fingerprint,
-                "store": store.digest(),
-            }
-            (temporary / "index.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    return len(vectors.rows)
+            _write_about(store, kind, count, temporary)
+    return count
+
+
+def _write_about(store: Store, kind: Kind, count: int, directory: Path) -> None:
+    about = {
+        "kind": kind,
+        "rows": count,
+        "dim": store.meta.dim,
+        "similarity": store.meta.similarity,
+        "fingerprint": store.meta.fingerprint,
+        "store": store.digest(),
+    }
+    (directory / "index.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_parquet(vectors: Vectors, corpus: Path | None, out: Path) -> None:
@@ -110,6 +122,8 @@ def load(directory: Path) -> Index:
     try:
         about = json.loads((directory / "index.json").read_text(encoding="utf-8"))
         kind, dim, count = about["kind"], int(about["dim"]), int(about["rows"])
+        if kind in WRITERS:
+            raise LeafError(f"{directory}: is a database, which {kind}'s own client searches, and no index of ours")
         similarity = cast(Similarity, about.get("similarity", "cosine"))  # indexes written before it was named lack it
         fingerprint, store_digest = str(about["fingerprint"]), about.get("store")
         rows = pl.read_parquet(directory / "rows.parquet")

@@ -65,7 +65,9 @@ def check_same_space(first: Store, second: Store, what: str) -> None:
     for name in ("fingerprint", "dtype", "dim", "normalized"):
         expected, actual = getattr(first.meta, name), getattr(second.meta, name)
         if actual != expected:
-            raise LeafError(f"{second.name}: {what} {first.name}: {name} {actual!s:.16} is not {expected!s:.16}")
+            versions = {store.meta.teacher.get("fingerprint_version") for store in (first, second)}
+            hint = "; `leaf store migrate` gives a store of earlier versions today's" if len(versions) > 1 else ""
+            raise LeafError(f"{second.name}: {what} {first.name}: {name} {actual!s:.16} is not {expected!s:.16}{hint}")
 
 
 def _vectors_of(store: Store, keys: Array) -> Iterator[tuple[list[str], Array, Array]]:

@@ -4,8 +4,7 @@ A sentence-transformers model on this machine (`local`), or an embeddings API (`
 """
 
 from pipeline.teacher.api.api_teacher import ApiTeacher
-from pipeline.teacher.api.client import KEPT, Refusal
-from pipeline.teacher.api.identity import PROBE_TEXTS
+from pipeline.teacher.api.division import Embedded, Refused, embed_all
 from pipeline.teacher.api.journal import Journal
 from pipeline.teacher.api.rate_limit import Stopped
 from pipeline.teacher.local import LocalTeacher, TokenisedTexts
@@ -14,15 +13,15 @@ from pipeline.teacher.runners import role_modules
 from pipeline.teacher.teacher import Teacher, open_teacher
 
 __all__ = [
-    "KEPT",
-    "PROBE_TEXTS",
     "ApiTeacher",
+    "Embedded",
     "Journal",
     "LocalTeacher",
-    "Refusal",
+    "Refused",
     "Stopped",
     "Teacher",
     "TokenisedTexts",
+    "embed_all",
     "open_teacher",
     "role_modules",
     "trusted_revision",

@@ -6,7 +6,6 @@ embeddings, a `Router`, an adapter (PEFT) beside the name of its base model.
 """
 
 import ast
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from pipeline.base import LeafError
-from pipeline.model import resolve_model
+from pipeline.model import base_directory, read_json, settings
 
 ROLES = ("query", "document")
 NO_LIMIT = 10**6  # a tokenizer without a limit names a huge number (transformers: 1e30); no real limit is this large
@@ -24,8 +23,8 @@ POSITIONS_AFTER_PADDING = tuple(
     "xlm-roberta xlm-roberta-xl xmod".split()
 )
 """Model types that number positions from the padding id + 1: the first rows of their position table are never used."""
-POSITIONS_BY_ANOTHER_NAME = ("gpt2", "openai-gpt")
-"""Model types whose table of positions is counted by `n_positions`; for others (T5) that number limits nothing."""
+ROTARY_IN_A_TABLE = ("codegen", "gptj")
+"""Model types that compute rotary positions, but only as many as their configuration names."""
 DEFAULT_MAX_LENGTH = 512  # tokens of a text, where a model's files name no limit
 WIDTHS = ("word_embed_proj_dim", "hidden_size", "dim", "d_model", "n_embd", "emb_dim")
 """Names of the hidden states' width in the configurations of transformers, in the order in which they count."""
@@ -129,7 +128,12 @@ def _unfolded(module: ModuleFiles, role: str) -> list[ModuleFiles]:
     types, structure = config.get("types"), config.get("structure")
     if not isinstance(types, dict) or not isinstance(structure, dict) or not structure:
         raise LeafError(f"model file {file}: must name `types` and `structure`; get the model again")
-    names = structure.get(_route(config, role), next(iter(structure.values())))
+    if (route := _route(config, role)) not in structure:
+        raise LeafError(
+            f"model file {file}: its Router has no route for a {role} (routes: {', '.join(map(str, structure))}), as "
+            f"encode_{role} of sentence-transformers needs; add one, or name the model of a route as the teacher"
+        )
+    names = structure[route]
     if not isinstance(names, list) or not all(isinstance(types.get(name), str) for name in names):
         raise LeafError(f"model file {file}: a route names a module without a type; get the model again")
     parts = [ModuleFiles(types[name].rpartition(".")[2], _inside(module.path, name)) for name in names]
@@ -137,7 +141,7 @@ def _unfolded(module: ModuleFiles, role: str) -> list[ModuleFiles]:
 
 
 def _route(config: Mapping[str, Any], role: str) -> Any:
-    """The route of a Router for texts of this role: by its mappings, by the role's own name, or the default one."""
+    """The route of a Router for texts of this role: by its mappings, by the role's own name, or that for any text."""
     parameters = config.get("parameters") or {}
     mappings: dict[Any, Any] = {}
     for key, route in (parameters.get("route_mappings") or {}).items():
@@ -148,7 +152,7 @@ def _route(config: Mapping[str, Any], role: str) -> Any:
     for key in ((role, "text"), (role, None), (None, "text"), (None, None)):
         if key in mappings:
             return mappings[key]
-    return role if role in config["structure"] else parameters.get("default_route")
+    return role if role in config["structure"] else "text"
 
 
 def vector_width(route: tuple[ModuleFiles, ...]) -> int | None:
@@ -173,10 +177,6 @@ def vector_width(route: tuple[ModuleFiles, ...]) -> int | None:
             return None
         if dim is None and module.kind in ("Pooling", "Dense"):
             raise LeafError(f"model file {file}: does not name the width of the vectors; get the model again")
-    if dim is None:
-        raise LeafError(
-            f"model file {route[0].path / 'config.json'}: does not name the width of the vectors (hidden_size)"
-        )
     return dim
 
 
@@ -210,22 +210,6 @@ def _pooling_mode_count(config: dict[str, Any]) -> int:
     return len(modes) if isinstance(modes, list) and modes else 1
 
 
-def base_directory(directory: Path) -> Path:
-    """Where a transformer's configuration lies: in its directory, or in that of the base model of an adapter (PEFT).
-
-    Raises:
-        LeafError: the adapter names no base model, or it cannot be found.
-    """
-    adapter = directory / "adapter_config.json"
-    if not adapter.exists():
-        return directory
-    config = settings(adapter)
-    base = config.get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise LeafError(f"model file {adapter}: does not name the base model of the adapter; get the model again")
-    return resolve_model(base, None)
-
-
 def own_limit(directory: Path) -> int | None:
     """Most tokens of a text that a transformer reads, by the files in its directory; None if nothing limits it."""
     positions, learned = _positions(directory)
@@ -253,30 +237,26 @@ def _positions(directory: Path) -> tuple[int | None, bool]:
     file = base_directory(directory) / "config.json"
     config = settings(file) if file.exists() else {}
     kind = config.get("model_type")
-    positions = number(file, "max_position_embeddings", *(["n_positions"] if kind in POSITIONS_BY_ANOTHER_NAME else []))
+    positions = number(file, "max_position_embeddings", *_other_names_of_positions(config))
     if positions is not None and kind in POSITIONS_AFTER_PADDING:
         padding = config.get("pad_token_id")
         positions -= 1 + (padding if isinstance(padding, int) else 1)
     computed = config.get("position_biased_input") is False or any(
         "rope_" in name or "rotary" in name for name in config
     )
-    return positions, not computed
+    return positions, kind in ROTARY_IN_A_TABLE or not computed
 
 
-def read_json(path: Path) -> Any:
-    """The JSON that a model's file holds; LeafError if it cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LeafError(f"model file {path}: cannot be read: {error}") from None
+def _other_names_of_positions(config: Mapping[str, Any]) -> list[str]:
+    """What a model type calls its number of positions, if transformers knows another name (GPT-2: `n_positions`)."""
+    if "max_position_embeddings" in config or not isinstance(config.get("model_type"), str):
+        return []
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-
-def settings(path: Path) -> dict[str, Any]:
-    """The JSON object that a model's file holds; LeafError if it holds anything else."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise LeafError(f"model file {path}: must hold a JSON object of settings; get the model again")
-    return content
+    if config["model_type"] not in CONFIG_MAPPING:
+        return []
+    names: dict[str, str] = CONFIG_MAPPING[config["model_type"]].attribute_map
+    return [name for common, name in names.items() if common == "max_position_embeddings"]
 
 
 def number(path: Path, *names: str) -> int | None:

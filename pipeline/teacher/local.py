@@ -2,10 +2,10 @@
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.base import Array, LeafError, keep_pages
+from pipeline.base import Array, LeafError, first_line, keep_pages
 from pipeline.model import (
     best_device,
     check_digest,
@@ -35,7 +35,8 @@ from pipeline.teacher.local_identity import (
     first_fingerprint,
     full_width,
     input_digest,
-    max_length,
+    max_lengths,
+    normalizes,
     trusted_revision,
 )
 from pipeline.teacher.notices import notices, pooling_notice
@@ -52,6 +53,18 @@ class TokenisedTexts(Sequence[Any]):
     inputs: list[Any]
     """What the runner of its role takes for each text."""
     roles: list[str]
+    unread: list[int]
+    """Characters of each text behind what the teacher reads; 0 where it reads the text whole."""
+
+    @classmethod
+    def joined(cls, parts: Iterable["TokenisedTexts"]) -> "TokenisedTexts":
+        """The texts of several, one after the other."""
+        joined = cls([], [], [])
+        for part in parts:
+            joined.inputs.extend(part.inputs)
+            joined.roles.extend(part.roles)
+            joined.unread.extend(part.unread)
+        return joined
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -104,6 +117,10 @@ class LocalTeacher:
         """Dimension of what the modules give, before any dimensions are cut off."""
         return full_width(self.params, self.layout)
 
+    @cached_property
+    def _normalizes(self) -> bool:
+        return normalizes(self.params, self.layout)
+
     def load(self) -> None:
         """Load the model unless it is loaded already; its SHA-256 is checked first.
 
@@ -117,12 +134,25 @@ class LocalTeacher:
             if self.params.sha256 is not None:
                 check_digest(input_digest(self.layout), self.params.sha256, "teacher.sha256")
             keep_pages()
-            limit, prompts = max_length(self.params, self.layout), effective_prompts(self.params, self.layout)
+            limits, prompts = max_lengths(self.params, self.layout), effective_prompts(self.params, self.layout)
             model = load_sentence_transformer(self.directory, self.params.model, trusted_revision(self.params))
-            self._runners = runners_for(model, prompts, limit, self.token_budget)
+            with self._run_errors("cannot be run"):
+                self._runners = runners_for(model, prompts, limits, self.token_budget)
             self._model = model
         for notice in self.notices():
             logger.warning("teacher: %s", notice)
+
+    @contextmanager
+    def _run_errors(self, what: str) -> Iterator[None]:
+        """Whatever the model's own code or its libraries raise becomes one sentence."""
+        try:
+            yield
+        except LeafError:
+            raise
+        except Exception as error:
+            raise LeafError(
+                f"teacher `{self.params.model}`: {what} ({type(error).__name__}: {first_line(error)})"
+            ) from error
 
     def notices(self) -> list[str]:
         """What a person should know about this model's prompts, its pooling and its measure, a sentence each."""
@@ -142,43 +172,44 @@ class LocalTeacher:
             LeafError: the tokenizer makes no token of a text.
         """
         self.load()
-        inputs = self._runners[role].tokenize(texts)
+        inputs, unread = self._runners[role].tokenize(texts)
         for text, tokens in zip(texts, inputs, strict=True):
             if not len(tokens):
                 raise LeafError(
                     f"teacher `{self.params.model}`: its tokenizer makes no token of the {role} {text!r:.80}; remove "
                     "the text from the sources, or give the model a prompt (teacher.prompts)"
                 )
-        return TokenisedTexts(inputs, [role] * len(inputs))
+        return TokenisedTexts(inputs, [role] * len(inputs), unread)
 
     def tokenize_rows(self, rows: pl.DataFrame) -> TokenisedTexts:
         """`tokenize` for a frame with `role, text` that mixes the roles, in its order."""
         self.load()
         blocks = rows.iter_slices(TOKENIZE_ROWS)
         parts = in_threads(self._tokenize_block, blocks, traits_of(self._model.device).tokenize_threads)
-        return TokenisedTexts(list(chain.from_iterable(parts)), rows["role"].to_list())
+        return TokenisedTexts.joined(parts)
 
-    def _tokenize_block(self, block: pl.DataFrame) -> list[Any]:
+    def _tokenize_block(self, block: pl.DataFrame) -> TokenisedTexts:
         inputs: list[Any] = [()] * block.height
+        unread = [0] * block.height
         for role in ROLES:  # one call for each, because each has its own prompt
             role_rows = block.with_row_index("row").filter(pl.col("role") == role)
             tokens = self.tokenize(role_rows["text"].to_list(), role)
-            for row, text in zip(role_rows["row"], tokens, strict=True):
-                inputs[row] = text
-        return inputs
+            for row, text, behind in zip(role_rows["row"], tokens, tokens.unread, strict=True):
+                inputs[row], unread[row] = text, behind
+        return TokenisedTexts(inputs, block["role"].to_list(), unread)
 
     def _forward(self, runner: Runner, inputs: Sequence[Any]) -> Tensor:
         """Vectors `[texts, dim]` float32 of one batch; LeafError if their width is not what the model's files name."""
         with torch.inference_mode():
-            vectors = runner.forward(inputs)
+            with self._run_errors(f"breaks off at a text of {max(map(len, inputs))} tokens"):
+                vectors = runner.forward(inputs)
             if vectors.shape[1] != self._width:
                 raise LeafError(
                     f"teacher `{self.params.model}`: gives vectors of {vectors.shape[1]} dimensions, but its "
-                    f"configuration files name {self._width}; correct the width in those of its modules "
-                    "(1_Pooling/config.json)"
+                    f"configuration files name {self._width}; correct the width in those of its modules"
                 )
             vectors = vectors[:, : self.dim].float()
-            if self.params.normalize:
+            if self._normalizes:
                 vectors = functional.normalize(vectors, dim=1)
             return vectors
 

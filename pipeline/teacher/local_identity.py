@@ -8,7 +8,15 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.base import LeafError, sha256
-from pipeline.model import check_digest, code_files, load_sentence_transformer, resolve_model, weights_sha256
+from pipeline.model import (
+    base_directory,
+    check_digest,
+    code_files,
+    load_sentence_transformer,
+    resolve_model,
+    settings,
+    weights_sha256,
+)
 from pipeline.params import TeacherParams
 from pipeline.store import StoreMeta
 from pipeline.teacher.layout import (
@@ -17,11 +25,9 @@ from pipeline.teacher.layout import (
     ROLES,
     Layout,
     ModuleFiles,
-    base_directory,
     own_limit,
     position_table,
     read_layout,
-    settings,
     vector_width,
 )
 
@@ -71,8 +77,8 @@ def describe(params: TeacherParams, dtype: str) -> StoreMeta:
         "files": files,
         "modules": {role: [module.kind for module in layout.routes[role]] for role in ROLES},
         "prompts": effective_prompts(params, layout),
-        "max_length": max_length(params, layout),
-        "normalize": params.normalize,
+        "max_length": _joint(max_lengths(params, layout)),
+        "normalize": normalizes(params, layout),
         "dim": dimension(params, layout),
     }
     identity = {
@@ -85,7 +91,17 @@ def describe(params: TeacherParams, dtype: str) -> StoreMeta:
     if params.license:
         identity["license"] = params.license
     dim = dimension(params, layout)
-    return StoreMeta(_digest(fingerprinted), identity, dim=dim, dtype=dtype, normalized=params.normalize)
+    return StoreMeta(_digest(fingerprinted), identity, dim=dim, dtype=dtype, normalized=normalizes(params, layout))
+
+
+def _joint(limits: Mapping[str, int | None]) -> int | dict[str, int | None] | None:
+    """The limit of both roles, or that of each if they differ."""
+    return dict(limits) if len(set(limits.values())) > 1 else limits["document"]
+
+
+def normalizes(params: TeacherParams, layout: Layout) -> bool:
+    """Whether stored vectors have length 1: by `teacher.normalize`, or because the model ends in a normalisation."""
+    return params.normalize or all(layout.routes[role][-1].kind == "Normalize" for role in ROLES)
 
 
 def _digest(fingerprinted: dict[str, Any]) -> str:
@@ -125,13 +141,20 @@ def _transformer_digests(directory: Path, prefix: str) -> Iterator[tuple[str, st
     files = [directory / name for name in TRANSFORMER_FILES]
     files += [file for pattern in TRANSFORMER_TEMPLATES for file in sorted(directory.glob(pattern))]
     named = {directory / name for name in SETTINGS_OF_THE_TOKENIZER}
+    ignored = NOT_OF_THE_VECTORS - ({"chat_template"} if _reads_messages(directory) else set())
     for file in [*files, *(file for file in _tokenizer_files(directory) if file not in named)]:
         if file.exists():
             yield f"{prefix}{file.name}", sha256(file)
     for file in sorted(named):
         if file.exists():
-            deciding = {key: value for key, value in settings(file).items() if key not in NOT_OF_THE_VECTORS}
+            deciding = {key: value for key, value in settings(file).items() if key not in ignored}
             yield f"{prefix}{file.name}", _digest(deciding)
+
+
+def _reads_messages(directory: Path) -> bool:
+    """Whether texts pass through the tokenizer's chat template, as some models of sentence-transformers 6 have it."""
+    file = directory / LIMIT_FILES[0]
+    return file.exists() and "message" in (settings(file).get("modality_config") or ())
 
 
 def _tokenizer_files(directory: Path) -> list[Path]:
@@ -196,25 +219,26 @@ def trusted_revision(params: TeacherParams) -> str | None:
     return params.revision if params.trust_remote_code else None
 
 
-def max_length(params: TeacherParams, layout: Layout) -> int | None:
-    """Tokens to which texts are cut: `teacher.max_length`, or the model's own limit; None where whole texts are read.
+def max_lengths(params: TeacherParams, layout: Layout) -> dict[str, int | None]:
+    """Role -> tokens to which its texts are cut: `teacher.max_length`, or its route's own limit; None for whole texts.
 
     Raises:
         LeafError: `teacher.max_length` is more than the model has positions for, or it always reads whole texts.
     """
-    transformers = {route[0].path: None for route in layout.routes.values() if route[0].kind == "Transformer"}
+    firsts = {role: layout.routes[role][0] for role in ROLES}
+    transformers = {role: first.path for role, first in firsts.items() if first.kind == "Transformer"}
     if params.max_length is None:
-        limits = [own_limit(path) or DEFAULT_MAX_LENGTH for path in transformers]
-        return max(limits, default=None)
+        own = {role: own_limit(path) or DEFAULT_MAX_LENGTH for role, path in transformers.items()}
+        return {role: own.get(role) for role in ROLES}
     if not transformers:
         raise LeafError(f"teacher.max_length: `{params.model}` reads whole texts and cannot cut them; leave it out")
-    tables = [table for table in map(position_table, transformers) if table is not None]
+    tables = [table for table in map(position_table, transformers.values()) if table is not None]
     if tables and params.max_length > min(tables):
         raise LeafError(
             f"teacher.max_length: {params.max_length} is impossible; `{params.model}` has positions for at most "
             f"{min(tables)} tokens"
         )
-    return params.max_length
+    return {role: params.max_length if role in transformers else None for role in ROLES}
 
 
 def first_fingerprint(params: TeacherParams, meta: StoreMeta) -> str | None:
@@ -225,7 +249,8 @@ def first_fingerprint(params: TeacherParams, meta: StoreMeta) -> str | None:
     """
     layout = read_layout(resolve_model(params.model, params.revision))
     directory, listed, files = layout.directory, layout.listed, meta.teacher["files"]
-    if layout.modules != listed or not (directory / "config.json").exists() or meta.dim != full_width(params, layout):
+    runs = listed[0].kind == "Transformer" and (directory / "config.json").exists()
+    if not runs or layout.modules != listed or meta.dim != full_width(params, layout):
         return None
     digests = {"weights": files["weights"]}
     for path in [directory / "config.json", directory / "sentence_bert_config.json", *_tokenizer_files(directory)]:

@@ -5,12 +5,13 @@ from typing import Any
 from pipeline.params import TeacherParams
 from pipeline.store import similarity_note
 from pipeline.teacher.layout import DEFAULT_MAX_LENGTH, ROLES, Layout, own_limit
+from pipeline.teacher.local_identity import normalizes
 from pipeline.teacher.runners import PROBES
 
 
 def notices(params: TeacherParams, layout: Layout) -> list[str]:
     """About the prompts and the measure of a model, from its files."""
-    similarity = similarity_note(layout.similarity, params.normalize)
+    similarity = similarity_note(layout.similarity, normalizes(params, layout))
     return [*_prompts(params, layout), *([similarity] if similarity else []), *_length(params, layout)]
 
 

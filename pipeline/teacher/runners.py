@@ -7,24 +7,27 @@ Router. What is computed equals what sentence-transformers gives for each text a
 
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.base import LeafError
-from pipeline.model import CompiledBackbone, PackedBackbone, bf16_is_fast, pack, poolings_of
+from pipeline.base import LeafError, Prefixes, portions
+from pipeline.model import CompiledBackbone, PackedBackbone, bf16_is_fast, check_words, pack, poolings_of
 
 PROBES = ("a", "how a text becomes a vector", "the same words again and again, as long as it takes. " * 4)
 """Texts of different lengths, by which a runner finds out what padding and bfloat16 do to the model's vectors."""
 PROBE_TOKENS = (2, 3, 4, 5, 6, 8, 10, 13, 17, 21, 27, 34)  # of further such texts, made of the model's own tokens
 SHORT_TOKENS = (2, 3, 4, 5, 6, 8) * 6  # of more texts that bfloat16 is tried on, as rounding shows most in short ones
+PACKED_TOKENS = (2, 3, 5, 8)  # the same for models of which only rounding is in doubt: whoever waits for them pays
 NOISE = 1e-4  # most that rounding in float32 changes a vector, as a share of its length
+PACKED_COSINE = 0.999  # of vectors laid end to end in bfloat16 to the library's in float32: what is promised
 BF16_COSINE = 0.9995  # of vectors in bfloat16 to those in float32; below it a model is computed in float32
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Settings by which a configuration names the experts among which a model chooses."""
@@ -44,12 +47,43 @@ class Runner(ABC):
         return self
 
     @abstractmethod
-    def tokenize(self, texts: Sequence[str]) -> list[Any]:
-        """What `forward` takes for each text behind the prompt, cut to the maximum length; its `len` is its tokens."""
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[Any], list[int]]:
+        """What `forward` takes for each text behind the prompt, cut to the maximum length; its `len` is its tokens.
+
+        And how many characters of each are never read, being behind the last token that is kept.
+        """
 
     @abstractmethod
     def forward(self, inputs: Sequence[Any]) -> Tensor:
         """Vectors `[texts, width]` of one batch, before the last normalisation."""
+
+
+class TextReader:
+    """Reads texts behind a prompt with a tokenizer of transformers, which keeps `limit` tokens."""
+
+    def __init__(self, tokenizer: Any, prompt: str, limit: int) -> None:
+        self._tokenizer, self._prompt, self._limit = tokenizer, prompt, limit
+        backend = getattr(tokenizer, "backend_tokenizer", None)  # one of Python code has none
+        side = tokenizer.truncation_side
+        self._prefixes = Prefixes(
+            backend if isinstance(backend, Tokenizer) else None, limit, from_right=side == "right"
+        )
+
+    def read(self, texts: Sequence[str], **options: bool) -> Iterator[tuple[Any, list[int]]]:
+        """What the tokenizer gives, some of the texts at a time, and how many characters of each are never read."""
+        for prompted in portions([self._prompt + text for text in texts] if self._prompt else texts):
+            prefixes = [self._prefixes.cut(text) for text in prompted]
+            encoded = self._tokenizer(prefixes, truncation=True, max_length=self._limit, **options)
+            encodings = encoded.encodings or [None] * len(prompted)
+            yield encoded, [_unread(*pair) for pair in zip(prompted, encodings, strict=True)]
+
+
+def _unread(text: str, encoding: Any) -> int:
+    """Characters of a text behind its last token that is kept; 0 where all are kept, or it is not known."""
+    if encoding is None or not encoding.overflowing:
+        return 0
+    ends = [end for (_, end), added in zip(encoding.offsets, encoding.special_tokens_mask, strict=True) if not added]
+    return len(text) - max(ends, default=0)
 
 
 class PackedRunner(Runner):
@@ -57,7 +91,7 @@ class PackedRunner(Runner):
 
     def __init__(self, modules: Sequence[Any], prompt: str, limit: int, compiled: CompiledBackbone) -> None:
         """`compiled` is the backbone of these modules; runners of both roles share it."""
-        self.tokenizer, self.prompt, self.limit = modules[0].tokenizer, prompt, limit
+        self.reader = TextReader(modules[0].tokenizer, prompt, limit)
         self.tail, self.compiled = modules[2:], compiled
 
     @property
@@ -77,15 +111,24 @@ class PackedRunner(Runner):
             and PackedBackbone.supports(transformer.auto_model, poolings_of(pooling), transformer)
         )
 
-    def tokenize(self, texts: Sequence[str]) -> list[Any]:
+    def is_near(self, library: "LibraryRunner") -> bool:
+        """Whether vectors are near those of the modules in float32; large weights can make bfloat16 too coarse."""
+        if not bf16_is_fast(self.compiled.device):
+            return True
+        texts = library.drawn_texts(PACKED_TOKENS)
+        with torch.inference_mode():
+            vectors = self.forward(self.tokenize(texts)[0]).float()
+            exact = library.forward(library.tokenize(texts)[0]).float()
+        return bool((functional.cosine_similarity(vectors, exact) >= PACKED_COSINE).all())
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[Any], list[int]]:
         """See `Runner.tokenize`."""
-        if not texts:
-            return []
-        prompted = [self.prompt + text for text in texts] if self.prompt else list(texts)
-        encoded = self.tokenizer(
-            prompted, truncation=True, max_length=self.limit, return_attention_mask=False, return_token_type_ids=False
-        )
-        return [array("i", ids) for ids in encoded["input_ids"]]  # a list takes nine times the memory
+        inputs: list[Any] = []
+        unread: list[int] = []
+        for encoded, behind in self.reader.read(texts, return_attention_mask=False, return_token_type_ids=False):
+            inputs += [array("i", ids) for ids in encoded["input_ids"]]  # a list takes nine times the memory
+            unread += behind
+        return inputs, unread
 
     def forward(self, inputs: Sequence[Any]) -> Tensor:
         """See `Runner.forward`."""
@@ -99,13 +142,13 @@ class LibraryRunner(Runner):
     """Any other model: tokenised and computed by the library's own modules, in batches that this class pads."""
 
     def __init__(self, model: Any, modules: Sequence[Any], role: str, prompt: str) -> None:
+        """In float32 and with padding, until `probe` is called."""
         self.model, self.modules, self.role, self.prompt = model, modules, role, prompt
         self.bf16 = False
-        self._probe()
 
-    def _probe(self) -> None:
+    def probe(self) -> None:
         """Find out whether padding changes vectors, and whether bfloat16 is fast and near enough."""
-        inputs = self._probe_inputs(PROBE_TOKENS)
+        inputs = self._probes([*PROBES, *self.drawn_texts(PROBE_TOKENS)])
         if not inputs:
             return  # a tokenizer that makes no token of any; texts will be refused one by one
         with torch.inference_mode():
@@ -113,22 +156,25 @@ class LibraryRunner(Runner):
             apart = (self.forward(inputs).float() - alone).norm(dim=1) / alone.norm(dim=1).clamp_min(1e-9)
             self.equal_lengths = not bool((apart <= NOISE).all())
             tried = bf16_is_fast(self.model.device) and not self._routes_tokens()
-            self.bf16 = tried and self._near(inputs + self._probe_inputs(SHORT_TOKENS))
+            self.bf16 = tried and self._near(inputs + self._probes([*PROBES, *self.drawn_texts(SHORT_TOKENS)]))
 
     def _routes_tokens(self) -> bool:
         """Whether the model chooses experts for each token: rounding may choose others, which no probe can rule out."""
         config = getattr(getattr(self.modules[0], "auto_model", None), "config", None)
         return any(getattr(config, name, None) for name in EXPERTS)
 
-    def _probe_inputs(self, lengths: Sequence[int]) -> list[Any]:
-        """Texts of different lengths: sentences, and tokens of the model's own vocabulary in a fixed random order."""
-        texts = list(PROBES)
+    def drawn_texts(self, lengths: Sequence[int]) -> list[str]:
+        """Texts of the tokens of the model's own vocabulary, in a fixed random order; none without a vocabulary."""
         tokenizer: Any = getattr(self.modules[0], "tokenizer", None)
-        if hasattr(tokenizer, "decode") and hasattr(tokenizer, "get_vocab"):
-            ids = sorted(set(tokenizer.get_vocab().values()) - set(getattr(tokenizer, "all_special_ids", ())))
-            chosen = np.random.default_rng(0).choice(ids, sum(lengths))
-            texts += [tokenizer.decode(piece.tolist()) for piece in np.split(chosen, np.cumsum(lengths)[:-1])]
-        return [text for text in self.tokenize(texts) if len(text)]
+        if not hasattr(tokenizer, "decode") or not hasattr(tokenizer, "get_vocab"):
+            return []
+        ids = sorted(set(tokenizer.get_vocab().values()) - set(getattr(tokenizer, "all_special_ids", ())))
+        chosen = np.random.default_rng(0).choice(ids, sum(lengths))
+        return [tokenizer.decode(piece.tolist()) for piece in np.split(chosen, np.cumsum(lengths)[:-1])]
+
+    def _probes(self, texts: Sequence[str]) -> list[Any]:
+        """Those of the texts of which the tokenizer makes any token."""
+        return [text for text in self.tokenize(texts)[0] if len(text)]
 
     def _near(self, inputs: Sequence[Any]) -> bool:
         """Whether the vectors in bfloat16 are near the exact ones; not where an operation has no such form."""
@@ -143,9 +189,12 @@ class LibraryRunner(Runner):
             return False
         return bool((functional.cosine_similarity(exact, rounded) >= BF16_COSINE).all())
 
-    def tokenize(self, texts: Sequence[str]) -> list[Any]:
-        """See `Runner.tokenize`. Texts are only counted here: what the modules read is made with the whole batch."""
-        return [PlainText(text, self._tokens(text)) for text in texts]
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[Any], list[int]]:
+        """See `Runner.tokenize`. Texts are only counted here: what the modules read is made with the whole batch.
+
+        What they leave unread is not known.
+        """
+        return [PlainText(text, self._tokens(text)) for text in texts], [0] * len(texts)
 
     def _features(self, texts: Sequence[str]) -> dict[str, Any]:
         return dict(self.model.preprocess(list(texts), prompt=self.prompt or None, task=self.role))
@@ -197,6 +246,7 @@ class TransformerRunner(LibraryRunner):
     def __init__(self, model: Any, modules: Sequence[Any], role: str, prompt: str, limit: int) -> None:
         self.tokenizer, self.limit = modules[0].tokenizer, limit
         self.prompt = prompt
+        self.reader = TextReader(self.tokenizer, prompt, limit)
         self.left = self.tokenizer.padding_side == "left"
         self.padding_id = self.tokenizer.pad_token_id or 0  # hidden by the mask, so that any id will do
         self.padding_type = getattr(self.tokenizer, "pad_token_type_id", 0)
@@ -218,15 +268,16 @@ class TransformerRunner(LibraryRunner):
         ids = self.tokenizer(self.prompt, truncation=True, max_length=self.limit)["input_ids"]
         return len(ids) - (ids[-1] in self.tokenizer.all_special_ids)
 
-    def tokenize(self, texts: Sequence[str]) -> list[Any]:
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[Any], list[int]]:
         """See `Runner.tokenize`."""
-        if not texts:
-            return []
-        encoded = self.tokenizer([self.prompt + text for text in texts], truncation=True, max_length=self.limit)
-        ids, types = encoded["input_ids"], encoded.get("token_type_ids")
-        return [
-            TokenisedText(array("i", text), array("i", types[row]) if types else None) for row, text in enumerate(ids)
-        ]
+        inputs: list[Any] = []
+        unread: list[int] = []
+        for encoded, behind in self.reader.read(texts):
+            types = encoded.get("token_type_ids")
+            for row, ids in enumerate(encoded["input_ids"]):
+                inputs.append(TokenisedText(array("i", ids), array("i", types[row]) if types else None))
+            unread += behind
+        return inputs, unread
 
     def forward(self, inputs: Sequence[Any]) -> Tensor:
         """See `Runner.forward`."""
@@ -263,37 +314,48 @@ def _reads_plain_text(transformer: Any) -> bool:
     )
 
 
-def runners_for(model: Any, prompts: Mapping[str, str], limit: int | None, token_budget: int) -> dict[str, Runner]:
+def runners_for(
+    model: Any, prompts: Mapping[str, str], limits: Mapping[str, int | None], token_budget: int
+) -> dict[str, Runner]:
     """For each role the fastest runner that gives the library's vectors of its texts, without a last normalisation.
 
     Args:
         model: a SentenceTransformer in evaluation mode.
         prompts: role -> what is put before each of its texts; "" for nothing.
-        limit: most tokens of a text; None for all.
+        limits: role -> most tokens of a text; None for all.
         token_budget: about the number of tokens of a batch.
 
     Raises:
         LeafError: tokenizer and model disagree.
     """
-    compiled: dict[Any, CompiledBackbone] = {}
+    compiled: dict[Any, CompiledBackbone | None] = {}
     runners: dict[str, Runner] = {}
     for role, prompt in prompts.items():
-        modules = role_modules(model, role)
+        modules, limit = role_modules(model, role), limits[role]
         first = modules[0]
         if type(first).__name__ == "Transformer":
             _check_vocabulary(first)
         if limit is not None:
             first.max_seq_length = limit
+        library = _library_runner(model, modules, role, prompt, limit)
         if limit is not None and PackedRunner.supports(modules, prompt):
             which = first, poolings_of(modules[1])  # a copy of the weights for each, so one for both roles if it can be
             if which not in compiled:
-                compiled[which] = PackedBackbone(first.auto_model, which[1]).compiled(token_budget)
-            runners[role] = PackedRunner(modules, prompt, limit, compiled[which])
-        elif limit is not None and TransformerRunner.supports(modules):
-            runners[role] = TransformerRunner(model, modules, role, prompt, limit)
-        else:
-            runners[role] = LibraryRunner(model, modules, role, prompt)
+                tried = PackedBackbone(first.auto_model, which[1]).compiled(token_budget)
+                packed = PackedRunner(modules, prompt, limit, tried)
+                compiled[which] = tried if packed.is_near(library) else None
+            if (shared := compiled[which]) is not None:
+                runners[role] = PackedRunner(modules, prompt, limit, shared)
+                continue
+        library.probe()
+        runners[role] = library
     return runners
+
+
+def _library_runner(model: Any, modules: Sequence[Any], role: str, prompt: str, limit: int | None) -> "LibraryRunner":
+    if limit is not None and TransformerRunner.supports(modules):
+        return TransformerRunner(model, modules, role, prompt, limit)
+    return LibraryRunner(model, modules, role, prompt)
 
 
 def role_modules(model: Any, role: str) -> list[Any]:
@@ -309,14 +371,20 @@ def _route(module: Any, role: str) -> list[Any]:
     if type(module).__name__ not in ROUTERS or module.route_mappings:
         return [module]
     routes = module.sub_modules
-    return list(routes[role if role in routes else module.default_route])
+    return list(routes[role if role in routes else "text"])
 
 
 def _check_vocabulary(transformer: Any) -> None:
-    """Refuse a tokenizer that gives ids for which the model has no row; the model would break off at such a text."""
-    tokenizer, table = transformer.tokenizer, transformer.auto_model.get_input_embeddings()
-    rows = getattr(table, "num_embeddings", None)
-    if rows is None or not hasattr(tokenizer, "get_vocab"):
+    """Refuse a tokenizer that knows no words, or one with ids for which the model has no row to read."""
+    tokenizer = transformer.tokenizer
+    if not hasattr(tokenizer, "get_vocab"):
+        return
+    check_words(tokenizer, "teacher.model")
+    try:
+        rows = getattr(transformer.auto_model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # models of several modalities (CLIP), and those without a table (Canine)
+        rows = None
+    if rows is None:
         return
     beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
     if beyond:

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.base.keys import keys
 from pipeline.store.store import Store
-from pipeline.teacher.api.identity import PROBE_TEXTS
+from pipeline.teacher.api.probe import PROBE_TEXTS
 from tests.conftest import sentence
 from tests.embeddings_server import KEY, Server, running, tokens_of, vector
 from tests.faults.test_encode_faults import contents, start
@@ -84,7 +84,7 @@ def test_a_run_through_every_failure_pays_once_and_a_second_run_asks_nothing(
     server: Server, params: Write, stage: Stage, tmp_path: Path
 ) -> None:
     params(teacher={"prompts": {"query": "", "document": ""}})
-    wrongs = ["status:429,0", "reset", "count", "nan", "order", "cut", "status:500", "dimension", "index"]
+    wrongs = ["status:429,0", "reset", "count", "nan", "order", "cut", "status:500", "dimension"]
     server.plan = ["", "", *wrongs]
     done = encode(stage)
     assert done.returncode == 0, done.stderr
@@ -224,6 +224,67 @@ def test_a_server_that_refuses_everything_leaves_no_text_out(
     server.refuse_all = False
     assert encode(stage).returncode == 0
     assert set(server.texts.values()) == {1}
+
+
+@pytest.mark.parametrize("poison", ["status", "nan"])
+def test_a_text_that_the_server_cannot_embed_ends_the_run_by_name_or_is_left_out(
+    poison: str, server: Server, params: Write, stage: Stage, tmp_path: Path
+) -> None:
+    server.poison = poison
+    text = [f"POISON {text}" if row == 8 else text for row, text in enumerate(texts(tmp_path)["text"])]
+    frame = reworded(tmp_path, text)
+    bad = frame.filter(pl.col("text").str.starts_with("POISON"))
+    reason = {"status": "status 500: the model gave no vector", "nan": "NaN or infinity in a vector"}[poison]
+
+    params(retries=1)
+    stopped = encode(stage)
+    assert stopped.returncode == 1 and "Traceback" not in stopped.stderr
+    assert f"`{bad['id'][0]}`" in stopped.stderr and reason in stopped.stderr
+
+    params(retries=1, refused="leave_out")
+    done = encode(stage)
+    assert done.returncode == 0, done.stderr
+    assert set(server.texts.values()) == {1} and len(server.texts) == len(frame) - 1
+    check(tmp_path, without="POISON")
+    store = Store.open(tmp_path / "out" / "store")
+    assert set(store.meta.refused or {}) == {bad["key"][0].hex()}
+
+
+def test_each_text_is_sent_with_the_fields_of_its_role_and_others_have_another_fingerprint(
+    server: Server, params: Write, stage: Stage, tmp_path: Path
+) -> None:
+    rows = texts(tmp_path)
+    server.kinds = {text: {"query": "query", "document": "passage"}[role] for role, text in rows["role", "text"].rows()}
+    params(teacher={"prompts": {"query": "", "document": ""}})
+    assert "server refuses" in encode(stage).stderr
+    fields = {"query": {"input_type": "query"}, "document": {"input_type": "passage"}}
+    params(extra=fields)
+    done = encode(stage)
+    assert done.returncode == 0, done.stderr
+    assert set(server.texts.values()) == {1}
+    check(tmp_path)
+    store = Store.open(tmp_path / "out" / "store")
+    assert store.meta.teacher["extra"] == fields
+    first, requests = store.meta.fingerprint, len(server.requests)
+    assert encode(stage).returncode == 0 and len(server.requests) == requests
+    server.kinds = {}
+    params(extra={**fields, "query": {"input_type": "question"}})
+    assert encode(stage).returncode == 0
+    assert Store.open(tmp_path / "out" / "store").meta.fingerprint != first
+
+
+def test_the_most_texts_of_a_request_are_learnt_and_told(
+    server: Server, params: Write, stage: Stage, tmp_path: Path
+) -> None:
+    server.most_items = 9
+    params(concurrency=2)
+    done = encode(stage)
+    assert done.returncode == 0, done.stderr
+    assert set(server.texts.values()) == {1}
+    check(tmp_path)
+    assert server.refused_requests <= 2  # one of each thread
+    assert metrics(tmp_path)["api"]["items_per_request"] == 8
+    assert "teacher.api.items_per_request: 8" in done.stderr
 
 
 def test_another_model_behind_the_name_stops_the_run(

@@ -39,7 +39,7 @@ def test_the_table_says_which_targets_are_met() -> None:
     assert lines[-1].endswith("| no |")
 
 
-@pytest.mark.parametrize("part", ["encode", "fit", "store", "memory", "profile"])
+@pytest.mark.parametrize("part", ["encode", "onnx", "fit", "store", "memory", "profile"])
 def test_every_measurement_runs(part: str) -> None:
     if part == "fit" and not all(map(find_spec, ("datasets", "accelerate"))):
         pytest.skip("the trainer it is compared with needs datasets and accelerate: pip install -e '.[bench]'")
@@ -127,7 +127,8 @@ def test_the_trade_has_a_row_for_each_student(write_params: Callable[..., Path],
     assert done.exit_code == 0, done.output
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
     names = [row[0].removeprefix("| ") for row in rows]
-    assert names == [name for name in ("2 layers", "1 layer", "static") for _ in range(2)], done.stdout
+    pairs_of_rows = [name for name in ("2 layers", "1 layer", "static") for _ in range(2)]
+    assert names == ["2 layers, mean+cls", *pairs_of_rows], done.stdout
     sizes = [int(row[4].replace(",", "")) for row in rows]
-    assert sizes[0] > sizes[2] > sizes[4] > 0, done.stdout
+    assert sizes[1] > sizes[3] > sizes[5] > 0, done.stdout
     assert not list((tmp_path / "run/work").glob("*/state*"))

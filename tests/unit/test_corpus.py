@@ -2,14 +2,19 @@
 
 import contextlib
 import json
+import random
+import re
 import signal
 import subprocess
 import sys
 import unicodedata
 from collections import Counter
+from hashlib import blake2b
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
@@ -19,12 +24,15 @@ from pipeline.base import files
 from pipeline.base.errors import LeafError
 from pipeline.base.files import workspace
 from pipeline.base.keys import key
-from pipeline.corpus import external_sort
+from pipeline.corpus import external_sort, shared_texts
 from pipeline.corpus.build import build
-from pipeline.corpus.near_duplicates import NearDuplicates
+from pipeline.corpus.further_records import further_records
+from pipeline.corpus.near_duplicates import NearDuplicates, shingles
 from pipeline.corpus.parts import scan
 from pipeline.corpus.readers import records
+from pipeline.corpus.shared_texts import SharedTexts
 from pipeline.corpus.text import clean
+from pipeline.evaluate.datasets import heldout_pairs
 from pipeline.params.sections import CorpusParams, SourceParams
 from tests.store_helpers import contents
 
@@ -77,6 +85,15 @@ def test_empty_and_short_texts_are_dropped_and_counted(tmp_path: Path) -> None:
     assert (dropped["empty"], dropped["too_short"]) == (2, 1)
 
 
+def test_a_character_of_a_script_without_spaces_counts_as_two(tmp_path: Path) -> None:
+    kept = {"a": "手机", "b": "ไฟ", "c": "すし", "d": "abc", "e": "水a"}
+    dropped = {"f": "水", "g": "ab", "h": "дом"[:2], "i": "ㄱ", "j": "é"}
+    texts = [(number, text, "query") for number, text in (kept | dropped).items()]
+    rows, metrics = built(tmp_path, source(tmp_path, texts), min_characters=3)
+    assert sorted(rows["id"]) == list(kept)
+    assert metrics["dropped"]["s"]["too_short"] == len(dropped)
+
+
 def test_the_first_of_equal_texts_stays_and_the_later_are_counted_against_their_source(tmp_path: Path) -> None:
     first = source(tmp_path, [("a", "same text", "query"), ("b", "same  text", "query")], "first")
     second = source(tmp_path, [("c", "same text", "query"), ("d", "same text", "document")], "second")
@@ -117,9 +134,137 @@ def test_a_record_is_held_out_whole_and_stays_so_as_the_corpus_grows(tmp_path: P
     assert len(joined) == 700 and (joined["split"] == joined["split_right"]).all()
 
 
+def test_nothing_that_is_held_out_is_trained_on_whatever_texts_records_share(tmp_path: Path) -> None:
+    """Records of three sources share texts at random, as queries and as documents, some of them through others."""
+    draw = random.Random(0)
+    sources = [
+        source(
+            tmp_path,
+            [
+                (str(number), f"text {draw.randrange(2000)}", role)
+                for number in range(300)
+                for role in ("query", "document")[: draw.randint(1, 2)]
+            ],
+            name,
+        )
+        for name in "abc"
+    ]
+    rows, metrics = built(tmp_path, *sources, heldout=0.2)
+    assert rows.group_by("text").agg(pl.col("split").n_unique())["split"].max() == 1
+    splits = dict(rows.select("text", "split").iter_rows())
+    records: dict[tuple[str, str], set[str]] = {}
+    for origin in sources:
+        for line in Path(str(origin.path)).read_text().splitlines():
+            record = json.loads(line)
+            records.setdefault((origin.name, record["id"]), set()).add(splits[record["text"]])
+    assert {len(sides) for sides in records.values()} == {1}
+    assert 0.1 < metrics["splits"]["heldout"] / metrics["total"] < 0.3
+    assert metrics["shared_texts"]["records"] > 300 and metrics["shared_texts"]["largest_group"] > 3
+
+
+def test_records_that_share_no_text_are_held_out_by_their_own_hash_alone(tmp_path: Path) -> None:
+    texts = many(300)
+    alone, metrics = built(tmp_path, source(tmp_path, texts), heldout=0.2)
+    assert metrics["shared_texts"] == {"records": 0, "groups": 0, "largest_group": 0}
+    assert [file.name for file in (tmp_path / "corpus").iterdir()] == ["part-00000.parquet"]
+    expected = [int.from_bytes(blake2b(b"s\0" + i.encode(), digest_size=8).digest()) < 0.2 * 2**64 for i in alone["id"]]
+    assert (alone["split"] == "heldout").to_list() == expected
+    joined, _ = built(tmp_path, source(tmp_path, [*texts, ("7", "text number 8", "query")]), heldout=0.2)
+    assert joined.filter(pl.col("id").is_in(["7", "8"]))["split"].n_unique() == 1
+    apart = ~pl.col("id").is_in(["7", "8"])
+    assert joined.filter(apart).equals(alone.filter(apart))
+
+
+def test_every_held_out_question_of_a_shared_document_is_tested(tmp_path: Path) -> None:
+    texts = [
+        row for i in range(500) for row in ((f"r{i}", f"que {i}", "query"), (f"r{i}", f"doc {i // 5}", "document"))
+    ]
+    rows, metrics = built(tmp_path, source(tmp_path, texts), heldout=0.2)
+    held = rows.filter(split="heldout").sort("role", "key")
+    (pairs,) = heldout_pairs(held, further_records(tmp_path / "corpus"))
+    assert len(pairs.queries) == held.filter(role="query").height == metrics["rows"]["s"]["query"]["heldout"] > 50
+    assert pairs.untested == 0 and pairs.notices() == []
+    for query, judged in zip(pairs.queries, pairs.judged, strict=True):
+        wanted = f"doc {int(held['text'][int(query)].split()[1]) // 5}"
+        assert [held["text"][int(pairs.documents[position])] for position in judged] == [wanted]
+
+
+def test_questions_of_near_duplicates_are_tested_with_the_document_that_stays(tmp_path: Path) -> None:
+    pytest.importorskip("rensa", reason="the optional package `rensa` is not installed")
+    words = [f"w{number}" for number in range(400)]
+    pages = [" ".join(random.Random(page).sample(words, 40)) for page in range(60)]
+    texts = [
+        row
+        for number in range(180)
+        for row in (
+            (f"r{number}", f"what is {number} and why {number * 7}", "query"),
+            (f"r{number}", f"{pages[number // 3]} more{number}", "document"),
+        )
+    ]
+    rows, metrics = built(tmp_path, source(tmp_path, texts), heldout=0.3, near_duplicates=0.7)
+    assert metrics["rows"]["s"]["document"]["heldout"] + metrics["rows"]["s"]["document"]["train"] == 60
+    assert metrics["dropped"]["s"]["near_duplicate"] == 120 and metrics["dropped"]["s"]["duplicate"] == 0
+    held = rows.filter(split="heldout").sort("role", "key")
+    (pairs,) = heldout_pairs(held, further_records(tmp_path / "corpus"))
+    assert pairs.untested == 0 and len(pairs.queries) == metrics["rows"]["s"]["query"]["heldout"] > 20
+    for query, judged in zip(pairs.queries, pairs.judged, strict=True):
+        page = pages[int(held["text"][int(query)].split()[2]) // 3]
+        assert [held["text"][int(pairs.documents[row])].rpartition(" ")[0] for row in judged] == [page]
+
+
+def test_a_text_that_too_many_records_have_does_not_hold_out_half_of_them(tmp_path: Path) -> None:
+    hub = [(f"h{i}", text, role) for i in range(100) for text, role in ((f"que {i}", "query"), ("n/a", "document"))]
+    rest = [(f"r{i}", f"other {i}", "query") for i in range(100)]
+    for prefix in "abcdefghijkl":
+        texts = [(prefix + number, text, role) for number, text, role in hub + rest]
+        rows, metrics = built(tmp_path, source(tmp_path, texts), heldout=0.2)
+        assert rows.filter(pl.col("id").str.starts_with(f"{prefix}h"))["split"].unique().to_list() == ["train"]
+        assert metrics["shared_texts"]["largest_group"] == 100
+        assert any("1 of 1 groups" in notice for notice in metrics["notices"])
+
+
+def test_a_source_that_is_held_out_whole_takes_what_shares_its_texts_with_it(tmp_path: Path) -> None:
+    training = source(tmp_path, many(100, "document"), "training")
+    test = source(tmp_path, [(f"t{i}", f"text number {i}", "query") for i in range(20)], "test", heldout=1.0)
+    rows, _ = built(tmp_path, training, test, heldout=0.0)
+    held = rows.filter(split="heldout")
+    assert set(held["text"]) == {f"text number {i}" for i in range(20)} and len(held) == 40
+
+
+def test_a_corpus_of_which_nothing_is_held_out_says_so_at_once(tmp_path: Path) -> None:
+    texts = source(tmp_path, many(10))
+    notices = [built(tmp_path, texts, heldout=share)[1]["notices"] for share in (0.0, 1e-9, 1.0)]
+    assert notices[0] == []
+    assert notices[1][0].startswith("none of 10 texts is held out") and "raise corpus.heldout" in notices[1][0]
+    assert notices[2] == ["all of 10 texts are held out, and nothing is left to train on; lower corpus.heldout"]
+
+
+def test_groups_are_found_as_the_whole_graph_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a search of the graph in plain Python, whatever is held in memory at a time."""
+    draw = random.Random(1)
+    entries = [(draw.randrange(150), record, draw.randrange(3)) for record in range(120) for _ in range(2)]
+    entries.sort(key=lambda entry: entry[2])
+    monkeypatch.setattr(shared_texts, "HELD_ENTRIES", 7)
+    shared = SharedTexts(tmp_path)
+    for text, record, number in entries:
+        # spread over the partitions, and so that the record's number is its hash
+        shared.add(np.array([text << 55], dtype=np.uint64), np.array([record << 50], dtype=np.uint64), number)
+    found = shared.regrouped([0.0, 0.0, 0.0])
+    group = {record: {record} for record in range(120)}
+    for (text, record, _), (other_text, other, _) in combinations(entries, 2):
+        if text == other_text and group[record] is not group[other]:
+            group[record] |= group[other]
+            group.update(dict.fromkeys(group[record], group[record]))
+    sizes = [len(members) for members in {id(members): members for members in group.values()}.values()]
+    assert found.sharing == sum(size for size in sizes if size > 1)
+    assert found.groups == sum(size > 1 for size in sizes)
+    assert found.largest == max(sizes)
+    assert not len(found.records) and not list(tmp_path.iterdir())
+
+
 def test_the_share_held_out_can_be_a_sources_own(tmp_path: Path) -> None:
     queries = source(tmp_path, many(50), "one", heldout=1.0)
-    documents = source(tmp_path, many(50, "document"), "two")
+    documents = source(tmp_path, [(i, f"about {text}", "document") for i, text, _ in many(50)], "two")
     _, metrics = built(tmp_path, queries, documents, heldout=0.0)
     assert metrics["rows"] == {
         "one": {"query": {"heldout": 50, "train": 0}},
@@ -176,6 +321,45 @@ def test_near_duplicates_are_removed_per_role_and_counted_apart_from_exact_ones(
     assert (dropped["duplicate"], dropped["near_duplicate"]) == (1, 1)
     kept, _ = built(tmp_path, source(tmp_path, texts))
     assert sorted(kept["id"]) == ["a", "b", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("first", "near", "other"),
+    [
+        (
+            "今天的天气非常好我们决定一起去公园散步然后回家吃晚饭",
+            20,
+            "这家餐厅的菜品种类很多而且价格也比较便宜值得推荐给大家",
+        ),
+        ("วันนี้อากาศดีมากเราจึงตัดสินใจไปเดินเล่นที่สวนสาธารณะด้วยกัน", 50, "ร้านอาหารนี้มีเมนูหลากหลายและราคาไม่แพงจึงขอแนะนำให้ทุกคนลอง"),
+        (
+            "東京でラーメンを食べてから友達と映画を見に行きました",
+            22,
+            "この本はとても面白いので皆さんに読んでほしいと思います",
+        ),
+        (
+            "安装 Python 之后请先运行 setup 命令再打开编辑器修改配置文件",
+            30,
+            "使用 Docker 的时候请注意 volume 的权限以及网络端口的设置",
+        ),
+    ],
+    ids=["Chinese", "Thai", "Japanese", "mixed"],
+)
+def test_texts_without_spaces_are_compared_by_their_characters(first: str, near: int, other: str) -> None:
+    changed = first[:near] + "x" + first[near + 1 :]
+
+    def similarity(text: str) -> float:
+        ours, theirs = set(shingles(first)), set(shingles(text))
+        return len(ours & theirs) / len(ours | theirs)
+
+    assert similarity(changed) >= 0.7
+    assert similarity(other) < 0.1
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=0x2FF)))
+def test_texts_with_spaces_are_compared_by_pairs_of_words(text: str) -> None:
+    words = re.findall(r"\w+", text.casefold())
+    assert shingles(text) == ([f"{a} {b}" for a, b in pairwise(words)] or words or [text])
 
 
 def test_near_duplicates_without_the_optional_package_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,34 @@ def test_every_text_gets_the_vector_sentence_transformers_gives(
     assert np.abs(np.linalg.norm(stored, axis=1) - 1).max() < 2e-3
 
 
+@pytest.mark.parametrize("prompt", ["", "river stone "])
+def test_a_book_gets_the_vector_of_its_beginning_and_what_is_never_read_is_counted(
+    prompt: str, tiny_teacher: Path, tmp_path: Path, params: EncodeParams
+) -> None:
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    books = [f"{' '.join(corpus_frame(40 + number)['text'])} " * 60 for number in range(3)]
+    texts = [*books, "river stone"]
+    frame = pl.DataFrame({
+        "key": [key("document", text) for text in texts], "id": list("abcd"), "text": texts, "role": ["document"] * 4,
+        "source": ["s"] * 4, "split": ["train"] * 4,
+    }).sort("key")  # fmt: skip
+    frame.write_parquet(directory / "part-00000.parquet")
+    teacher = open_teacher(TeacherParams(model=str(tiny_teacher), prompts=Prompts(document=prompt)), params)
+    figures = encode(directory, teacher, params, tmp_path / "embeddings")
+    vectors = Store.open(tmp_path / "embeddings").lookup(frame["key"].to_list())
+    model = SentenceTransformer(str(tiny_teacher), device="cpu")
+    expected = model.encode(frame["text"].to_list(), prompt=prompt or None, batch_size=1)
+    assert (vectors * expected).sum(1).min() > 0.9995
+    content = 48 - 2 - len(prompt.split())
+    unread = sum(len(book) - len(" ".join(book.split()[:content])) for book in books)
+    assert figures["cut"] == {
+        "texts": 3,
+        "characters": sum(map(len, texts)),
+        "unread_share": round(unread / sum(map(len, texts)), 6),
+    }
+
+
 def test_prompts_go_before_the_text_by_role(tiny_teacher: Path, tmp_path: Path, params: EncodeParams) -> None:
     prompts = Prompts(query="sort the list ", document="open the file ")
     frame = corpus_frame(40)
@@ -205,7 +233,7 @@ def test_the_fingerprint_covers_what_decides_the_vectors_and_not_the_name(tiny_t
     assert describe(TeacherParams(str(copy)), "float16").fingerprint == plain.fingerprint
     others = [
         TeacherParams(str(tiny_teacher), max_length=10),
-        TeacherParams(str(tiny_teacher), normalize=False),
+        TeacherParams(str(tiny_teacher), dim=8),
         TeacherParams(str(tiny_teacher), prompts=Prompts(query="q: ")),
     ]
     prints = {plain.fingerprint, *(describe(other, "float16").fingerprint for other in others)}

@@ -17,7 +17,7 @@ from pipeline.base.keys import contains, key_array
 from pipeline.corpus.parts import corpus_keys
 from pipeline.encode.encoding import encode, engine_for
 from pipeline.encode.engines.engine import EncodeFigures
-from pipeline.encode.plan import WorkOrder, count_missing, plan, read_order
+from pipeline.encode.plan import WorkOrder, count_missing, order_blocks, plan, read_order
 from pipeline.params.sections import EncodeParams, TeacherParams
 from pipeline.store.shard import StoreMeta
 from pipeline.store.shard_cache import ShardCache
@@ -76,6 +76,22 @@ def test_an_order_is_the_same_after_a_trip_through_json(parts: list[Path]) -> No
     for order in [*plan(parts, NONE, 64), *plan(parts, keys[::3], 64)]:
         again = WorkOrder.from_json(order.to_json())
         assert again == order and read_order(again).equals(read_order(order))
+
+
+def test_the_rows_of_an_order_are_read_a_block_at_a_time(parts: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Holes, row groups and blocks of any size give the same rows."""
+    done = np.sort(key_array(rows_of(parts)["key"].gather_every(3)))
+    (whole,) = plan(parts, done, 10**6)
+    expected = read_order(whole)
+    assert len(expected) == len(rows_of(parts)) - len(done)
+    for part in parts:
+        pl.read_parquet(part).write_parquet(part, row_group_size=13)
+    for rows, size in ((7, 1 << 20), (65_536, 2000)):
+        monkeypatch.setattr("pipeline.corpus.parts.BLOCK_ROWS", rows)
+        monkeypatch.setattr("pipeline.corpus.parts.BLOCK_BYTES", size)
+        blocks = list(order_blocks(whole))
+        assert len(blocks) > 5 and max(map(len, blocks)) < 30
+        assert pl.concat(blocks).equals(expected)
 
 
 def test_rows_that_are_not_those_planned_are_refused(parts: list[Path]) -> None:

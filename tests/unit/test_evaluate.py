@@ -18,7 +18,7 @@ from pipeline.base.errors import LeafError
 from pipeline.base.keys import keys
 from pipeline.encode.on_demand import ensure, vectors_on_demand
 from pipeline.evaluate import plots
-from pipeline.evaluate.datasets import PairedVectors, heldout_pairs
+from pipeline.evaluate.datasets import HeldoutPairs, PairedVectors, heldout_pairs
 from pipeline.evaluate.evaluation import Evaluation, evaluate
 from pipeline.evaluate.retrieval import neighbours, retrieval
 from pipeline.params.sections import EncodeParams, EvaluateParams, StudentParams, TeacherParams
@@ -179,8 +179,19 @@ def test_only_held_out_texts_are_measured(tiny_corpus: Path, store: Store) -> No
     assert sorted(encoded) == sorted(corpus_frame(400).filter(split="heldout")["text"].to_list())
 
 
-def test_heldout_pairs_join_by_source_and_id_and_leave_out_queries_without_a_document() -> None:
-    rows = [
+def pairs_of(rows: list[tuple[str, str, str]], further: list[tuple[int, str, str]] | None = None) -> list[HeldoutPairs]:
+    """Pairs of held-out texts (source, id, role), and of further records (row, source, id)."""
+    held = pl.DataFrame(rows, schema=["source", "id", "role"], orient="row").with_columns(key=KEYS[: len(rows)])
+    others = [(KEYS[row], source, name) for row, source, name in further or []]
+    schema = {"key": pl.Binary, "source": pl.String, "id": pl.String}
+    return list(heldout_pairs(held, pl.DataFrame(others, schema=schema, orient="row")))
+
+
+KEYS = pl.Series([bytes([number] * 16) for number in range(9)], dtype=pl.Binary)
+
+
+def test_heldout_pairs_join_by_source_and_id_and_count_queries_without_a_document() -> None:
+    by_source = pairs_of([
         ("a", "1", "query"),
         ("a", "1", "document"),
         ("a", "1", "document"),
@@ -188,13 +199,32 @@ def test_heldout_pairs_join_by_source_and_id_and_leave_out_queries_without_a_doc
         ("a", "3", "document"),
         ("b", "2", "document"),
         ("c", "1", "query"),
-    ]
-    held = pl.DataFrame(rows, schema=["source", "id", "role"], orient="row")
-    by_source = list(heldout_pairs(held))
+    ])  # fmt: skip
     assert [pairs.source for pairs in by_source] == ["a"]
     assert by_source[0].queries.tolist() == [0]
     assert by_source[0].documents.tolist() == [1, 2, 4]
     assert by_source[0].judged == [{0: 1, 1: 1}]
+    assert by_source[0].figures() == {"queries_without_document": 1}
+    assert by_source[0].notices() == [
+        "1 of 2 held-out queries are not tested, as their records have no document"
+    ]  # fmt: skip
+
+
+def test_a_text_is_relevant_to_the_queries_of_all_records_that_have_it() -> None:
+    rows = [
+        ("a", "1", "query"),
+        ("a", "2", "query"),
+        ("a", "3", "document"),
+        ("a", "1", "document"),
+        ("b", "1", "query"),
+    ]
+    further = [(2, "a", "1"), (2, "a", "2"), (0, "a", "3"), (2, "b", "1"), (3, "b", "9")]
+    first, second = pairs_of(rows, further)
+    assert (first.source, first.queries.tolist(), first.documents.tolist()) == ("a", [0, 1], [2, 3])
+    assert first.judged == [{0: 1, 1: 1}, {0: 1}]
+    assert (second.source, second.queries.tolist(), second.documents.tolist()) == ("b", [4], [2, 3])
+    assert second.judged == [{0: 1}]
+    assert first.untested == second.untested == 0
 
 
 def test_retention_is_the_share_of_the_teachers_ndcg_with_a_paired_interval() -> None:
@@ -283,7 +313,7 @@ def test_a_held_out_text_without_a_vector_is_refused(tiny_corpus: Path, tmp_path
 def test_nothing_to_evaluate_on_is_refused(tiny_corpus: Path, store: Store) -> None:
     part = tiny_corpus / "part-00000.parquet"
     pl.read_parquet(part).filter(split="train").write_parquet(part)
-    with pytest.raises(LeafError, match=r"no held-out texts and evaluate\.beir names none"):
+    with pytest.raises(LeafError, match=r"no held-out texts and evaluate\.beir names no collections"):
         evaluate(tiny_corpus, store, bag_of_words, teacher_vectors, PARAMS)
 
 

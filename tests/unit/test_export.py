@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import polars as pl
 import pytest
@@ -20,6 +21,7 @@ import stages.export
 from pipeline.base.arrays import cosines
 from pipeline.base.errors import LeafError
 from pipeline.encode.encoding import encode
+from pipeline.export import onnx_graph
 from pipeline.export.cards import license_of, origin_of
 from pipeline.export.exporter import Exporter
 from pipeline.export.exporters import export
@@ -28,6 +30,7 @@ from pipeline.export.router import NamedRouterExporter, RouterExporter
 from pipeline.fit.card import write_card
 from pipeline.model.student import Student, build
 from pipeline.params.sections import EncodeParams, ExportParams, FitParams, Prompts, StudentParams, TeacherParams
+from pipeline.serve import onnx_encoder
 from pipeline.serve.onnx_encoder import OnnxEncoder, padded
 from pipeline.store.store import Store
 from pipeline.teacher.teacher import open_teacher
@@ -119,26 +122,23 @@ def test_the_graph_gives_pytorchs_vectors_for_any_batch(family: str, normalize: 
     (tmp_path / "onnx").mkdir()
     write_graphs(student, tmp_path / "onnx")
     expected = SentenceTransformer(str(tmp_path / "student"), device="cpu").encode(TEXTS)
-    encoder = OnnxEncoder(tmp_path / "onnx")
+    encoder = OnnxEncoder(tmp_path / "onnx", "float32")
     np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-4)
     np.testing.assert_allclose(np.concatenate([encoder.encode([text]) for text in TEXTS]), expected, atol=1e-4)
     assert encoder.encode([]).shape == (0, 24)
     assert cosines(OnnxEncoder(tmp_path / "onnx", "int8").encode(TEXTS), expected).min() > 0.98
-    assert sorted(path.name for path in tmp_path.joinpath("onnx").iterdir()) == [
-        "model.onnx",
-        "model_int8.onnx",
-        "tokenizer.json",
-    ]
+    assert sorted(path.name for path in (tmp_path / "onnx" / "onnx").iterdir()) == ["model.onnx", "model_int8.onnx"]
 
 
 def test_the_graph_takes_ids_and_mask_of_any_shape_and_gives_the_final_vector(made: Made) -> None:
-    session = onnxruntime.InferenceSession(made.model("onnx") / "model.onnx")
+    session = onnxruntime.InferenceSession(made.model("onnx") / "onnx" / "model.onnx")
     assert [(tensor.name, tensor.type) for tensor in session.get_inputs()] == [
         ("input_ids", "tensor(int64)"),
         ("attention_mask", "tensor(int64)"),
     ]
-    assert [tensor.shape[1] for tensor in session.get_outputs()] == [32]
-    vectors = session.run(None, padded([[2, 7, 3], [2, 9, 11, 12, 13, 3]]))[0]
+    assert [tensor.shape[1:] for tensor in session.get_outputs()] == [[32], [1, 32]]
+    vectors, states = session.run(None, padded([[2, 7, 3], [2, 9, 11, 12, 13, 3]]))
+    np.testing.assert_array_equal(states[:, 0], vectors)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
@@ -151,6 +151,61 @@ def test_parity_and_speed_are_measured(made: Made) -> None:
     assert low <= graphs["int8"]["loss"] <= high
     assert graphs["int8"]["bytes"] < graphs["float32"]["bytes"]
     assert set(made.figures["speed"]["texts_per_s"]) == {"pytorch", "packed", "onnx_float32", "onnx_int8"}
+
+
+def test_a_long_list_is_cut_into_batches_of_similar_lengths(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_encoder, "BATCH_TOKENS", 24)
+    shapes, padded = [], onnx_encoder.padded
+
+    def seen(token_ids: list[list[int]]) -> dict[str, Any]:
+        shapes.append((len(token_ids), max(map(len, token_ids)), min(map(len, token_ids))))
+        return padded(token_ids)
+
+    monkeypatch.setattr(onnx_encoder, "padded", seen)
+    alone = np.concatenate([OnnxEncoder(made.model("onnx"), "float32", 1).encode([text]) for text in TEXTS])
+    shapes.clear()
+    for threads in (1, 3):
+        encoder = OnnxEncoder(made.model("onnx"), "float32", threads)
+        np.testing.assert_allclose(encoder.encode(TEXTS), alone, atol=1e-5)
+    assert all(count == 1 or count * longest <= 24 for count, longest, _ in shapes)
+    assert sum(count for count, *_ in shapes) == 2 * len(TEXTS) > len(shapes)
+    assert all(shortest >= longest - 3 for _, longest, shortest in shapes)
+
+
+def test_the_int8_graph_is_taken_where_the_processor_is_made_for_it(made: Made, tmp_path: Path) -> None:
+    def made_for_it(flags: str) -> bool:
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: fpu {flags} sse\n")
+        return onnx_encoder._multiplies_int8(tmp_path / "cpuinfo")
+
+    assert [made_for_it(flags) for flags in ("avx512_vnni", "avx_vnni", "asimddp", "avx2")] == [True] * 3 + [False]
+    copy = Path(shutil.copytree(made.model("onnx"), tmp_path / "copy"))
+    (copy / "model_int8.onnx").unlink()
+    assert onnx_encoder.fastest(copy) == "float32"
+
+
+def test_the_graphs_are_of_standard_operations_and_int8_does_all_products_with_weights_in_int8(made: Made) -> None:
+    for name in ("model.onnx", "model_int8.onnx"):
+        graph = onnx.load(made.model("onnx") / name)
+        assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", onnx_graph.OPSET)]
+        assert {node.domain for node in graph.graph.node} == {""}
+    products = [node for node in graph.graph.node if node.op_type in ("MatMul", "Gemm", "MatMulInteger")]
+    weights = {tensor.name for tensor in graph.graph.initializer}
+    with_weights = [node for node in products if weights & set(node.input)]
+    assert {node.op_type for node in with_weights} == {"MatMulInteger"}
+    assert {len(node.input) for node in with_weights} == {3}  # without the zero points of symmetric weights
+
+
+def test_an_int8_graph_that_is_too_far_from_pytorch_is_left_out(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(onnx_graph.LOWEST_COSINES, "int8", 1.0)
+    figures = _export(made, tmp_path, exporters=[onnx_graph.OnnxExporter()])
+    assert set(figures["onnx"]) == {"float32"}
+    assert sorted(file.name for file in (tmp_path / "onnx").iterdir()) == ["README.md", "model.onnx", "tokenizer.json"]
+    card = (tmp_path / "onnx" / "README.md").read_text()
+    assert "There is no int8 graph" in card and 'InferenceSession("model.onnx")' in card
+    card = (made.model("onnx") / "README.md").read_text()
+    assert "There is no int8 graph" not in card and 'InferenceSession("model_int8.onnx")' in card
 
 
 def test_the_example_runs_with_onnxruntime_tokenizers_and_numpy_alone(made: Made, tmp_path: Path) -> None:
@@ -288,9 +343,10 @@ def test_damaged_graphs_and_missing_ones_are_one_message(made: Made, tmp_path: P
     with pytest.raises(LeafError, match="run the export stage first"):
         OnnxEncoder(tmp_path)
     copy = Path(shutil.copytree(made.model("onnx"), tmp_path / "copy"))
-    (copy / "model.onnx").write_bytes((copy / "model.onnx").read_bytes()[:1000])
+    graph = copy / "onnx" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:1000])
     with pytest.raises(LeafError, match="run the export stage again"):
-        OnnxEncoder(copy)
+        OnnxEncoder(copy, "float32")
 
 
 def _export(made: Made, out: Path, **changes: Any) -> dict[str, Any]:

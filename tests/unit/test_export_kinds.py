@@ -257,7 +257,7 @@ def test_the_graph_of_any_student_gives_pytorchs_vectors(family: str, settings: 
     tokenizer = student.tokenizer()
     with torch.no_grad():
         expected = torch.cat([student(pack([tokenizer.encode(text).ids])) for text in TEXTS]).numpy()
-    encoder = OnnxEncoder(tmp_path / "onnx")
+    encoder = OnnxEncoder(tmp_path / "onnx", "float32")
     for vectors in (encoder.encode(TEXTS), np.concatenate([encoder.encode([text]) for text in TEXTS])):
         np.testing.assert_allclose(vectors, expected, rtol=1e-3, atol=1e-3 * expected.std())
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.encode.engines.api import split_tokens
 from pipeline.store.refused import RefusedText, RefusedTexts
+from pipeline.teacher.api.division import split_tokens
 from pipeline.teacher.api.journal import Journal
 
 DIM = 5

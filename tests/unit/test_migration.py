@@ -13,7 +13,7 @@ from pipeline.base import LeafError, key_array
 from pipeline.corpus import scan
 from pipeline.encode import encode, migrate, vectors_on_demand
 from pipeline.params import EncodeParams, TeacherParams
-from pipeline.store import ShardCache, Store
+from pipeline.store import ShardCache, Store, merge
 from pipeline.teacher import LocalTeacher
 from pipeline.teacher.local_identity import _digest
 
@@ -68,6 +68,8 @@ def test_a_store_of_the_first_version_is_taken_over_as_it_lies(
     assert figures["rows_encoded"] == 0
     assert new.meta.fingerprint == teacher.meta.fingerprint != store.meta.fingerprint
     assert new.meta.teacher["fingerprint_version"] == 2
+    with pytest.raises(LeafError, match="leaf store migrate"):
+        merge(new, store, tmp_path / "both")
     assert inodes(new.path) & inodes(store.path)
     np.testing.assert_array_equal(new.lookup(new.keys()), store.lookup(new.keys()))
 

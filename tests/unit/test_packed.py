@@ -14,6 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
+from pipeline import serve
 from pipeline.base.errors import LeafError
 from pipeline.model import attention as attention_module
 from pipeline.model.attention import attention, fused_attention
@@ -334,3 +335,16 @@ def test_rows_come_back_in_the_order_they_were_given(backbone: torch.nn.Module) 
         together = PackedBackbone(backbone).features(pack(texts)).numpy()
         alone = np.concatenate([PackedBackbone(backbone).features(pack([text])).numpy() for text in texts])
     assert np.allclose(together, alone, atol=1e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(texts=TEXTS)
+def test_what_an_exported_graph_computes_equals_the_padded_forward(
+    backbone: torch.nn.Module, texts: list[list[int]]
+) -> None:
+    inputs = serve.padded(texts)
+    ids, mask = (torch.from_numpy(inputs[name]) for name in ("input_ids", "attention_mask"))
+    with torch.no_grad():
+        states, expected = PackedBackbone(backbone).padded_states(ids, mask), padded(backbone, texts)
+    pooled = (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+    assert torch.allclose(pooled, expected, atol=1e-5)

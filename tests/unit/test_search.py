@@ -1,9 +1,15 @@
 """`leaf search`, `leaf index` and `leaf push-hub`."""
 
+import errno
 import json
+import os
+import pty
+import subprocess
+import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import polars as pl
@@ -22,8 +28,10 @@ from pipeline.store.shard import StoreMeta
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
 from pipeline.teacher.teacher import open_teacher
+from stages.common import command
 from stages.leaf import main
-from tests.conftest import corpus_frame, make_model
+from tests import plain_environment
+from tests.conftest import ROOT, corpus_frame, make_model
 
 QUERY = "copy the file to a list"
 LIBRARIES = [pytest.param("faiss"), pytest.param("usearch")]
@@ -43,6 +51,13 @@ class Searchable:
         places = ["--embeddings", str(self.root / "embeddings"), "--corpus", str(self.root / "corpus")]
         model = ["--model", str(self.root / "onnx")] if arguments[0] == "search" else []
         return CliRunner().invoke(main, [*arguments, *places, *model], input=typed)
+
+    def process(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+        """Run the command as a process in the root; `options` are those of `subprocess.run`."""
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+        leaf = [sys.executable, "-m", "stages.leaf", *arguments]
+        return subprocess.run(leaf, cwd=self.root, env=environment, text=True, timeout=60, check=False, **streams)
 
     def hits(self, *arguments: str) -> list[str]:
         result = self.leaf("search", QUERY, "--json", *arguments)
@@ -82,11 +97,50 @@ def test_a_person_sees_texts_and_the_time_taken(searchable: Searchable) -> None:
     assert " ms" in lines[-1]
 
 
-def test_without_a_query_it_asks_for_one_after_another(searchable: Searchable) -> None:
-    result = searchable.leaf("search", "--top", "1", "--json", typed="copy a file\nsort the list\n\n")
+def test_each_piped_line_gets_its_result_and_an_empty_one_none(searchable: Searchable) -> None:
+    result = searchable.leaf("search", "--top", "2", "--json", typed="copy a file\n\nsort the list\n \n\N{DEGREE SIGN}")
     assert result.exit_code == 0
-    assert len([line for line in result.stdout.splitlines() if line.startswith("{")]) == 2
+    assert [len(json.loads(line)["hits"]) for line in result.stdout.splitlines()] == [2, 0, 2, 0, 2]
     assert searchable.leaf("search", typed="").exit_code == 0
+
+
+def test_at_a_terminal_it_asks_for_one_query_after_another_until_an_empty_one(searchable: Searchable) -> None:
+    places = ["--embeddings", "embeddings", "--corpus", "corpus", "--model", "onnx", "--top", "1", "--json"]
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "w") as keyboard:
+        keyboard.write("copy a file\nsort the list\n\nnever read\n")
+        keyboard.flush()
+        result = searchable.process("search", *places, stdin=theirs)
+    os.close(theirs)
+    assert result.returncode == 0
+    assert len([line for line in result.stdout.splitlines() if line.startswith("{")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("search", QUERY, "--embeddings", "embeddings", "--corpus", "corpus", "--model", "onnx"), 0),
+        (("store", "info", "embeddings"), 0),
+        (("store", "info", "nowhere"), 1),
+    ],
+    ids=["search", "info", "an error"],
+)
+def test_output_that_nobody_reads_is_no_error(searchable: Searchable, words: tuple[str, ...], code: int) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does, once it has its lines
+    result = searchable.process(*words, stdout=writer)
+    os.close(writer)
+    assert result.returncode == code, result.stderr
+    assert bool(result.stderr) == bool(code) and "Traceback" not in result.stderr
+
+
+def test_a_broken_connection_is_an_error() -> None:
+    @command
+    def send() -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    result = CliRunner().invoke(send)
+    assert result.exit_code == 1 and "Broken pipe" in result.output
 
 
 @pytest.mark.parametrize("kind", LIBRARIES)
@@ -128,6 +182,90 @@ def test_a_damaged_index_is_one_message(
         index.load(tmp_path / kind)
     with pytest.raises(LeafError, match="write it again with `leaf index`"):
         index.load(tmp_path / "none")
+
+
+CLIENTS = {
+    "lancedb": """
+import lancedb
+table = lancedb.connect(place).open_table("texts")
+entries = table.to_arrow().to_pylist()
+found = table.search(query).limit(10).to_list()
+hits = [(hit["id"], hit.get("text"), 1 - hit["_distance"]) for hit in found]
+""",
+    "qdrant": """
+from qdrant_client import QdrantClient
+client = QdrantClient(path=place)
+entries = [point.payload for point in client.scroll("texts", limit=10_000)[0]]
+found = client.query_points("texts", query=query, limit=10).points
+hits = [(hit.payload["id"], hit.payload.get("text"), hit.score) for hit in found]
+""",
+}
+"""By kind: what a stranger writes who searches the database with its own client. Scores are cosines or dot products."""
+PACKAGES = {"lancedb": "lancedb", "qdrant": "qdrant-client"}
+DATABASES = [pytest.param(kind) for kind in CLIENTS]
+
+
+def ask(kind: str, place: Path, query: np.ndarray, folder: Path) -> tuple[list[dict[str, Any]], list[Any]]:
+    """All entries and the ten best hits of a database, by its own client in an environment without this project."""
+    python = plain_environment.make(folder / "venv", PACKAGES[kind])
+    head = f"import json\nplace, query = {str(place)!r}, {query.tolist()}\n"
+    printed = plain_environment.run(python, folder, "-c", f"{head}{CLIENTS[kind]}print(json.dumps([entries, hits]))")
+    entries, hits = json.loads(printed)
+    return entries, hits
+
+
+@pytest.mark.parametrize("kind", DATABASES)
+def test_a_databases_own_client_finds_what_leaf_search_finds(searchable: Searchable, kind: str, tmp_path: Path) -> None:
+    pytest.importorskip(PACKAGES[kind].replace("-", "_"), reason=f"needs {PACKAGES[kind]}")
+    written = searchable.leaf("index", "--to", kind, "--out", str(tmp_path / kind))
+    assert written.exit_code == 0, written.output
+    assert "with their texts, to be compared by cosine" in written.stdout
+    entries, hits = ask(kind, tmp_path / kind, OnnxEncoder(searchable.root / "onnx").encode([QUERY])[0], tmp_path)
+    expected = json.loads(searchable.leaf("search", QUERY, "--json", "--top", "10").stdout)["hits"]
+    assert [hit[0] for hit in hits] == [hit["id"] for hit in expected]
+    assert [hit[1] for hit in hits] == [hit["text"] for hit in expected]
+    np.testing.assert_allclose([hit[2] for hit in hits], [hit["score"] for hit in expected], atol=1e-3)
+    corpus = pl.read_parquet(searchable.root / "corpus" / "*.parquet").filter(role="document")
+    corpus = corpus.with_columns(pl.col("key").bin.encode("hex")).sort("key")
+    for name in ("key", "id", "text", "role", "source"):
+        assert [entry[name] for entry in sorted(entries, key=lambda entry: entry["key"])] == corpus[name].to_list()
+
+
+@pytest.mark.parametrize("kind", DATABASES)
+def test_a_database_ranks_by_the_dot_product_where_the_store_says_so(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip(PACKAGES[kind].replace("-", "_"), reason=f"needs {PACKAGES[kind]}")
+    frame, values, store = made_for_the_dot_product(tmp_path)
+    assert index.write(store, None, cast(index.Kind, kind), tmp_path / kind, role=None) == len(frame)
+    query = np.array([1, 2, 0, 0, 0, 0, 1, -1], np.float32)
+    entries, hits = ask(kind, tmp_path / kind, query, tmp_path)
+    assert {entry["role"] for entry in entries} == {"query", "document"}
+    assert "text" not in entries[0]
+    best = np.argsort(-(values @ query))[:10]
+    assert [hit[2] for hit in hits] == pytest.approx((values @ query)[best].tolist(), rel=1e-4)
+    assert [hit[0] for hit in hits] == frame["id"][best].to_list()
+
+
+@pytest.mark.parametrize("kind", DATABASES)
+def test_a_database_without_its_client_or_without_a_text_is_one_message(
+    searchable: Searchable, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = PACKAGES[kind]
+    if find_spec(package.replace("-", "_")):
+        (tmp_path / "corpus").mkdir()
+        corpus_frame(2).write_parquet(tmp_path / "corpus" / "part-00000.parquet")
+        with pytest.raises(LeafError, match=r"lacks the text of `record-.*`: name the corpus that was encoded"):
+            index.write(searchable.store, tmp_path / "corpus", cast(index.Kind, kind), tmp_path / kind)
+        assert not (tmp_path / kind).exists()
+    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
+    refused = searchable.leaf("index", "--to", kind, "--out", str(tmp_path / kind))
+    assert refused.exit_code == 1
+    assert f"needs the package `{package}`; install it with `pip install 'leaf-pipeline[{kind}]'`" in refused.output
+
+
+def test_a_database_is_left_to_its_client(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text(json.dumps({"kind": "lancedb", "rows": 1, "dim": 1}))
+    with pytest.raises(LeafError, match="is a database, which lancedb's own client searches"):
+        index.load(tmp_path)
 
 
 def test_bad_input_is_one_message(searchable: Searchable, tmp_path: Path) -> None:
@@ -215,15 +353,21 @@ def test_equal_documents_keep_their_order_and_few_are_all_found() -> None:
     assert scores.tolist() == [1, 1, 0]
 
 
-def test_documents_are_ranked_by_the_dot_product_where_the_teacher_is_made_for_it(tmp_path: Path) -> None:
+def made_for_the_dot_product(folder: Path) -> tuple[pl.DataFrame, np.ndarray, Store]:
+    """A corpus below `folder`, vectors of many lengths, and the store of them."""
     frame = corpus_frame(60)
-    (tmp_path / "corpus").mkdir()
-    frame.write_parquet(tmp_path / "corpus" / "part-00000.parquet")
+    (folder / "corpus").mkdir()
+    frame.write_parquet(folder / "corpus" / "part-00000.parquet")
     values = np.random.default_rng(0).normal(size=(len(frame), 8)) * np.linspace(1, 9, len(frame))[:, None]
     meta = StoreMeta("ab" * 32, {"model": "made", "similarity": "dot"}, dim=8, dtype="float32", normalized=False)
-    with ShardCache(tmp_path / "pool", meta) as cache:
+    with ShardCache(folder / "pool", meta) as cache:
         cache.write(frame.with_columns(tokens=pl.lit(1, pl.Int32)), values.astype(np.float32))
-        store = cache.publish(tmp_path / "store", frame["key"].to_list())
+        store = cache.publish(folder / "store", frame["key"].to_list())
+    return frame, values, store
+
+
+def test_documents_are_ranked_by_the_dot_product_where_the_teacher_is_made_for_it(tmp_path: Path) -> None:
+    frame, values, store = made_for_the_dot_product(tmp_path)
     query = np.array([[1, 2, 0, 0, 0, 0, 1, -1]], np.float32)
     documents = frame.with_columns(score=values @ query[0]).filter(role="document").sort("score", descending=True)
     vectors = read_vectors(store)

@@ -1,5 +1,6 @@
 """Students that are smaller by shape: tables of token vectors, the corpus's tokens alone, a configuration alone."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -179,7 +180,8 @@ def test_a_fit_that_is_interrupted_continues_bit_for_bit(
     assert all((outputs[0] / file).read_bytes() == (outputs[1] / file).read_bytes() for file in files)
     card = (outputs[0] / "README.md").read_text()
     assert CARDS[shape] in card
-    trained = load_file(outputs[0] / "model.safetensors")
+    backbone = json.loads((outputs[0] / "modules.json").read_text())[0]["path"]
+    trained = load_file(outputs[0] / backbone / "model.safetensors")
     assert f"| parameters | {whole.metrics['parameters']:,} (" in card
     if "static" in shape:
         assert list(trained) == ["embedding.weight"]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,9 +67,9 @@ def test_a_student_starts_from_static_embeddings(
     student = {"model": str(tmp_path / "table"), "architecture": "static", "max_length": 32}
     params = load_section(write_params(fit={"student": student, "snapshots": [0]}), "fit", FitParams)
     fit(tiny_corpus, tiny_store, params, tmp_path / "student", tmp_path / "work")
-    start = SentenceTransformer(str(tmp_path / "student-snapshots/step-0"), device="cpu")[0]
+    start: Any = SentenceTransformer(str(tmp_path / "student-snapshots/step-0"), device="cpu")[0]
     np.testing.assert_array_equal(start.embedding.weight.detach().numpy(), table)
-    trained = SentenceTransformer(str(tmp_path / "student"), device="cpu")[0]
+    trained: Any = SentenceTransformer(str(tmp_path / "student"), device="cpu")[0]
     assert np.abs(trained.embedding.weight.detach().numpy() - table).max() > 1e-3
 
 
@@ -86,6 +87,6 @@ def move_module(directory: Path, place: str) -> None:
 def test_what_a_table_cannot_be_asked_for_is_refused(name: str, value: str, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(make_model(tmp_path / "bert") / "tokenizer.json"))
     SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)]).save(str(tmp_path / "table"))
-    asked = {"architecture": "static", name: value}
+    asked: dict[str, Any] = {"architecture": "static", name: value}
     with pytest.raises(LeafError, match=f"fit.student.{name}: must be"):
         build(StudentParams(str(tmp_path / "table"), max_length=32, **asked), dim=24, normalize=True)

@@ -1,5 +1,8 @@
+import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -7,6 +10,7 @@ import pytest
 
 from pipeline.base.errors import LeafError
 from pipeline.evaluate.datasets import PairedVectors
+from pipeline.evaluate.task_files import read
 from pipeline.evaluate.tasks import classification, spearman, sts
 from pipeline.params.sections import EvaluateParams
 
@@ -119,3 +123,64 @@ def test_bad_labels_and_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "kinds.csv").write_text("text,label,split\na,x,dev\n")
     with pytest.raises(LeafError, match="split must be train or test"):
         classification(tmp_path / "kinds.csv", encode, PARAMS)
+
+
+LATE = [i % 4 for i in range(120)] + [i % 4 + 0.5 for i in range(30)]
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "scores": [{"sentence1": f"a {i}", "sentence2": f"b {i % 7}", "score": score} for i, score in enumerate(LATE)],
+    "labels": [{"text": f"a {i}", "label": i % 3 if i < 140 else "none"} for i in range(150)],
+    "numbers": [{"text": i if i < 140 else "words", "label": ["000", "0"][i % 2]} for i in range(150)],
+    "switches": [{"text": f"a {i}", "label": i % 2 == 0} for i in range(150)],
+}
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """These rows as a file of the path's kind; a table holds what JSON writes."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            table.writeheader()
+            table.writerows({n: v if isinstance(v, str) else json.dumps(v) for n, v in row.items()} for row in rows)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("name", ROWS)
+def test_values_are_read_as_the_task_wants_them_wherever_they_change(tmp_path: Path, name: str, suffix: str) -> None:
+    kinds = {"score": "number"} if name == "scores" else {"text": "text", "label": "text"}
+    frame = read(write_rows(tmp_path / f"rows.{suffix}", ROWS[name]), kinds, "x")
+    wanted = [[row[column] for column in kinds] for row in ROWS[name]]
+    assert frame.rows() == [
+        tuple(v if name == "scores" or isinstance(v, str) else json.dumps(v) for v in row) for row in wanted
+    ]
+
+
+def test_a_table_between_tabs_may_be_in_quotes_whole_or_have_quotes_in_its_texts(tmp_path: Path) -> None:
+    file = tmp_path / "rows.tsv"
+    file.write_text('"text"\t"label"\n"a ""b"" c"\t"x"\n"d\te"\t"y"\n')
+    with pytest.raises(LeafError, match="cannot be read"):
+        read(file, {"text": "text"}, "x")
+    file.write_text('"text"\t"label"\n"a ""b"" c"\t"x"\n"d"\t"y"\n')
+    assert read(file, {"text": "text", "label": "text"}, "x").rows() == [('a "b" c', "x"), ("d", "y")]
+    file.write_text('text\tlabel\n"a" b\tx\n"d"\ty\n5" e\tx\n')
+    assert read(file, {"text": "text"}, "x")["text"].to_list() == ['"a" b', '"d"', '5" e']
+
+
+def test_a_split_that_begins_late_is_seen_and_refused_for_the_rows_that_have_none(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"text": f"a {i}", "label": "ab"[i % 2]} for i in range(200)]
+    late = [row | {"split": "test" if i >= 190 else "train"} if i >= 120 else row for i, row in enumerate(rows)]
+    with pytest.raises(LeafError, match="row 1: `split` is empty"):
+        classification(write_rows(tmp_path / "late.jsonl", late), encode, PARAMS)
+    whole = [row | {"split": "test" if i >= 190 else "train"} for i, row in enumerate(rows)]
+    assert classification(write_rows(tmp_path / "whole.jsonl", whole), encode, PARAMS)["teacher"]["n"] == 10
+
+
+def test_lists_and_objects_are_no_labels(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"text": "a", "label": ["x"]}, {"text": "b", "label": ["y"]}]
+    with pytest.raises(LeafError, match="line 1: `label` must be text or a number, not list"):
+        classification(write_rows(tmp_path / "rows.jsonl", rows), encode, PARAMS)
+    pl.DataFrame(rows).write_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(LeafError, match="`label` must hold text, not List"):
+        classification(tmp_path / "rows.parquet", encode, PARAMS)

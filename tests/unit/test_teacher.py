@@ -138,7 +138,7 @@ def test_modes_of_pooling_side_by_side_widen_the_vectors(
 def test_vectors_of_another_width_than_the_files_name_are_refused(tiny_teacher: Path, tmp_path: Path) -> None:
     copy = copy_with_settings(tiny_teacher, tmp_path / "copy", "1_Pooling/config.json", embedding_dimension=31)
     teacher = LocalTeacher(TeacherParams(str(copy)), ENCODE)
-    with pytest.raises(LeafError, match=r"copy`: gives vectors of 32 dimensions, but .* name 31; .*1_Pooling"):
+    with pytest.raises(LeafError, match=r"copy`: gives vectors of 32 dimensions, but .* name 31; correct the width"):
         teacher.encode_tokens(teacher.tokenize(TEXTS, "query"))
 
 
@@ -168,7 +168,7 @@ def test_a_malformed_configuration_file_is_named(
 
 def test_a_model_that_names_no_width_is_refused(tmp_path: Path) -> None:
     directory = model_with_files(tmp_path / "model", config={"model_type": "bert"})
-    with pytest.raises(LeafError, match=r"config\.json: does not name the width"):
+    with pytest.raises(LeafError, match=r"cannot be loaded as a sentence-transformers model"):  # to ask it
         describe(TeacherParams(str(directory)), "float16")
 
 

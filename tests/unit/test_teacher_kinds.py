@@ -20,7 +20,9 @@ from pipeline.base import LeafError
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.params.sections import Prompts
 from pipeline.teacher import LocalTeacher
+from pipeline.teacher.runners import PackedRunner
 from tests.conftest import WORDS, make_model, sentence
+from tests.families import make_family
 
 ENCODE = EncodeParams(token_budget=256)
 TEXTS = [sentence(number) for number in range(24)] + ["file", " ".join(WORDS)]
@@ -170,6 +172,8 @@ def test_whatever_can_change_vectors_is_in_the_fingerprint(
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_the_first_dimensions_are_normalised_again(normalize: bool, copy: Path) -> None:
+    listing = json.loads((copy / "modules.json").read_text())
+    (copy / "modules.json").write_text(json.dumps([module for module in listing if "Normalize" not in module["type"]]))
     whole = teacher_of(copy, normalize=normalize)
     assert whole.meta.dim == 32
     rows = pl.DataFrame({"role": ["query"] * len(TEXTS), "text": TEXTS})
@@ -227,6 +231,95 @@ def test_routes_that_share_a_transformer_do_not_share_what_follows(
     router = Router.for_query_document(*routes)
     SentenceTransformer(modules=[router], device="cpu").save(str(tmp_path / "router"))
     assert lowest_cosine(teacher_of(tmp_path / "router")) > 0.999
+
+
+def test_each_route_has_its_own_limit(tiny_teacher: Path, tmp_path: Path) -> None:
+    short = configure(
+        Path(shutil.copytree(tiny_teacher, tmp_path / "short")), "tokenizer_config.json", model_max_length=6
+    )
+    router = Router.for_query_document(modules_of(short), modules_of(tiny_teacher))
+    SentenceTransformer(modules=[router], device="cpu").save(str(tmp_path / "router"))
+    teacher = teacher_of(tmp_path / "router")
+    assert teacher.meta.teacher["max_length"] == {"query": 6, "document": 48}
+    assert lowest_cosine(teacher) > 0.999
+    assert teacher_of(tmp_path / "router", max_length=6).meta.teacher["max_length"] == 6
+
+
+def test_a_router_without_a_route_for_a_role_is_refused_as_the_library_does(tiny_teacher: Path, tmp_path: Path) -> None:
+    routes = {"query": modules_of(tiny_teacher), "passage": modules_of(tiny_teacher)}
+    SentenceTransformer(modules=[Router(routes, default_route="passage")], device="cpu").save(str(tmp_path / "router"))
+    with pytest.raises(LeafError, match=r"no route for a document \(routes: query, passage\)"):
+        _ = teacher_of(tmp_path / "router").meta
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_model_that_normalises_is_kept_as_it_is(normalize: bool, copy: Path) -> None:
+    teacher = teacher_of(copy, normalize=normalize)
+    assert teacher.meta.normalized
+    vectors = teacher.vectors(pl.DataFrame({"role": ["document"] * len(TEXTS), "text": TEXTS}))
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert teacher.meta.fingerprint == teacher_of(copy).meta.fingerprint
+
+
+def test_weights_for_which_bfloat16_is_too_coarse_are_computed_in_float32(copy: Path) -> None:
+    weights = {
+        name: value * (5 if "weight" in name else 1) for name, value in load_file(copy / "model.safetensors").items()
+    }
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert lowest_cosine(teacher_of(copy)) > 0.999
+
+
+def test_a_template_that_texts_pass_through_is_in_the_fingerprint(copy: Path) -> None:
+    modalities = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+    limits = copy / "sentence_bert_config.json"
+    prints = set()
+    for reads in (modalities, {**modalities, "message": modalities["text"]}):
+        limits.write_text(json.dumps({"modality_config": reads, "module_output_name": "token_embeddings"}))
+        for template in ("{{ messages }}", "x"):
+            configure(copy, "tokenizer_config.json", chat_template=template)
+            prints.add(teacher_of(copy).meta.fingerprint)
+    assert len(prints) == 3  # the template counts only where it is used
+
+
+def test_a_tokenizer_that_knows_no_words_is_refused(copy: Path) -> None:
+    for file in [*copy.glob("*token*"), *copy.glob("vocab*")]:
+        file.unlink()
+    (copy / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    with pytest.raises(LeafError, match=r"knows no words but .* special tokens"):
+        teacher_of(copy).load()
+
+
+def test_a_pooler_without_weights_is_refused_where_it_gives_the_vectors(copy: Path) -> None:
+    output = {"text": {"method": "forward", "method_output_name": "pooler_output"}}
+    configured = {"modality_config": output, "module_output_name": "sentence_embedding"}
+    (copy / "sentence_bert_config.json").write_text(json.dumps(configured))
+    listing = json.loads((copy / "modules.json").read_text())
+    (copy / "modules.json").write_text(json.dumps(listing[:1]))
+    assert lowest_cosine(teacher_of(copy)) > 0.999
+    weights = {name: value for name, value in load_file(copy / "model.safetensors").items() if "pooler" not in name}
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LeafError, match=r"lacks 2 of the weights .* `pooler\."):
+        teacher_of(copy).load()
+
+
+def test_what_a_models_own_code_raises_is_one_sentence(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = teacher_of(copy)
+    teacher.load()
+
+    def broken(*_: object) -> None:
+        raise IndexError("position 65")
+
+    monkeypatch.setattr(PackedRunner, "forward", broken)
+    with pytest.raises(LeafError, match=r"breaks off at a text of \d+ tokens \(IndexError"):
+        teacher.encode_tokens(teacher.tokenize(TEXTS, "query"))
+
+
+@pytest.mark.parametrize("family", ["gptj", "gpt2"])
+def test_tables_of_positions_by_another_name_limit_a_text(family: str, tmp_path: Path) -> None:
+    teacher = teacher_of(make_family(tmp_path / "plain", family))
+    configure(teacher.directory, "tokenizer_config.json", model_max_length=10**30)
+    assert teacher.meta.teacher["max_length"] == 64
+    teacher.vectors(pl.DataFrame({"role": ["document"], "text": [" ".join(WORDS * 4)]}))
 
 
 def test_a_transformer_in_a_directory_of_its_own_is_found(copy: Path) -> None:

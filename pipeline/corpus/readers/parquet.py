@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.base import LeafError
+from pipeline.corpus.parts import BLOCK_BYTES, rows_within
 from pipeline.corpus.readers.columns import BATCH_ROWS, Columns
 from pipeline.corpus.readers.contents import HEAD, nature
 from pipeline.corpus.readers.fields import Batch, Frames, frames_of_batches, source_files
@@ -41,7 +42,8 @@ def _parquet(source: SourceParams, file: Path) -> Iterator[Batch]:
     """Pages are decoded as they are needed, so a row group is never held whole."""
     with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as opened:
         columns = Columns(source, file, opened.schema_arrow)
-        tables = opened.iter_batches(BATCH_ROWS, columns=columns.roots)
+        rows = min(BATCH_ROWS, rows_within(opened.metadata))
+        tables = opened.iter_batches(rows, columns=columns.roots)
         yield from columns.batches(table for table in tables if table.num_rows)
 
 
@@ -60,5 +62,6 @@ def _arrow(source: SourceParams, file: Path, is_stream: bool) -> Iterator[Batch]
 
 def _cut(table: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Parts of a batch, which may be as large as its file."""
-    for start in range(0, table.num_rows, BATCH_ROWS):
-        yield table.slice(start, BATCH_ROWS)
+    rows = max(1, min(BATCH_ROWS, BLOCK_BYTES * table.num_rows // max(1, table.nbytes)))
+    for start in range(0, table.num_rows, rows):
+        yield table.slice(start, rows)

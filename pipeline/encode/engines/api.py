@@ -6,22 +6,21 @@ answered texts in the corpus's order, so they are those of a run that was never 
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import polars as pl
 from tqdm import tqdm
 
 from pipeline.base import LeafError
 from pipeline.encode.engines.engine import EncodeFigures
 from pipeline.encode.plan import WorkOrder, read_order
+from pipeline.params import Role
 from pipeline.store import ShardCache
-from pipeline.teacher import KEPT, PROBE_TEXTS, ApiTeacher, Journal, Refusal, Stopped
+from pipeline.teacher import ApiTeacher, Journal, Refused, Stopped, embed_all
 
-BATCHES_AHEAD = 4  # batches per worker that may be under way or answered before the oldest one is answered
+REQUESTS_AHEAD = 4  # requests per worker that may be under way or answered before the oldest one is answered
 MAX_LISTED = 20  # refused texts named in one message
 
 
@@ -46,16 +45,10 @@ class ApiEngine:
             run = _Run(self.teacher, cache, journal)
             run.ask_all(orders, rows)
             figures.rows = run.rows
-        figures.tokens, figures.api = limiter.tokens, {"requests": limiter.requests, "retries": limiter.retries}
+        limits = self.teacher.client.limits
+        figures.tokens = limiter.tokens
+        figures.api = {"requests": limiter.requests, "retries": limiter.retries, **limits.learnt()}
         return figures
-
-
-@dataclass
-class Batch:
-    """Rows that follow each other in the corpus, and the numbers of those that have no answer yet."""
-
-    rows: pl.DataFrame
-    unanswered: list[int] = field(default_factory=list)
 
 
 class _Run:
@@ -71,9 +64,8 @@ class _Run:
         workers = ThreadPoolExecutor(self.teacher.api.concurrency, "ask")
         try:
             with tqdm(total=rows, unit="text", desc="ask") as bar:
-                for answered in self._answered(orders, workers):
+                for answered in self._answered(orders, workers, bar):
                     self._hold(answered)
-                    self._show(bar, len(answered))
                 self._commit_rest()
         except BaseException as error:
             # Requests under way are waited for and journaled; those that were not sent yet are dropped.
@@ -84,78 +76,64 @@ class _Run:
             raise
         workers.shutdown()
 
-    def _show(self, bar: "tqdm[Any]", rows: int) -> None:
-        limiter, seconds = self.teacher.client.limiter, bar.format_dict["elapsed"]
-        rate = limiter.tokens / seconds if seconds else 0
-        bar.set_postfix_str(f"{rate:,.0f} tokens/s, {limiter.retries} retries", refresh=False)
-        bar.update(rows)
+    def _answered(
+        self, orders: Iterable[WorkOrder], workers: ThreadPoolExecutor, bar: "tqdm[Any]"
+    ) -> Iterator[pl.DataFrame]:
+        """The rows of each order that have an answer, in the corpus's order, without those that were refused.
 
-    def _answered(self, orders: Iterable[WorkOrder], workers: ThreadPoolExecutor) -> Iterator[pl.DataFrame]:
-        """Rows with an answer, in the corpus's order, without those that were refused."""
-        window: deque[tuple[Batch, Future[None]]] = deque()
-        for batch in self._batches(orders):
-            window.append((batch, workers.submit(self._ask_batch, batch)))
-            while len(window) > BATCHES_AHEAD * self.teacher.api.concurrency:
-                yield self._result(*window.popleft())
-        while window:
-            yield self._result(*window.popleft())
-
-    def _result(self, batch: Batch, request: "Future[None]") -> pl.DataFrame:
-        request.result()
-        answered = [key in self.journal for key in batch.rows["key"]]
-        self.rows += sum(answered[row] for row in batch.unanswered)
-        return batch.rows.filter(pl.Series(answered, dtype=pl.Boolean))
-
-    def _batches(self, orders: Iterable[WorkOrder]) -> Iterator[Batch]:
+        An order's rows wait behind its requests, while those of the next orders are sent.
+        """
+        window: deque[Future[int] | pl.DataFrame] = deque()
+        most = REQUESTS_AHEAD * self.teacher.api.concurrency
         for order in orders:
             self._shard_rows = max(self._shard_rows, order.rows)  # all orders but the last have the same number
             rows = read_order(order)
-            texts = self.teacher.prompted(rows)
-            unanswered = [row for row, key in enumerate(rows["key"]) if key not in self.journal]
-            start = 0
-            for group in self.teacher.requests(texts, unanswered):
-                stop = group[-1] + 1
-                yield Batch(rows[start:stop], [row - start for row in group])
-                start = stop
-            if start < len(rows):
-                yield Batch(rows[start:])
+            for role, texts, asked in self._requests(rows, bar):
+                window.append(workers.submit(self._ask, asked, texts, role))
+                while len(window) > most:
+                    yield from self._results(window.popleft(), bar)
+            window.append(rows.drop("text"))
+        while window:
+            yield from self._results(window.popleft(), bar)
 
-    def _ask_batch(self, batch: Batch) -> None:
-        if batch.unanswered:
-            rows = batch.rows[batch.unanswered]
-            self._ask(rows, self.teacher.prompted(rows))
+    def _requests(self, rows: pl.DataFrame, bar: "tqdm[Any]") -> Iterator[tuple[Role, list[str], pl.DataFrame]]:
+        """Requests for the rows that the journal lacks: their role, texts and rows."""
+        texts = self.teacher.prompted(rows)
+        unanswered = [row for row, key in enumerate(rows["key"]) if key not in self.journal]
+        bar.update(len(rows) - len(unanswered))
+        rows_alone = rows.drop("text")
+        for role, places in self.teacher.requests(rows["role"].to_list(), texts, unanswered):
+            yield role, [texts[place] for place in places], rows_alone[places]
 
-    def _ask(self, rows: pl.DataFrame, texts: list[str]) -> None:
-        """Ask and journal. A refused request is halved, down to the single text that the server refuses."""
-        try:
-            answer = self.teacher.client.embed(texts)
-        except Refusal as refusal:
-            if len(texts) > 1:
-                half = len(texts) // 2
-                self._ask(rows[:half], texts[:half])
-                self._ask(rows[half:], texts[half:])
-                return
-            self._check_probe()
-            self.cache.refused.add(rows["key"][0], rows["id"][0], str(refusal))
-            if self.teacher.api.refused == "stop":
-                self.teacher.client.stop.set()
+    def _results(self, entry: "Future[int] | pl.DataFrame", bar: "tqdm[Any]") -> Iterator[pl.DataFrame]:
+        if isinstance(entry, pl.DataFrame):
+            yield entry.filter(pl.Series([key in self.journal for key in entry["key"]], dtype=pl.Boolean))
             return
-        self.journal.add(rows["key"].to_list(), split_tokens(answer.tokens, texts), answer.vectors)
+        answered = entry.result()
+        self.rows += answered
+        limiter, seconds = self.teacher.client.limiter, bar.format_dict["elapsed"]
+        rate = limiter.tokens / seconds if seconds else 0
+        bar.set_postfix_str(f"{rate:,.0f} tokens/s, {limiter.retries} retries", refresh=False)
+        bar.update(answered)
 
-    def _check_probe(self) -> None:
-        """Tell a refused text from a server that refuses every request (an empty account, say) by a probe text."""
-        try:
-            self.teacher.client.embed(PROBE_TEXTS[:1])
-        except Refusal as refusal:
-            raise LeafError(
-                f"teacher.api: the server now refuses even a probe text: {refusal}; every vector that was paid {KEPT}"
-            ) from None
+    def _ask(self, rows: pl.DataFrame, texts: list[str], role: Role) -> int:
+        """Ask for the vectors of these rows and journal each answer; returns how many have one."""
+        answered = 0
+        for outcome in embed_all(self.teacher.client, texts, role):
+            if isinstance(outcome, Refused):
+                self.cache.refused.add(rows["key"][outcome.place], rows["id"][outcome.place], outcome.reason)
+                if self.teacher.api.refused == "stop":
+                    self.teacher.client.stop.set()
+            else:
+                self.journal.add(rows["key"][outcome.places].to_list(), outcome.tokens, outcome.vectors)
+                answered += len(outcome.places)
+        return answered
 
     def _hold(self, rows: pl.DataFrame) -> None:
         """Keep answered rows until there are enough for a shard, and commit it."""
         if self.teacher.client.stop.is_set():
             raise Stopped
-        self._held.append(rows.drop("text"))
+        self._held.append(rows)
         if sum(map(len, self._held)) >= self._shard_rows:
             held = pl.concat(self._held)
             while len(held) >= self._shard_rows:
@@ -190,13 +168,3 @@ def _list_refused(cache: ShardCache) -> str:
     listed = [f"`{refusal.id}` ({refusal.reason})" for refusal in list(cache.refused.values())[:MAX_LISTED]]
     more = len(cache.refused) - len(listed)
     return f"{len(cache.refused):,} texts: {'; '.join(listed)}{f'; and {more:,} more' if more > 0 else ''}"
-
-
-def split_tokens(tokens: int, texts: Sequence[str]) -> list[int]:
-    """Tokens of each text, as its share of the request's characters; they add up to `tokens`.
-
-    A server counts the tokens of a request, not of its texts.
-    """
-    ends = np.cumsum([len(text) for text in texts])
-    counts: list[int] = np.diff(np.round(ends / max(int(ends[-1]), 1) * tokens).astype(np.int64), prepend=0).tolist()
-    return counts

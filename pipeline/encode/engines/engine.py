@@ -2,10 +2,12 @@
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
+
+import polars as pl
 
 from pipeline.encode.plan import WorkOrder
 from pipeline.store import ShardCache
@@ -21,8 +23,21 @@ class EncodeFigures:
     rows: int = 0
     tokens: int = 0
     api: dict[str, int] = field(default_factory=dict)
-    """Requests and retries of a teacher behind an API."""
+    """Of a teacher behind an API: requests, retries, and limits of a request that the server has shown to be lower."""
+    cut: int = 0
+    """Texts of which the teacher reads the beginning only, being longer than its maximum length."""
+    characters: int = 0
+    """Of the texts that were encoded here."""
+    unread: int = 0
+    """Of these characters, those behind what the teacher reads."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def read(self, texts: pl.Series, unread: Sequence[int]) -> None:
+        """Count texts, and the characters of each that are never read."""
+        with self.lock:
+            self.cut += sum(map(bool, unread))
+            self.characters += int(texts.str.len_chars().sum())
+            self.unread += sum(unread)
 
     @contextmanager
     def timed(self, work: str) -> Iterator[None]:

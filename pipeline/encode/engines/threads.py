@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from pipeline.base import Array, release_pages
 from pipeline.encode.engines.engine import EncodeFigures
-from pipeline.encode.plan import WorkOrder, read_order
+from pipeline.encode.plan import WorkOrder, order_blocks
 from pipeline.store import ShardCache
 from pipeline.teacher import LocalTeacher, TokenisedTexts
 
@@ -58,8 +58,12 @@ class ThreadsEngine:
             order = next(orders, None)
             if order is None:
                 return None
-            rows = read_order(order)
-            return rows.drop("text"), self.teacher.tokenize_rows(rows)
+            rows, texts = [], []
+            for block in order_blocks(order):
+                texts.append(self.teacher.tokenize_rows(block))
+                rows.append(block.drop("text"))
+                figures.read(block["text"], texts[-1].unread)
+            return pl.concat(rows), TokenisedTexts.joined(texts)
 
     def _compute(self, ids: TokenisedTexts, cache: ShardCache, figures: EncodeFigures, bar: "tqdm[Any]") -> Array:
         """Vectors `[texts, dim]` of one shard.

@@ -1,6 +1,6 @@
 """Load the asymmetric model of this directory: the student answers queries, the teacher named here documents.
 
-Needs sentence-transformers alone, version 6 or later:
+Needs sentence-transformers alone, version 5 or later:
 
     from asymmetric import load
     model = load()
@@ -14,9 +14,14 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Normalize, Router
+
+try:
+    from sentence_transformers.base.modules import Dense, Normalize, Router
+except ImportError:  # version 5
+    from sentence_transformers.models import Dense, Normalize, Router  # type: ignore[no-redef]
 
 HERE = Path(__file__).parent
+WIDTHS = ("get_embedding_dimension", "get_sentence_embedding_dimension")  # in versions 6 and 5
 FARTHEST = 0.045  # from the right vector of the probe, as a share of its length; about a cosine of 0.999
 
 
@@ -48,16 +53,16 @@ def document_route(teacher: Any, named: Mapping[str, Any]) -> list[Any]:
     length one at the end (`normalize`).
     """
     modules = list(teacher)
-    while isinstance(modules[0], Router) and not modules[0].route_mappings:
+    while isinstance(modules[0], Router) and not getattr(modules[0], "route_mappings", None):
         routes: Any = modules[0].sub_modules
-        modules[:1] = routes["document" if "document" in routes else modules[0].default_route]
+        modules[:1] = routes["document" if "document" in routes else "text"]
     while isinstance(modules[-1], Normalize):
         modules.pop()
     if named["max_length"] is not None:
         modules[0].max_seq_length = named["max_length"]
     if named["padding_side"] is not None:
         modules[0].tokenizer.padding_side = named["padding_side"]
-    width = next(m.get_embedding_dimension() for m in reversed(modules) if hasattr(m, "get_embedding_dimension"))
+    width = next(getattr(module, name)() for module in reversed(modules) for name in WIDTHS if hasattr(module, name))
     if named["dim"] < width:
         cut = Dense(width, named["dim"], bias=False, activation_function=torch.nn.Identity())
         torch.nn.init.eye_(cut.linear.weight)

@@ -130,7 +130,7 @@ class Backbone(nn.Module, ABC):
         """The libraries that load the saved modules as they were, in words."""
         config = self.model.config.to_dict()
         newer = any(config.get(name) for name in NEWER_SETTINGS)
-        return "sentence-transformers 5 or later" + " with transformers 5 or later" * newer
+        return "sentence-transformers 4 or later" + " with transformers 5 or later" * newer
 
     def tokenizer(self) -> Tokenizer:
         """A copy of the tokenizer that cuts at `max_length` and does not pad."""
@@ -138,6 +138,11 @@ class Backbone(nn.Module, ABC):
         tokenizer.enable_truncation(self.max_length, direction=self._transformer[0].tokenizer.truncation_side)
         tokenizer.no_padding()
         return tokenizer
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The tokenizer's special tokens by what they are for, as transformers names that; always `pad_token`."""
+        return dict(self._transformer[0].tokenizer.special_tokens_map)
 
     def sentence_modules(self) -> list[nn.Module]:
         """Copies, on the CPU, of the sentence-transformers modules that compute the features from a text."""

@@ -6,6 +6,7 @@ Attention runs over the texts of one length at a time (`attention.py`). A family
 (`_run_layers`) computes both.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -133,7 +134,7 @@ class _Roberta(_Family):
         padding = int(model.embeddings.padding_idx)
         counts = (batch.ids != padding).long()
         before = counts.cumsum(0) - counts
-        first = torch.arange(len(counts), device=counts.device) - batch.positions
+        first = torch.arange(counts.shape[0], device=counts.device) - batch.positions  # len() would be fixed in a trace
         return padding + counts * (before - before[first] + 1)
 
 
@@ -178,6 +179,8 @@ _FAMILIES: dict[str, _Family] = {
     "DistilBertModel": _DistilBert(),
 }
 """By the class of transformers."""
+MASKED = -10_000.0
+"""Added to the scores of padding where these are computed: 0 behind the softmax, and within the range of float16."""
 _KNOWN_CODE = ("torch.nn.modules.", "transformers.models.", "transformers.activations")
 """Modules of a model that has no adapters, quantised layers or code of its own."""
 
@@ -304,9 +307,42 @@ class PackedBackbone(Backbone):
         hidden = _run_layers(hidden, blocks, batch.length_groups, **settings, behind=batch.behind())
         return _pooled(hidden, batch, self.pooling)
 
+    def padded_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """See `Backbone.padded_states`.
+
+        Of few and plain operations: products are over all tokens `[texts * tokens, width]`, where a runtime adds the
+        bias inside them, and what padding adds to the scores is computed once.
+        """
+        batch = Batch.padded(ids, mask.sum(1))
+        hidden = self.model.embeddings.LayerNorm(self.family.embeddings(self.model, batch))
+        if (projection := self.family.projection(self.model)) is not None:
+            hidden = projection(hidden)
+        bias = (1 - mask[:, None, None].to(hidden.dtype)) * MASKED
+        if (of_positions := self.family.position_bias(self.model, ids.shape[1])) is not None:
+            bias = bias + of_positions
+        shape, activation = (*ids.shape, self.model.config.num_attention_heads, -1), self.family.activation(self.model)
+        for modules in self.family.layers(self.model):
+            mixed = _plain_attention(hidden, modules, shape, bias)
+            hidden = modules.attention_norm(modules.output(mixed) + hidden)
+            hidden = modules.norm(modules.down(activation.function(modules.up(hidden))) + hidden)
+        states: Tensor = hidden.view(*ids.shape, -1)
+        return states
+
     def compiled(self, token_budget: int) -> "CompiledPacked":
         """See `Backbone.compiled`."""
         return CompiledPacked(self.model.eval(), self.family, self.pooling, token_budget)
+
+
+def _plain_attention(hidden: Tensor, modules: _LayerModules, shape: tuple[int, ...], bias: Tensor) -> Tensor:
+    """Attention over padded texts by the formula: `[texts * tokens, width]` -> the same.
+
+    `shape` is (texts, tokens, heads, -1); `bias` is added to the scores `[texts, heads, tokens, tokens]`.
+    """
+    projections = modules.query, modules.key, modules.value
+    q, k, v = (projection(hidden).view(shape).transpose(1, 2) for projection in projections)
+    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3]) + bias
+    mixed: Tensor = (scores.softmax(3) @ v).transpose(1, 2).reshape(hidden.shape)
+    return mixed
 
 
 def _pooled(hidden: Tensor, batch: Batch, pooling: Sequence[Pooling]) -> Tensor:

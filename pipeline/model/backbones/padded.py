@@ -114,7 +114,7 @@ class PaddedBackbone(Backbone):
         ids = torch.randint(rows, (sum(PROBE_TOKENS),), generator=chance).to(self.model.device)
 
         def means() -> Tensor:
-            texts = ids.split(PROBE_TOKENS)
+            texts = torch.split(ids, list(PROBE_TOKENS))
             blocks = (next(self._forward.together(self.model, text, ((1, len(text)),))) for text in texts)
             return torch.cat([block.float().mean(1) for block in blocks])
 

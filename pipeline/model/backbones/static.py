@@ -119,7 +119,7 @@ class StaticBackbone(Backbone):
     @property
     def needs(self) -> str:
         """See `Backbone.needs`."""
-        return "sentence-transformers 5 or later"
+        return "sentence-transformers 4 or later"
 
     def tokenizer(self) -> Tokenizer:
         """See `Backbone.tokenizer`."""
@@ -127,6 +127,12 @@ class StaticBackbone(Backbone):
         if self.max_length < UNLIMITED:
             tokenizer.enable_truncation(self.max_length)
         return tokenizer
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """See `Backbone.special_tokens`; what padding is does not matter, as it is masked."""
+        added = (str(token) for token in self._tokenizer.get_added_tokens_decoder().values() if token.special)
+        return {"pad_token": str(next(added, None) or self._tokenizer.id_to_token(0))}
 
     def padded_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """See `Backbone.padded_states`."""

@@ -3,16 +3,17 @@
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import polars as pl
 
 from pipeline.base import Array, LeafError
-from pipeline.params import EncodeParams, TeacherParams
+from pipeline.params import EncodeParams, Role, TeacherParams
 from pipeline.store import StoreMeta, VectorSource
 from pipeline.teacher.api import identity
-from pipeline.teacher.api.client import Client, Refusal
-from pipeline.teacher.api.rate_limit import BYTES_PER_TOKEN
+from pipeline.teacher.api.client import Client
+from pipeline.teacher.api.division import Refused, embed_all
 
 
 class ApiTeacher:
@@ -61,23 +62,25 @@ class ApiTeacher:
     def vectors(self, rows: pl.DataFrame) -> Array:
         """Vectors [rows, dim] float32 of a few texts, in order; nothing is stored. LeafError where one is refused."""
         texts, vectors = self.prompted(rows), np.empty((len(rows), self.meta.dim), np.float32)
-        try:
-            for places in self.requests(texts, range(len(texts))):
-                vectors[places] = self.client.embed([texts[place] for place in places]).vectors
-        except Refusal as refusal:
-            raise LeafError(f"teacher.api: the server refuses a text of the sample: {refusal}") from None
+        for role, places in self.requests(rows["role"].to_list(), texts, range(len(texts))):
+            for outcome in embed_all(self.client, [texts[place] for place in places], role):
+                if isinstance(outcome, Refused):
+                    raise LeafError(f"teacher.api: the server refuses a text of the sample: {outcome.reason}")
+                vectors[[places[row] for row in outcome.places]] = outcome.vectors
         return vectors
 
-    def requests(self, texts: Sequence[str], places: Iterable[int]) -> Iterator[list[int]]:
-        """Group the places (row numbers in `texts`), in order, so that each group fits into one request."""
-        group: list[int] = []
-        tokens = 0
-        for place in places:
-            size = -(-len(texts[place].encode()) // BYTES_PER_TOKEN)
-            if group and (len(group) == self.api.items_per_request or tokens + size > self.api.tokens_per_request):
-                yield group
-                group, tokens = [], 0
-            group.append(place)
-            tokens += size
-        if group:
-            yield group
+    def requests(
+        self, roles: Sequence[Role], texts: Sequence[str], places: Iterable[int]
+    ) -> Iterator[tuple[Role, list[int]]]:
+        """Group the places (row numbers in `roles` and `texts`) so that each group fits into one request.
+
+        In order; where `teacher.api.extra` adds fields by role, those of one role after those of the other.
+        """
+        extra, places = self.api.extra, list(places)
+        if extra.query == extra.document:
+            parts = [places]
+        else:
+            parts = [[place for place in places if roles[place] == role] for role in get_args(Role)]
+        for part in parts:
+            for group in self.client.limits.groups(texts, part):
+                yield roles[group[0]], group

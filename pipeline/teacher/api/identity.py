@@ -20,22 +20,13 @@ from pipeline.base import TEMPORARY, LeafError, cosines, disk, read_json, sync, 
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.store import MAX_DIM, Store, StoreMeta, VectorSource
 from pipeline.teacher.api.client import Client
-
-PROBE_TEXTS = (
-    "What is a text embedding?",
-    "The quick brown fox jumps over the lazy dog.",
-    "def add(a, b):\n    return a + b",
-    "In 1969 the first people walked on the Moon, 384,400 km from home.",
-    "Der schnelle braune Fuchs springt über den faulen Hund.",
-    "¿Dónde está la biblioteca más cercana?",
-    "天气很好，我们去公园散步吧。",
-    "Symptoms of the flu include fever, cough, sore throat and fatigue.",
-)
+from pipeline.teacher.api.probe import PROBE_TEXTS
 
 
 def identity(teacher: TeacherParams) -> dict[str, Any]:
     """What the parameters say about the model; its URL is not part of it."""
     assert teacher.api is not None
+    bodies = {role: body for role, body in asdict(teacher.api.extra).items() if body}
     return {
         "kind": "api",
         "model": teacher.model,
@@ -43,6 +34,7 @@ def identity(teacher: TeacherParams) -> dict[str, Any]:
         "max_characters": teacher.api.max_characters,
         "prompts": {role: prompt or "" for role, prompt in asdict(teacher.prompts).items()},
         "normalize": teacher.normalize,
+        **({"extra": bodies} if bodies else {}),  # left out, so that fingerprints from before it stay valid
     }
 
 
@@ -64,7 +56,7 @@ def describe(teacher: TeacherParams, params: EncodeParams, store: VectorSource |
     for path in params.reuse:
         if (meta := _from_store(teacher, params.dtype, Store.open(path))) is not None:
             return meta
-    record(_meta(teacher, params.dtype, Client(teacher).probe(PROBE_TEXTS)), teacher, cache_root)
+    record(_meta(teacher, params.dtype, Client(teacher).probe()), teacher, cache_root)
     return describe(teacher, params)
 
 
@@ -76,7 +68,7 @@ def confirm(client: Client, meta: StoreMeta) -> None:
     """
     first = _decoded(meta.teacher["probe"]["vectors"], meta.dim)
     client.dim = None  # accept any dimension here, so that a changed one is reported below
-    again = client.probe(PROBE_TEXTS)
+    again = client.probe()
     same_shape = again.shape == first.shape
     lowest = float(cosines(first, again).min()) if same_shape else 0.0
     if not lowest >= client.api.probe_cosine:

@@ -1,0 +1,99 @@
+"""Files of evaluation tasks: tables whose columns have the types that the task gives them, not guessed ones.
+
+A type that is guessed from a file's first rows can be wrong for the others: labels lose their zeros, and a column that
+begins late is not seen.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipeline.base import LeafError, first_line
+from pipeline.corpus import json_objects
+
+Columns = dict[str, str]
+"""Name -> `text` or `number`."""
+
+
+def read(path: Path, required: Columns, task: str, optional: Columns | None = None) -> pl.DataFrame:
+    """Columns of a CSV, TSV, JSON Lines or Parquet file: `required`, and those of `optional` that any row has.
+
+    Numbers in a column of text are taken as they are written.
+
+    Raises:
+        LeafError: it cannot be read, lacks a column, or a value is missing or not of its kind; names the row.
+    """
+    place = f"evaluate.{task}: {path}"
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise LeafError(f"{place}: the file must be one of {', '.join(READERS)}")
+    columns = required | (optional or {})
+    try:
+        frame = reader(path, list(columns))
+    except (OSError, pl.exceptions.PolarsError, UnicodeEncodeError) as error:
+        raise LeafError(f"{place}: cannot be read: {first_line(error):.160}") from None
+    if missing := [name for name in required if name not in frame.columns]:
+        raise LeafError(f"{place}: has no column `{missing[0]}`; its columns are {', '.join(frame.columns)!s:.300}")
+    return frame.select(_typed(frame[name], kind, place) for name, kind in columns.items() if name in frame.columns)
+
+
+def _typed(values: pl.Series, kind: str, place: str) -> pl.Series:
+    """The column as String or Float64, which every row must have."""
+    if values.dtype.is_nested():
+        raise LeafError(f"{place}: `{values.name}` must hold {kind}, not {values.dtype}")
+    typed = values.cast(pl.Float64 if kind == "number" else pl.String, strict=False)
+    good = typed.is_finite().fill_null(False) if kind == "number" else typed.is_not_null()
+    if not good.all():
+        row = int(good.arg_min() or 0)
+        given = "" if values[row] is None else f" ({str(values[row])!r:.40})"
+        raise LeafError(f"{place}: row {row + 1}: `{values.name}` is empty or not a {kind}{given}")
+    return typed
+
+
+def _read_table(separator: str, quote: str | None) -> Callable[[Path, list[str]], pl.DataFrame]:
+    return lambda path, _: pl.read_csv(path, separator=separator, quote_char=quote, infer_schema=False)
+
+
+def _read_tsv(path: Path, names: list[str]) -> pl.DataFrame:
+    """A quote is a letter, unless all fields of a column are in quotes."""
+    frame = _read_table("\t", None)(path, names)
+    in_quotes = frame.select(pl.all().str.contains(r'^"(?s:.*)"$').all())
+    quoted = len(frame) > 0 and any(value for value in in_quotes.row(0))
+    return _read_table("\t", '"')(path, names) if quoted else frame
+
+
+def _read_objects(path: Path, names: list[str]) -> pl.DataFrame:
+    """The fields of a file of JSON objects, as they are written: empty columns for those that are not named."""
+    rows: list[list[str | None]] = []
+    fields: dict[str, None] = {}  # in the order in which they are seen
+    for place, record in json_objects(path):
+        fields.update(dict.fromkeys(record))
+        rows.append([_as_written(place, name, record.get(name)) for name in names])
+    columns = {name: [row[number] for row in rows] for number, name in enumerate(names) if name in fields}
+    return pl.DataFrame({name: columns.get(name, [None] * len(rows)) for name in fields}).cast(pl.String)
+
+
+def _as_written(place: str, name: str, value: Any) -> str | None:
+    """A JSON value as text; null is None."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, dict | list):
+        raise LeafError(f"{place}: `{name}` must be text or a number, not {type(value).__name__}")
+    return json.dumps(value)
+
+
+def _read_parquet(path: Path, names: list[str]) -> pl.DataFrame:
+    present = list(pl.read_parquet_schema(path))
+    return pl.read_parquet(path, columns=[name for name in present if name in names] or present)
+
+
+READERS: dict[str, Callable[[Path, list[str]], pl.DataFrame]] = {
+    ".csv": _read_table(",", '"'),
+    ".tsv": _read_tsv,
+    ".jsonl": _read_objects,
+    ".parquet": _read_parquet,
+}
+"""By the name's last part; each gives at least those of the named columns that the file has."""

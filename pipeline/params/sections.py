@@ -451,6 +451,9 @@ class EvaluateParams:
     cost: CostParams = CostParams()
     moved: int = field(default=20, metadata=bounded(0))
     """Queries that the report shows, those whose ranking changed most."""
+    texts: bool = True
+    """Whether `plots/moved.json`, and so the report, hold texts of queries and documents; else their ids. `dvc push`
+    sends both."""
     map_texts: int = field(default=300, metadata=bounded(0))
     """Held-out texts on the report's map."""
     neighbours_rows: int = field(default=2000, metadata=positive())

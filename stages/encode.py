@@ -43,6 +43,8 @@ def main(params: Path, corpus: Path, out: Path, metrics: Path) -> None:
     click.echo(f"{out}\n{metrics}")
     if "license" in figures:
         click.echo(f"the store's licence is {figures['license']}: shards taken over keep theirs (store.json)", err=True)
+    for name, reason in cast(dict[str, str], figures.get("passed_over", {})).items():
+        click.echo(f"not reused: {name}: {reason.removeprefix(f'{name}: ')}", err=True)
     for name in ("items_per_request", "tokens_per_request"):
         if limit := cast(dict[str, int], figures.get("api", {})).get(name):
             click.echo(f"the server takes no larger requests than teacher.api.{name}: {limit}; set it", err=True)

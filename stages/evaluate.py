@@ -26,18 +26,27 @@ OUT, COST, PLOTS = Path("metrics/evaluate.json"), Path("metrics/cost.json"), Pat
 @command
 @params_option
 @click.option("--corpus", type=Path, default=Path("data/corpus"), show_default=True, help="Corpus directory.")
+@click.option("--no-corpus", is_flag=True, help="There is none: measure on the collections and files alone.")
 @click.option("--embeddings", type=Path, default=Path("data/embeddings"), show_default=True, help="Teacher's store.")
 @click.option("--model", type=Path, default=Path("models/student"), show_default=True, help="Student to measure.")
 @click.option("--out", type=Path, default=OUT, show_default=True, help="Metrics file.")
 @click.option("--cost", "costs", type=Path, help=f"Speed and size, a file  [default: {COST}; none if --out]")
 @click.option("--plots", "pictures", type=Path, help="Directory of tables and picture  [default: plots; none if --out]")
 def main(
-    *, params: Path, corpus: Path, embeddings: Path, model: Path, out: Path, costs: Path | None, pictures: Path | None
+    *,
+    params: Path,
+    corpus: Path,
+    no_corpus: bool,
+    embeddings: Path,
+    model: Path,
+    out: Path,
+    costs: Path | None,
+    pictures: Path | None,
 ) -> None:
     """Measure a student on the held-out texts of the corpus and on the collections and files of the section evaluate.
 
-    Texts of BEIR directories and files go through the shard cache of the encode stage. Sections read: teacher, encode,
-    evaluate.
+    Texts of BEIR directories and files that the store does not hold go through the shard cache of the encode stage.
+    Sections read: teacher, encode, evaluate.
     """
     encode = load_section(params, "encode", EncodeParams)
     settings = load_section(params, "evaluate", EvaluateParams)
@@ -54,12 +63,12 @@ def main(
     def teacher_vectors(texts: pl.DataFrame) -> Array:
         return vectors_on_demand(teacher, encode, store)(texts)
 
-    result = evaluate(corpus, store, student.encode, teacher_vectors, settings)
+    result = evaluate(None if no_corpus else corpus, store, student.encode, teacher_vectors, settings)
     written = [out]
     write_json(out, result.figures)
     if pictures:
         written += plots.write(result, pictures)
-    if costs:
+    if costs and not no_corpus:
         figures = cost(teacher, model, encode.token_budget, _timed_texts(corpus, settings), settings)
         write_json(costs, figures)
         if "left_out" in figures:

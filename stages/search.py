@@ -11,7 +11,7 @@ import click
 from pipeline.base import LeafError
 from pipeline.serve import MODELS, Answer, OnnxEncoder, Searcher, Vectors, check_dim, read_vectors
 from pipeline.serve import index as indexes
-from pipeline.store import Store
+from pipeline.store import Store, remote_url
 from stages.common import check_student, command
 
 SHOWN = 300  # characters of a text
@@ -39,7 +39,7 @@ def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, prec
         searched: indexes.Index | Vectors = (loaded := indexes.load(index))
         check_dim(encoder.dim, loaded.dim, index)
         check_student(model, loaded.fingerprint, str(index))
-        if (embeddings / "store.json").is_file() and (
+        if (remote_url(embeddings) or (embeddings / "store.json").is_file()) and (
             older := indexes.check_origin(loaded, index, Store.open(embeddings))
         ):
             click.echo(older, err=True)
@@ -49,7 +49,10 @@ def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, prec
         check_student(model, store.meta.fingerprint, store.name)
         searched = read_vectors(store)
     encoder.encode(["the first call prepares the graph"])
-    searcher = Searcher(encoder.encode, searched.rows, searched.nearest, corpus, searched.similarity)
+    texts = corpus if corpus.exists() else None
+    if texts is None:
+        click.echo(f"{corpus}: no corpus there: documents are shown by their ids", err=True)
+    searcher = Searcher(encoder.encode, searched.rows, searched.nearest, texts, searched.similarity)
     if searcher.absent:
         click.echo(f"{searcher.absent:,} documents are passed over: their texts are not in {corpus}", err=True)
     if query is not None:
@@ -88,8 +91,9 @@ def _show(answer: Answer, documents: int, as_json: bool) -> None:
         click.echo(json.dumps(asdict(answer), ensure_ascii=False))
         return
     for hit in answer.hits:
-        text = hit.text if len(hit.text) <= SHOWN else hit.text[: SHOWN - 1] + "…"
-        click.echo(f"{hit.score:.3f}  {hit.id}  ({hit.source})\n       {text}")
+        click.echo(f"{hit.score:.3f}  {hit.id}  ({hit.source})")
+        if hit.text is not None:
+            click.echo(f"       {hit.text if len(hit.text) <= SHOWN else hit.text[: SHOWN - 1] + '…'}")
     click.echo(
         f"{len(answer.hits)} of {documents:,} documents; query's vector {answer.encode_ms:.1f} ms, "
         f"search {answer.search_ms:.1f} ms"

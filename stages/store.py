@@ -1,17 +1,30 @@
 """`leaf store`: commands that describe, check, combine, convert, repair and send embedding stores."""
 
+import dataclasses
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.base import LeafError
+from pipeline.base import ROLES, LeafError
 from pipeline.corpus import corpus_keys
 from pipeline.params import EncodeParams, TeacherParams, load_section
-from pipeline.store import EncodeAgain, Store, check_free, formats, operations, remote_url, upload
+from pipeline.store import (
+    EncodeAgain,
+    Listed,
+    Store,
+    check_free,
+    find_stores,
+    formats,
+    open_stores,
+    operations,
+    remote_url,
+    upload,
+    write_list,
+)
 from pipeline.store import repair as repair_store
 from stages.common import command, params_option
 
@@ -22,7 +35,7 @@ corpus_option = click.option("--corpus", type=Path, default=Path("data/corpus"),
 
 @click.group()
 def main() -> None:
-    """Work on an embedding store: a directory, or s3://BUCKET/PREFIX."""
+    """Work on an embedding store: a directory, s3://BUCKET/PREFIX, or http(s)://HOST/PATH."""
 
 
 def _command(function: Callable[..., None]) -> click.Command:
@@ -38,6 +51,64 @@ def _command(function: Callable[..., None]) -> click.Command:
 def info(path: str, as_json: bool) -> None:
     """Teacher, licence, rows, dimension, bytes, roles and sources, from store.json alone."""
     _show(operations.info(Store.open(path)), as_json)
+
+
+@_command
+@click.argument("place")
+@click.option("--write", is_flag=True, help="Write stores.json there, by which a web server's stores are found.")
+@click.option("--params", type=Path, help="Parameter file  [default: params.yaml if there is one]")
+def list_(place: str, write: bool, params: Path | None, as_json: bool) -> None:
+    """The stores of a place: teacher, rows, licence, and whether encode.reuse can take them, or why not.
+
+    PLACE is a directory, s3://BUCKET/PREFIX, or http(s)://HOST/PATH with a list there (stores.json).
+    """
+    if write:
+        click.echo(write_list(place), err=True)
+    params = params or (Path("params.yaml") if Path("params.yaml").exists() else None)
+    listed = open_stores(find_stores(place))
+    reasons = _misfits(listed, params) if params else {}
+    entries = [_entry(one, bool(params), reasons.get(one.name)) for one in listed]
+    if as_json:
+        click.echo(json.dumps(entries, indent=1, sort_keys=True))
+        return
+    for entry in entries:
+        click.echo(entry["store"])
+        if "rows" in entry:
+            described = f"{entry['teacher']}, {entry['rows']:,} vectors of {entry['dim']} {entry['dtype']}"
+            click.echo(f"  {described}, licence {entry['license'] or 'not stated'}")
+        if "fits" in entry or "why" in entry:
+            click.echo(f"  {'fits encode.reuse' if entry.get('fits') else entry['why']}")
+
+
+def _entry(listed: Listed, compared: bool, reason: str | None) -> dict[str, Any]:
+    if listed.store is None:
+        return {"store": listed.name, "fits": False, "why": listed.problem}
+    meta = listed.store.meta
+    described = {
+        "store": listed.name,
+        "teacher": meta.teacher.get("model"),
+        "fingerprint": meta.fingerprint,
+        "rows": listed.store.rows,
+        "dim": meta.dim,
+        "dtype": meta.dtype,
+        "license": meta.license,
+    }
+    return described | ({"fits": reason is None, "why": reason} if compared else {})
+
+
+def _misfits(listed: Sequence[Listed], params: Path) -> dict[str, str | None]:
+    """Why the vectors of each store that could be opened cannot be reused with these parameters; None if they can."""
+    from pipeline.encode import comparison  # here, so that commands that need no model do not wait for torch
+    from pipeline.teacher import open_teacher
+
+    section, encode = _sections(params)
+    teacher, reasons = open_teacher(section, encode), {}
+    for one in listed:
+        if one.store is not None:
+            if section.api is not None:  # is recognised by the probe in the store, without a request
+                teacher = open_teacher(section, encode, one.store)
+            reasons[one.name] = comparison.misfit(one.store.meta, teacher)
+    return reasons
 
 
 @_command
@@ -122,6 +193,65 @@ def compact(*, path: str, corpus: Path, out: Path | None, replace: bool, drop_mo
 
 @_command
 @click.argument("path", type=Path)
+@click.option("--out", type=Path, required=True, help="Store to write.")
+@replace_option
+@click.option("--texts", type=Path, help="Of a .npy file: the file with its texts, row by row.")
+@click.option("--text-field", default="text", show_default=True)
+@click.option("--vector-field", default="vector", show_default=True)
+@click.option("--id-field", help="[default: rows are numbered]")
+@click.option("--role-field", help="Column that holds query or document  [default: --role]")
+@click.option("--role", type=click.Choice(ROLES), default="document", show_default=True, help="Of all texts.")
+@click.option("--source", default="imported", show_default=True, help="Name of the rows' source.")
+@click.option("--teacher", "model", help="Model that made them  [default: section teacher of --params]")
+@click.option("--license", "license_", help="Licence of the vectors  [default: encode.license of --params]")
+@click.option("--sample", type=click.IntRange(1), default=64, show_default=True, help="Rows to encode and compare.")
+@click.option("--unverified", is_flag=True, help="Encode none; the store is marked as unverified for good.")
+@click.option("--params", type=Path, help="Parameter file  [default: params.yaml if there is one]")
+def import_(
+    *,
+    path: Path,
+    out: Path,
+    replace: bool,
+    texts: Path | None,
+    text_field: str,
+    vector_field: str,
+    id_field: str | None,
+    role_field: str | None,
+    role: str,
+    source: str,
+    model: str | None,
+    license_: str | None,
+    sample: int,
+    unverified: bool,
+    params: Path | None,
+    as_json: bool,
+) -> None:
+    """Make a store of texts and vectors that somebody else has computed.
+
+    PATH: Parquet or Arrow, a file or a directory; a data set that `save_to_disk` wrote; a .npy file with --texts. Rows
+    drawn at random are encoded with the teacher first: unless all agree, nothing is written.
+    """
+    from pipeline.encode import Fields, VectorFiles, import_unverified, import_vectors  # here: they wait for torch
+    from pipeline.teacher import open_teacher
+
+    params = params or (Path("params.yaml") if Path("params.yaml").exists() else None)
+    if params is None and model is None:
+        raise LeafError("--teacher: name the model that made these vectors, or give a --params with a section teacher")
+    teacher = TeacherParams(model) if params is None or model else load_section(params, "teacher", TeacherParams)
+    encode = load_section(params, "encode", EncodeParams) if params else EncodeParams()
+    if license_ is not None:
+        encode = dataclasses.replace(encode, license=license_)
+    files = VectorFiles(path, Fields(text_field, vector_field, id_field, role_field, role), texts)
+    if unverified:
+        figures = import_unverified(files, teacher, encode, out, source=source, replace_out=replace)
+    else:
+        opened = open_teacher(teacher, encode)
+        figures = import_vectors(files, opened, encode, out, source=source, sample=sample, replace_out=replace)
+    _show(figures, as_json)
+
+
+@_command
+@click.argument("path", type=Path)
 @click.option("--from", "copies", multiple=True, help="Another copy of the store, path or URL; may be repeated.")
 @click.option("--pool", type=Path, help="Shard cache that may have the shard  [default: encode.pool of --params]")
 @click.option("--corpus", type=Path, help="Corpus to encode lost shards from, with the teacher of --params.")
@@ -170,9 +300,10 @@ def push(path: Path, url: str, replace: bool, as_json: bool) -> None:
 
     Refused where the teachers differ, the vectors of a text that both have, or the licences of a shard of both.
     """
-    if remote_url(url) is None:
-        raise LeafError("URL: must be s3://BUCKET/PREFIX")
-    _show(upload.push(Store.open(path), remote_url(url) or url, replace), as_json)
+    target = remote_url(url)
+    if target is None or not target.startswith("s3:"):
+        raise LeafError("URL: must be s3://BUCKET/PREFIX; other places can be read but not added to")
+    _show(upload.push(Store.open(path), target, replace), as_json)
 
 
 def _encoder_of_lost_shards(corpus: Path, params: Path) -> EncodeAgain:

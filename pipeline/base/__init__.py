@@ -6,7 +6,7 @@ memory kept by malloc, optional packages, token ids of long texts. Every other r
 
 from pipeline.base import files
 from pipeline.base.arrays import Array, Similarity, cosines, similarities
-from pipeline.base.errors import LeafError, first_line
+from pipeline.base.errors import FileMissingError, LeafError, first_line
 from pipeline.base.files import (
     TEMPORARY,
     check_writable,
@@ -37,6 +37,7 @@ __all__ = [
     "ROLES",
     "TEMPORARY",
     "Array",
+    "FileMissingError",
     "LeafError",
     "Prefixes",
     "Similarity",

@@ -8,8 +8,11 @@ import polars as pl
 
 from pipeline.base import Array, LeafError, contains, cosines
 from pipeline.corpus import corpus_keys, scan
-from pipeline.store import SAME_LENGTH, SAME_VECTOR, Store, StoreMeta
+from pipeline.store import SAME_LENGTH, SAME_VECTOR, UNVERIFIED, Store, StoreMeta
 from pipeline.teacher import Teacher
+
+_NOT_COMPARED = {"license", "revision", "prompts_from", "similarity", "probe", "model"}
+_OF_THE_MODEL = {"files", "modules", "weights", "kind", "fingerprint_version"}
 
 
 def is_of(meta: StoreMeta, teacher: Teacher) -> bool:
@@ -17,7 +20,27 @@ def is_of(meta: StoreMeta, teacher: Teacher) -> bool:
 
     Under an earlier one they are only if a sample agrees (`compare`): it covered less.
     """
+    return not meta.unverified and _has_fingerprint(meta, teacher)
+
+
+def _has_fingerprint(meta: StoreMeta, teacher: Teacher) -> bool:
     return meta.fingerprint == teacher.meta.fingerprint or meta.fingerprint in teacher.earlier_fingerprints
+
+
+def misfit(meta: StoreMeta, teacher: Teacher) -> str | None:
+    """Why vectors of this identity cannot stand beside the teacher's, as the end of a sentence; None if they can."""
+    ours = teacher.meta
+    if meta.dtype != ours.dtype:
+        return f"holds {meta.dtype}, and encode.dtype is {ours.dtype}"
+    if meta.unverified:
+        return f"is unverified ({UNVERIFIED}): import the files again with the teacher at hand"
+    if is_of(meta, teacher):
+        return None
+    named = sorted({*meta.teacher, *ours.teacher} - _NOT_COMPARED)
+    differing = [name for name in named if meta.teacher.get(name) != ours.teacher.get(name)]
+    if not differing or set(differing) & _OF_THE_MODEL:
+        return f"holds vectors of another model, `{meta.teacher.get('model')!s:.100}`"
+    return f"was made with another teacher.{', teacher.'.join(differing)}"
 
 
 def compare(place: str, texts: pl.DataFrame, store: Store, teacher: Teacher) -> Array:
@@ -53,17 +76,19 @@ def sample(store: Store, corpus: Path, teacher: Teacher, rows: int) -> dict[str,
     Raises:
         LeafError: another teacher's store, no text in common, or a vector that differs (`compare`).
     """
+    if store.meta.unverified:
+        raise LeafError(f"{store.name}: {misfit(store.meta, teacher)}")
     if not is_of(store.meta, teacher):
         raise LeafError(
-            f"{store.path}: was made with the fingerprint {store.meta.fingerprint[:16]}, but section `teacher` "
+            f"{store.name}: was made with the fingerprint {store.meta.fingerprint[:16]}, but section `teacher` "
             f"describes {teacher.meta.fingerprint[:16]}: name the same model, prompts, max_length and normalize"
         )
     stored = store.keys()
     shared = np.sort(stored[contains(corpus_keys(corpus), stored)])[:rows]
     if not len(shared):
-        raise LeafError(f"{corpus}: shares no text with {store.path}: nothing to compare")
+        raise LeafError(f"{corpus}: shares no text with {store.name}: nothing to compare")
     texts = scan(corpus).filter(pl.col("key").is_in(shared.tolist())).collect(engine="streaming")
-    similarities = compare(str(store.path), texts, store, teacher)
+    similarities = compare(store.name, texts, store, teacher)
     return {
         "compared": len(similarities),
         "cosine_min": round(float(similarities.min()), 6),

@@ -15,7 +15,7 @@ from pipeline.encode.engines.api import ApiEngine
 from pipeline.encode.engines.engine import EncodeFigures, Engine
 from pipeline.encode.engines.threads import ThreadsEngine
 from pipeline.encode.plan import COLUMNS, count_missing, plan
-from pipeline.encode.reuse import take_over, take_over_earlier
+from pipeline.encode.reuse import take_over_all, take_over_earlier
 from pipeline.params import EncodeParams
 from pipeline.store import ShardCache
 from pipeline.teacher import ApiTeacher, LocalTeacher, Teacher
@@ -39,10 +39,7 @@ def encode(
     with open_cache(teacher, params, license_=params.license) as cache:
         texts = scan(corpus).select(COLUMNS)
         take_over_earlier(texts, keys, cache, teacher)
-        reused = [
-            take_over(path, texts, keys, cache, teacher=teacher, verify_rows=params.verify_rows)
-            for path in params.reuse
-        ]
+        reused = take_over_all(params.reuse, texts, keys, cache, teacher=teacher, verify_rows=params.verify_rows)
         figures = fill(parts, cache, params.shard_rows, engine or engine_for(teacher))
         refused = [cache.refused[key] for key in sorted(cache.left_out(keys))]
         store = cache.publish(out, keys)
@@ -52,8 +49,9 @@ def encode(
         "rows_reused": len(keys) - figures.rows - len(refused),
         **({"api": figures.api | {"refused": len(refused)}} if teacher.directory is None else {}),
         **({"refused": [vars(refusal) for refusal in refused]} if refused else {}),
-        "taken_over": {path: store.rows for path, store in zip(params.reuse, reused, strict=True)},
-        "tokens_saved": sum(store.tokens for store in reused),
+        "taken_over": reused.rows,
+        **({"passed_over": reused.passed_over} if reused.passed_over else {}),
+        "tokens_saved": reused.tokens,
         **({"license": store.meta.license} if store.meta.license != params.license else {}),
         "tokens": figures.tokens,
         **({"cut": _cut(figures)} if isinstance(teacher, LocalTeacher) else {}),

@@ -30,8 +30,9 @@ def migrate(store: Store, corpus: Path, teacher: Teacher, out: Path) -> dict[str
     license_ = {name: text for name, text in store.meta.teacher.items() if name == "license"}
     meta = replace(store.meta, fingerprint=teacher.meta.fingerprint, teacher=license_ | teacher.meta.teacher)
     with scratch_cache(out, meta) as cache:
-        for shard in store.shards:
-            cache.adopt(store.files.shard(shard), shard)
+        for number, shard in enumerate(store.shards):
+            with store.shard_files(number) as root:
+                cache.adopt(root, shard)
         cache.publish(out, cache.keys())
     return {
         "rows": store.rows,

@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.base import Array, LeafError, disk, key_array, workspace
+from pipeline.encode.comparison import misfit
 from pipeline.encode.encoding import engine_for, fill, open_cache
 from pipeline.encode.engines.engine import EncodeFigures
 from pipeline.encode.plan import COLUMNS
@@ -24,6 +25,8 @@ def vectors_on_demand(teacher: Teacher, params: EncodeParams, source: VectorSour
         LeafError: `source` was made by another teacher than `teacher`.
     """
     meta = teacher.meta
+    if source.meta.unverified:
+        raise LeafError(f"{source.name}: {misfit(source.meta, teacher)}")
     if source.meta.fingerprint in teacher.earlier_fingerprints:
         raise LeafError(
             f"{source.name}: has the fingerprint that an earlier version gave to this teacher: run encode again, which "

@@ -1,14 +1,14 @@
 """Taking over vectors from another store instead of encoding its texts again."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
 from pipeline.base import Array, LeafError, contains, key_array, workspace
-from pipeline.encode.comparison import compare, is_of
-from pipeline.store import ShardCache, Store, joint_teacher, shard_directory
+from pipeline.encode.comparison import compare, misfit
+from pipeline.store import ShardCache, Store, find_stores, joint_teacher, open_stores, remote_url, shard_directory
 from pipeline.teacher import Teacher
 
 EARLIER_ROWS = 64
@@ -18,23 +18,71 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Reused:
-    """What one store gave instead of the teacher."""
+    """What other stores gave instead of the teacher."""
 
-    rows: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
+    """By the path or URL of the store, as it was named or found."""
     tokens: int = 0
+    passed_over: dict[str, str] = field(default_factory=dict)
+    """Stores of a place of many that were not taken, or not in full, and why."""
+
+    def add(self, store: Store, rows: int, tokens: int) -> None:
+        """Count rows of a store."""
+        self.rows[store.name] = self.rows.get(store.name, 0) + rows
+        self.tokens += tokens
 
 
-def take_over(
-    path: str,
+def take_over_all(
+    entries: Sequence[str],
     texts: pl.LazyFrame,
     corpus_keys: Array,
     cache: ShardCache,
     *,
     teacher: Teacher,
     verify_rows: int,
-    licenses: Mapping[str, str | None] | None = None,
 ) -> Reused:
-    """Bring the vectors of the corpus's keys (sorted) from the store at `path` into the cache.
+    """`take_over` from each of `entries` (`encode.reuse`), which are stores or places of many.
+
+    Of a place, every store that fits is used, the largest first, until no text lacks a vector. One that does not fit,
+    cannot be read or has other vectors than the teacher gives is passed over; `Reused.passed_over` says why.
+
+    Raises:
+        LeafError: as `take_over` for an entry that is a store itself; a place is empty or cannot be reached.
+    """
+    reused = Reused()
+
+    def take(store: Store) -> None:
+        take_over(store, texts, corpus_keys, cache, teacher=teacher, verify_rows=verify_rows, reused=reused)
+
+    for entry in entries:
+        names = find_stores(entry)
+        if names == [remote_url(entry) or entry]:
+            take(Store.open(entry))
+            continue
+        for listed in sorted(open_stores(names), key=lambda listed: -listed.store.rows if listed.store else 0):
+            reason = listed.problem if listed.store is None else misfit(listed.store.meta, teacher)
+            try:
+                if reason is None and listed.store is not None:
+                    take(listed.store)
+            except LeafError as error:
+                reason = str(error)
+            if reason is not None:
+                reused.passed_over[listed.name] = reason
+    return reused
+
+
+def take_over(
+    store: Store,
+    texts: pl.LazyFrame,
+    corpus_keys: Array,
+    cache: ShardCache,
+    *,
+    teacher: Teacher,
+    verify_rows: int,
+    reused: Reused,
+    licenses: Mapping[str, str | None] | None = None,
+) -> None:
+    """Bring the vectors of the corpus's keys (sorted) from a store into the cache; `reused` counts them.
 
     They keep the licence of their shard there, whatever that of this run's store; `licenses` has others by shard.
 
@@ -47,12 +95,15 @@ def take_over(
     Raises:
         LeafError: the store has another fingerprint or dtype, is damaged, or has other vectors than the teacher gives.
     """
-    store = Store.open(path)
-    _check_same_teacher(path, store, cache, teacher)
+    _check_same_teacher(store, cache, teacher)
+    reused.add(store, 0, 0)
+    missing = corpus_keys[~cache.has(corpus_keys)]
+    if not len(missing):
+        return
     if store.meta.fingerprint != cache.meta.fingerprint:
         verify_rows = max(verify_rows, EARLIER_ROWS)
     smallest = [
-        _useful_rows(store, shard, corpus_keys, cache)["key"].sort().head(max(1, verify_rows))
+        _useful_rows(store, shard, missing)["key"].sort().head(max(1, verify_rows))
         for shard in range(len(store.shards))
     ]
     useful_shards = [shard for shard, keys in enumerate(smallest) if len(keys)]
@@ -60,21 +111,19 @@ def take_over(
         # Keys are random, so the smallest of all are a fair sample of the store, and each shard's smallest one of it.
         sample = pl.concat([pl.concat(smallest).sort().head(verify_rows), *(keys.head(1) for keys in smallest)])
         sampled = texts.filter(pl.col("key").is_in(sample.unique().implode())).collect(engine="streaming")
-        compare(f"encode.reuse: {path}", sampled, store, teacher)
-    reused = Reused()
+        compare(f"encode.reuse: {store.name}", sampled, store, teacher)
     cache.meta = replace(cache.meta, teacher=joint_teacher(cache.meta.teacher, store.meta.teacher))
     for shard in useful_shards:
-        rows, info = _useful_rows(store, shard, corpus_keys, cache), store.shards[shard]
+        rows, info = _useful_rows(store, shard, missing), store.shards[shard]
         license_ = info.license if licenses is None else licenses[info.name]
         if len(rows) == info.rows:
-            cache.adopt(store.files.shard(info), replace(info, license=license_))
+            with store.shard_files(shard) as root:
+                cache.adopt(root, replace(info, license=license_))
         else:
             store.verify_shard(shard)
             stored = [array[rows["row"].to_numpy()] for array in store.stored(shard)]
             cache.write_stored(rows.drop("row"), stored, license_)
-        reused.rows += len(rows)
-        reused.tokens += int(rows["tokens"].sum())
-    return reused
+        reused.add(store, len(rows), int(rows["tokens"].sum()))
 
 
 def take_over_earlier(texts: pl.LazyFrame, corpus_keys: Array, cache: ShardCache, teacher: Teacher) -> None:
@@ -96,23 +145,32 @@ def take_over_earlier(texts: pl.LazyFrame, corpus_keys: Array, cache: ShardCache
             licenses = {info.name: info.license for info in earlier.shards}  # None: of stores published from here
             try:
                 take_over(
-                    str(view), texts, corpus_keys, cache, teacher=teacher, verify_rows=EARLIER_ROWS, licenses=licenses
+                    Store.open(view),
+                    texts,
+                    corpus_keys,
+                    cache,
+                    teacher=teacher,
+                    verify_rows=EARLIER_ROWS,
+                    reused=Reused(),
+                    licenses=licenses,
                 )
             except LeafError as error:
                 logger.warning("the shard cache of an earlier version is not used: %s", error)
 
 
-def _check_same_teacher(path: str, store: Store, cache: ShardCache, teacher: Teacher) -> None:
-    if not is_of(store.meta, teacher) or store.meta.dtype != cache.meta.dtype:
+def _check_same_teacher(store: Store, cache: ShardCache, teacher: Teacher) -> None:
+    if store.meta.unverified:
+        raise LeafError(f"encode.reuse: {store.name}: {misfit(store.meta, teacher)}")
+    if misfit(store.meta, teacher):
+        theirs, ours = store.meta, cache.meta
         raise LeafError(
-            f"encode.reuse: {path} holds {store.meta.dtype} vectors of fingerprint {store.meta.fingerprint[:16]}, but "
-            f"this run makes {cache.meta.dtype} of {cache.meta.fingerprint[:16]}; the teacher, its prompts, "
-            "max_length, normalize and encode.dtype must be the same"
+            f"encode.reuse: {store.name} holds {theirs.dtype} vectors of fingerprint {theirs.fingerprint[:16]}, but "
+            f"this run makes {ours.dtype} of {ours.fingerprint[:16]}; the teacher, its prompts, max_length, normalize "
+            "and encode.dtype must be the same"
         )
 
 
-def _useful_rows(store: Store, shard: int, corpus_keys: Array, cache: ShardCache) -> pl.DataFrame:
-    """Rows of a shard that the corpus needs and the cache lacks, with their number `row` in the shard."""
+def _useful_rows(store: Store, shard: int, missing: Array) -> pl.DataFrame:
+    """Rows of a shard that have one of the keys `missing` (sorted), with their number `row` in the shard."""
     rows = store.shard_rows_frame(shard).with_row_index("row")
-    keys = key_array(rows["key"])
-    return rows.filter(contains(corpus_keys, keys) & ~cache.has(keys))
+    return rows.filter(contains(missing, key_array(rows["key"])))

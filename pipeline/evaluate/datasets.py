@@ -43,7 +43,7 @@ class Dataset:
     judged: Sequence[dict[int, int]]
     """For each query, the grade of documents, by row; above 0 is relevant."""
     texts: tuple[Sequence[str], Sequence[str]] = ((), ())
-    """Of queries and of documents."""
+    """Of queries and of documents: what people are shown, their ids where `evaluate.texts` is false."""
     itself: Array | None = None
     """`[queries]`: the document that a query must not find because it is the query itself; -1 for none."""
     heldout: bool = True

@@ -33,6 +33,7 @@ from pipeline.evaluate.vector_map import Point, map_points
 from pipeline.params import EvaluateParams
 from pipeline.store import VectorSource
 
+_NO_CORPUS = {**dict.fromkeys(("id", "text", "role", "source", "split"), pl.String), "key": pl.Binary}
 BLOCK_ROWS = 4096  # texts given to the student at once; the progress bar moves as often
 
 
@@ -66,8 +67,20 @@ class Encoders:
         return PairedVectors(self.source.lookup(texts["key"].to_list()), self._student_vectors(texts))
 
     def computed(self, texts: pl.DataFrame) -> PairedVectors:
-        """Vectors of other texts (frame `key, role, id, source, text`); LeafError as `stored`."""
-        return PairedVectors(self.teacher(texts), self._student_vectors(texts))
+        """Vectors of any texts (frame `key, role, id, source, text`); LeafError as `stored`."""
+        return PairedVectors(self._teacher_vectors(texts), self._student_vectors(texts))
+
+    def _teacher_vectors(self, texts: pl.DataFrame) -> Array:
+        """`[n, dim]` float32: stored ones, and the teacher's of other texts; where all are stored it is not asked."""
+        keys = texts["key"].to_list()
+        stored = self.source.locate(keys) >= 0
+        if not stored.any():
+            return self.teacher(texts)
+        vectors = np.empty((len(texts), self.source.meta.dim), np.float32)
+        vectors[stored] = self.source.lookup([keys[row] for row in np.flatnonzero(stored)])
+        if not stored.all():
+            vectors[~stored] = self.teacher(texts.filter(pl.Series(~stored)))
+        return vectors
 
     def _student_vectors(self, texts: pl.DataFrame) -> Array:
         """`[n, dim]` float32, in the order of the frame."""
@@ -93,31 +106,32 @@ class Encoders:
 
 
 def evaluate(
-    corpus: Path, source: VectorSource, student: StudentVectors, teacher: TeacherVectors, params: EvaluateParams
+    corpus: Path | None, source: VectorSource, student: StudentVectors, teacher: TeacherVectors, params: EvaluateParams
 ) -> Evaluation:
     """Measure a student on the held-out texts of the corpus and on the BEIR directories and files of `params`.
 
     `source` holds the teacher's vectors of the corpus; `teacher` is called only for texts of those directories and
-    files.
+    files that `source` does not hold. Without a corpus, only the directories and files are measured, and there is no
+    quantisation, which is calibrated on training texts.
 
     Raises:
         LeafError: bad corpus, source, BEIR directory or file; a held-out text has no stored vector; the student's
             vectors have another dimension than the teacher's; nothing to evaluate on.
     """
     collections = _collections(params)
-    texts = source.answered(scan(corpus))
+    texts = source.answered(scan(corpus) if corpus else pl.LazyFrame(schema=_NO_CORPUS))
     heldout = texts.filter(pl.col("split") == "heldout").sort("role", "key").collect()
     if heldout.is_empty() and not collections:
         raise LeafError(
-            f"{corpus}: holds no held-out texts and evaluate.beir names no collections: name one, or hold out a larger "
-            "share (corpus.heldout) of more records"
+            f"{corpus or 'no corpus'}: holds no held-out texts and evaluate.beir names no collections: name one, or "
+            "hold out a larger share (corpus.heldout) of more records"
         )
     encoders = Encoders(source, student, teacher)
     vectors = encoders.stored(heldout)
     by_role = {role: vectors[(heldout["role"] == role).to_numpy()] for role in ROLES}
     by_role = {role: of_role for role, of_role in by_role.items() if len(of_role)}
-    pairs = heldout_pairs(heldout, further_records(corpus))
-    datasets = list(_datasets(heldout["text"], vectors, pairs, collections, encoders))
+    pairs = heldout_pairs(heldout, further_records(corpus)) if corpus else []
+    datasets = list(_datasets(heldout, vectors, pairs, collections, encoders, shown="text" if params.texts else "id"))
     calibration = _calibration(texts, encoders, params) if datasets else None
     similarity = source.meta.similarity
     figures: dict[str, Any] = {
@@ -154,15 +168,20 @@ def evaluate(
 
 
 def _datasets(
-    texts: pl.Series,
+    heldout: pl.DataFrame,
     vectors: PairedVectors,
-    heldout: Iterable[HeldoutPairs],
+    heldout_pairs: Iterable[HeldoutPairs],
     collections: Sequence[beir.Collection],
     encoders: Encoders,
+    *,
+    shown: str,
 ) -> Iterator[Dataset]:
-    """Held-out pairs by source, whose texts and vectors are given, then the BEIR collections."""
-    names = set()
-    for pairs in heldout:
+    """Pairs by source of the held-out texts, whose vectors are given, then the BEIR collections.
+
+    `shown` is the column that stands for a text in what people read.
+    """
+    names, texts = set(), heldout[shown]
+    for pairs in heldout_pairs:
         names.add(pairs.source)
         pair_texts = texts[pairs.queries].to_list(), texts[pairs.documents].to_list()
         yield Dataset(
@@ -183,7 +202,7 @@ def _datasets(
             encoders.computed(data.queries),
             encoders.computed(data.documents),
             data.judged,
-            (data.queries["text"].to_list(), data.documents["text"].to_list()),
+            (data.queries[shown].to_list(), data.documents[shown].to_list()),
             data.itself,
             heldout=False,
             similarity=encoders.source.meta.similarity,

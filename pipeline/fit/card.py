@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.corpus import scan
 from pipeline.model import Student
 from pipeline.params import FitParams, Pooling, public_name
-from pipeline.store import StoreMeta
+from pipeline.store import UNVERIFIED, StoreMeta
 
 POOLING_WORDS: dict[Pooling, str] = {
     "cls": "first token",
@@ -38,6 +38,7 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
     shown = {role: prompt for role, prompt in sorted(prompts.items()) if prompt}
     return Template(files("pipeline.fit").joinpath("templates/student.md").read_text(encoding="utf-8")).substitute(
         teacher=public_name(str(meta.teacher.get("model", "unknown"))),
+        unverified=f" The vectors are unverified: {UNVERIFIED}." if meta.unverified else "",
         fingerprint=meta.fingerprint,
         license=meta.license or "not stated",
         base=public_name(params.student.model) + ORIGINS[params.student.weights],

@@ -296,7 +296,8 @@ class EncodeParams:
     dtype: Literal["float16", "float32", "int8"] = "float16"
     """Type of the stored vectors; int8 has a scale for each row."""
     reuse: tuple[str, ...] = ()
-    """Other stores with the same fingerprint (paths or s3:// URLs); their vectors are taken instead of encoding."""
+    """Other stores with the same fingerprint (paths, or s3:// and http(s):// URLs), or places that hold many, of which
+    those are used that have it; their vectors are taken instead of encoding."""
     license: str | None = None
     """Licence of the vectors (SPDX, `CC-BY-4.0`), written into the store."""
     pool: str = ".cache/pool"
@@ -450,6 +451,9 @@ class EvaluateParams:
     cost: CostParams = CostParams()
     moved: int = field(default=20, metadata=bounded(0))
     """Queries that the report shows, those whose ranking changed most."""
+    texts: bool = True
+    """Whether `plots/moved.json`, and so the report, hold texts of queries and documents; else their ids. `dvc push`
+    sends both."""
     map_texts: int = field(default=300, metadata=bounded(0))
     """Held-out texts on the report's map."""
     neighbours_rows: int = field(default=2000, metadata=positive())

@@ -56,7 +56,8 @@ def render(sources: Sources) -> str:
         files("pipeline.report").joinpath("templates/report.html").read_text(encoding="utf-8")
     )
     return template.render(
-        teacher=public_name(str(store["teacher"].get("model", "an unnamed teacher"))),
+        teacher=public_name(str(store["teacher"].get("model", "an unnamed teacher")))
+        + (" (unverified vectors)" if store["teacher"].get("unverified") else ""),
         student=f"A student from {student}",
         sections=drawn,
         moved=moved,

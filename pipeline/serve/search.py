@@ -26,7 +26,8 @@ class Hit:
     score: float
     id: str
     source: str
-    text: str
+    text: str | None
+    """None where there is no corpus."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,18 @@ def unit_vectors(vectors: np.ndarray) -> np.ndarray:
 
 
 class Searcher:
-    """Answers queries with documents: rows `key, id, source`, whose texts are in `corpus`.
+    """Answers queries with documents: rows `key, id, source`, whose texts are in `corpus`; without one, by id alone.
 
     A store may hold documents that were taken out of the corpus since: they are passed over (`absent` counts them).
     """
 
     def __init__(
-        self, encode: Encode, rows: pl.DataFrame, nearest: Nearest, corpus: Path, similarity: Similarity = "cosine"
+        self,
+        encode: Encode,
+        rows: pl.DataFrame,
+        nearest: Nearest,
+        corpus: Path | None,
+        similarity: Similarity = "cosine",
     ) -> None:
         """`nearest` finds rows by the dot product with a query's vector, which has length one for the cosine.
 
@@ -101,8 +107,8 @@ class Searcher:
             LeafError: the corpus has none of the documents.
         """
         self._encode, self._rows, self._nearest, self._similarity = encode, rows, nearest, similarity
-        self._texts = scan(corpus).select("key", "text")
-        self._present = contains(corpus_keys(corpus), key_array(rows["key"]))
+        self._texts = scan(corpus).select("key", "text") if corpus else None
+        self._present = contains(corpus_keys(corpus), key_array(rows["key"])) if corpus else np.ones(len(rows), bool)
         self.documents = int(self._present.sum())
         self.absent = len(rows) - self.documents
         if not self.documents:
@@ -118,9 +124,11 @@ class Searcher:
         rows, scores = self._nearest_present(vector, top)
         searched = time.perf_counter()
         documents = self._rows[rows]
-        texts = dict(self._texts.filter(pl.col("key").is_in(documents["key"].to_list())).collect().iter_rows())
+        texts: dict[bytes, str] = {}
+        if self._texts is not None:
+            texts = dict(self._texts.filter(pl.col("key").is_in(documents["key"].to_list())).collect().iter_rows())
         hits = tuple(
-            Hit(float(score), row["id"], row["source"], texts[row["key"]])
+            Hit(float(score), row["id"], row["source"], texts[row["key"]] if self._texts is not None else None)
             for score, row in zip(scores, documents.iter_rows(named=True), strict=True)
         )
         return Answer(hits, 1000 * (encoded - started), 1000 * (searched - encoded))

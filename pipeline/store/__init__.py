@@ -1,21 +1,22 @@
 """The embedding store: teacher vectors by key, in immutable checksummed shards (docs/format.md).
 
-Reading and checking (`Store`), the shard cache from which stores are published, stores in buckets, and what is done to
+Reading and checking (`Store`), the shard cache from which stores are published, stores behind URLs, and what is done to
 whole stores. `VectorSource` is what training and measuring ask for. Knows no model.
 """
 
 from pipeline.store import formats, operations, shard, upload
-from pipeline.store.bucket import remote_url
 from pipeline.store.chunks import CHUNK_ROWS
 from pipeline.store.fitted import FITTED_TO, check_fitted_to, write_fitted_to
 from pipeline.store.licenses import joint_license, joint_teacher
 from pipeline.store.operations import merge, scratch_cache
+from pipeline.store.places import Listed, find_stores, open_stores, write_list
 from pipeline.store.repair import EncodeAgain, repair, shard_names
-from pipeline.store.shard import MAX_DIM, StoreMeta, read_rows, shard_name
+from pipeline.store.shard import MAX_DIM, UNVERIFIED, StoreMeta, read_rows, shard_name
 from pipeline.store.shard_cache import ShardCache, shard_directory
 from pipeline.store.similarity import similarity_note
 from pipeline.store.source import VectorSource
 from pipeline.store.store import Store
+from pipeline.store.transport import remote_url
 from pipeline.store.validation import SAME_LENGTH, SAME_VECTOR, check_free, check_replaceable
 
 __all__ = [
@@ -24,7 +25,9 @@ __all__ = [
     "MAX_DIM",
     "SAME_LENGTH",
     "SAME_VECTOR",
+    "UNVERIFIED",
     "EncodeAgain",
+    "Listed",
     "ShardCache",
     "Store",
     "StoreMeta",
@@ -32,10 +35,12 @@ __all__ = [
     "check_fitted_to",
     "check_free",
     "check_replaceable",
+    "find_stores",
     "formats",
     "joint_license",
     "joint_teacher",
     "merge",
+    "open_stores",
     "operations",
     "read_rows",
     "remote_url",
@@ -48,4 +53,5 @@ __all__ = [
     "similarity_note",
     "upload",
     "write_fitted_to",
+    "write_list",
 ]

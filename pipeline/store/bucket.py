@@ -1,18 +1,14 @@
-"""Files below an `s3://` URL, and a bounded local cache of them in which every file is hashed while it arrives."""
+"""Files below an `s3://` URL: read in ranges, listed, and written only where nobody else has written."""
 
 import hashlib
-import json
 import os
-import re
-import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.base import TEMPORARY, LeafError, import_optional
+from pipeline.base import FileMissingError, LeafError, import_optional
 
 BLOCK_BYTES = 8 * 2**20  # of one request
 _CHANGED = {"PreconditionFailed", "ConditionalRequestConflict", "OperationAborted", "412", "409"}
@@ -22,12 +18,6 @@ _NO_CONDITIONS = (
     "lose its rows: push to a server that does (Amazon S3, MinIO, Cloudflare R2), or copy the store to an empty place "
     "with `aws s3 sync`"
 )
-
-
-def remote_url(path: Path | str) -> str | None:
-    """The URL that `path` stands for, None if it is no URL. A URL that went through `pathlib` has lost a slash."""
-    scheme = re.match(r"s3:/+(?=[^/])", str(path))
-    return f"s3://{str(path)[scheme.end() :].rstrip('/')}" if scheme else None
 
 
 class ChangedMeanwhileError(LeafError):
@@ -58,7 +48,7 @@ class Bucket:
         except LeafError:
             raise
         except FileNotFoundError:
-            raise LeafError(f"{self.url}/{file}: file is missing") from None
+            raise FileMissingError(f"{self.url}/{file}: file is missing") from None
         except PermissionError:
             raise LeafError(f"{self.url}/{file}: access denied; look at your AWS credentials") from None
         except Exception as error:  # botocore and aiohttp raise many classes; their texts may quote the request
@@ -84,12 +74,33 @@ class Bucket:
             listing = self._system.find(self._place, detail=True)
             return {name.removeprefix(f"{self._place}/"): int(entry["size"]) for name, entry in listing.items()}
 
+    def children(self, folder: str) -> tuple[set[str], list[str]]:
+        """The names of the files in a folder (`""`: in the place itself), and those of its folders, sorted."""
+        place = f"{self._place}/{folder}".rstrip("/")
+        files, folders = set(), []
+        with self._errors_without_secrets(folder):
+            try:
+                entries = self._system.ls(place, detail=True)
+            except FileNotFoundError:
+                return set(), []
+            for entry in entries:
+                name = entry["name"].rstrip("/").removeprefix(place).lstrip("/")
+                if entry["type"] == "directory":
+                    folders.append(name)
+                else:
+                    files.add(name)
+        return files, sorted(folders)
+
+    def blocks(self, file: str, size: int) -> Iterator[bytes]:
+        """The first `size` bytes of a file, block by block."""
+        for start in range(0, size, BLOCK_BYTES):
+            yield self.read(file, start, min(start + BLOCK_BYTES, size))
+
     def sha256(self, file: str) -> str:
         """Hexadecimal SHA-256 of a file, which is read block by block."""
         hashed = hashlib.sha256()
-        size = self.size(file)
-        for start in range(0, size, BLOCK_BYTES):
-            hashed.update(self.read(file, start, min(start + BLOCK_BYTES, size)))
+        for block in self.blocks(file, self.size(file)):
+            hashed.update(block)
         return hashed.hexdigest()
 
     def version(self, file: str) -> str | None:
@@ -152,115 +163,3 @@ def _error_code(error: BaseException | None) -> str | None:
             return str(answer.get("Error", {}).get("Code"))
         error = error.__cause__
     return None
-
-
-class FileCache:
-    """Local copies of one store's files. The bound holds over all stores that share the directory `root`."""
-
-    def __init__(self, root: Path, limit: int, bucket: Bucket, identity: str) -> None:
-        """`limit` is in bytes; `identity` names this store's directory below `root`."""
-        self.root, self.limit, self.bucket = root, limit, bucket
-        self.path = root / identity
-        self._turn = threading.Lock()
-        self._downloads: dict[str, threading.Lock] = {}
-        self._pinned: Counter[Path] = Counter()
-        self._incoming_bytes = 0
-
-    def drop_outdated(self, digests: Mapping[str, str]) -> None:
-        """Drop local copies of files that have other digests now: the store behind the URL was published anew."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        known = self.path / "known.json"
-        try:
-            before = dict(json.loads(known.read_bytes()))
-        except (OSError, ValueError, TypeError):
-            before = {}
-        for file, digest in digests.items():
-            if before.get(file) != digest:
-                (self.path / file).unlink(missing_ok=True)
-        part = known.with_name(f"{TEMPORARY}{os.getpid()}-known.json")
-        part.write_text(json.dumps(dict(digests)), encoding="utf-8")
-        part.rename(known)
-
-    @contextmanager
-    def pinned(self, file: str) -> Iterator[None]:
-        """Within the block this process does not drop the local copy."""
-        with self._turn:
-            self._pinned[self.path / file] += 1
-        try:
-            yield
-        finally:
-            with self._turn:
-                self._pinned[self.path / file] -= 1
-
-    def fetch(self, file: str, digest: str, size: int | None, limit: int, evictable: bool = False) -> Path:
-        """The local path of a file, downloaded and checked if it is not there.
-
-        Args:
-            file: path below the URL.
-            digest: the file's SHA-256.
-            size: its exact size in bytes, where the format fixes it.
-            limit: the most bytes it may have.
-            evictable: it counts against the cache's bound, and files like it are dropped to make room.
-
-        Raises:
-            LeafError: the file is missing, has another size or digest, or cannot be reached.
-        """
-        with self._turn:
-            download = self._downloads.setdefault(file, threading.Lock())
-        with download:
-            path = self.path / file
-            try:
-                os.utime(path)  # marks it as used just now
-                return path
-            except OSError:
-                return self._download(file, digest, size, limit, evictable)
-
-    def _download(self, file: str, digest: str, size: int | None, limit: int, evictable: bool) -> Path:
-        actual = self.bucket.size(file)
-        if size is not None and actual != size:
-            raise LeafError(f"{self.bucket.url}/{file}: has {actual} bytes instead of {size}: truncated or changed")
-        if actual > limit:
-            raise LeafError(f"{self.bucket.url}/{file}: has {actual} bytes, more than its shard may have: refused")
-        path = self.path / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}-{path.name}")
-        if evictable:
-            self._make_room(actual)
-        try:
-            if self._copy_and_hash(file, actual, part) != digest:
-                raise LeafError(f"{self.bucket.url}/{file}: SHA-256 differs: damaged or swapped")
-            part.rename(path)
-        finally:
-            part.unlink(missing_ok=True)
-            if evictable:
-                with self._turn:
-                    self._incoming_bytes -= actual
-        return path
-
-    def _copy_and_hash(self, file: str, size: int, target: Path) -> str:
-        """Write the file's bytes to `target`; returns their SHA-256."""
-        hashed = hashlib.sha256()
-        with target.open("wb") as out:
-            for start in range(0, size, BLOCK_BYTES):
-                block = self.bucket.read(file, start, min(start + BLOCK_BYTES, size))
-                hashed.update(block)
-                out.write(block)
-        return hashed.hexdigest()
-
-    def _make_room(self, incoming: int) -> None:
-        """Drop the least recently used files of vectors, of any store in the cache, until `incoming` bytes fit."""
-        with self._turn:
-            held = []
-            for path in self.root.glob("*/vectors.zarr/*/c/0/0"):
-                try:
-                    held.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-                except OSError:  # another process dropped it
-                    continue
-            self._incoming_bytes += incoming
-            total = sum(size for _, size, _ in held) + self._incoming_bytes
-            for _, size, path in sorted(held):
-                if total <= self.limit:
-                    return
-                if not self._pinned[path]:
-                    path.unlink(missing_ok=True)
-                    total -= size

@@ -15,8 +15,8 @@ _FIRST_BYTES = (
     (rb"\x93NUMPY", "a NumPy array"),
 )
 INSTEAD = (
-    "a store is a directory: `dvc import` takes it from a git repository, `dvc import-url`, `aws s3 sync` and the "
-    "commands here from s3://BUCKET/PREFIX (docs/sharing.md)"
+    "a store is a directory: `dvc import` takes it from a git repository, `dvc import-url` and `aws s3 sync` from "
+    "s3://BUCKET/PREFIX, and the commands here read it at s3:// and http(s):// URLs (docs/sharing.md)"
 )
 
 

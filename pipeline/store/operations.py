@@ -12,7 +12,7 @@ from tqdm import tqdm
 from pipeline.base import Array, LeafError, contains, disk, key_array, workspace
 from pipeline.store.agreement import check_agreement, check_same_space, compare_shared
 from pipeline.store.licenses import joint_license, joint_teacher
-from pipeline.store.shard import ShardInfo, StoreMeta
+from pipeline.store.shard import UNVERIFIED, ShardInfo, StoreMeta
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
 from pipeline.store.validation import check_free, check_replaceable
@@ -35,6 +35,7 @@ def info(store: Store) -> dict[str, Any]:
     meta = store.meta
     return {
         "teacher": meta.teacher.get("model"),
+        **({"unverified": UNVERIFIED} if meta.unverified else {}),
         "teacher_license": meta.teacher.get("license"),
         "license": meta.license,
         "licenses": {
@@ -175,7 +176,8 @@ def assemble(
                     figures["shards_dropped"] += 1
                 elif kept.all():
                     both = joint_license([info.license, (also_stated or {}).get(info.name, info.license)])
-                    cache.adopt(store.files.shard(info), replace(info, license=both or info.license))
+                    with store.shard_files(i) as root:
+                        cache.adopt(root, replace(info, license=both or info.license))
                     figures["shards_linked"] += 1
                 else:
                     copy_rows(store, i, np.flatnonzero(kept), cache)

@@ -11,7 +11,7 @@ from string import Template
 
 from pipeline.base import sha256, sync
 from pipeline.store.manifest import GROUP, README, Manifest, Sources
-from pipeline.store.shard import ShardInfo, StoreMeta
+from pipeline.store.shard import UNVERIFIED, ShardInfo, StoreMeta
 
 UNKNOWN = "not stated; ask whoever gave you the store"
 SCALE = """
@@ -37,7 +37,8 @@ def readme_text(manifest: Manifest) -> str:
         for role, rows in sources[source].items()
     ]
     return Template(files("pipeline.store").joinpath("templates/store.md").read_text(encoding="utf-8")).substitute(
-        teacher=_table_cell(str(meta.teacher.get("model", "unknown"))),
+        teacher=_table_cell(str(meta.teacher.get("model", "unknown"))) + (" (unverified)" if meta.unverified else ""),
+        unverified=f"| Unverified | {UNVERIFIED} |\n" if meta.unverified else "",
         fingerprint=meta.fingerprint,
         rows=f"{sum(info.rows for info in shards):,}",
         shards=f"{len(shards):,}",

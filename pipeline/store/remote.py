@@ -1,10 +1,10 @@
-"""The files of a store in an object store (`s3://bucket/prefix`), downloaded by shards into a bounded local cache.
+"""The files of a store behind a URL (`s3://`, `http(s)://`), downloaded by shards into a bounded local cache.
 
 Every file is hashed while it arrives and is refused unless it is the file that `store.json` names. The files of vectors
 are the large ones: the least recently used are dropped where the cache would exceed its bound. A dropped file that was
-checked before is then read from the bucket in ranges of whole chunks, each compared with the digest taken at the check.
+checked before is then read from there in ranges of whole chunks, each compared with the digest taken at the check.
 
-Credentials come from the environment or the usual files (`~/.aws`), never from a URL or a parameter.
+Credentials come from the environment or the usual files (`~/.aws`, `~/.netrc`), never from a URL or a parameter.
 `LEAF_CACHE` names the cache's directory (default `.cache/remote`) and `LEAF_CACHE_GB` its bound (default 20). They are
 environment variables and not parameters because they belong to the machine and do not change the result.
 """
@@ -21,11 +21,12 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.base import TEMPORARY, Array, LeafError, sha256
-from pipeline.store.bucket import Bucket, FileCache
 from pipeline.store.chunks import CHECKSUM_BYTES, CHUNK_ROWS, Chunks, chunk_bytes
+from pipeline.store.file_cache import FileCache
 from pipeline.store.manifest import MAX_DOCUMENT_BYTES, Manifest
 from pipeline.store.shard import ShardInfo, arrays, data_path, document_path, file_sizes, open_array, rows_path
 from pipeline.store.shard_files import ArrayReader, ShardFiles, naming_repair
+from pipeline.store.transport import Transport, open_transport
 
 AHEAD = 4  # shards downloaded at once
 GIGABYTE = 10**9
@@ -36,26 +37,34 @@ class RemoteFiles(ShardFiles):
 
     repair = "ask its owner to publish that shard again, or run `leaf store repair` on a copy"
 
-    def __init__(self, bucket: Bucket, cache: FileCache, manifest: Manifest) -> None:
-        self.bucket, self.cache, self.manifest = bucket, cache, manifest
+    def __init__(self, transport: Transport, cache: FileCache, manifest: Manifest) -> None:
+        self.transport, self.cache, self.manifest = transport, cache, manifest
         self.path = cache.path
         self._arrays: dict[str, list[RemoteArray]] = {}
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """The store at an s3:// URL; LeafError where there is none, or it is damaged or cannot be reached."""
-        bucket = Bucket(url)
+        """The store at a URL; LeafError where there is none, or it is damaged or cannot be reached."""
+        transport = open_transport(url)
         root = Path(os.environ.get("LEAF_CACHE", ".cache/remote"))
-        cache = FileCache(root, _cache_limit(), bucket, hashlib.sha256(url.encode()).hexdigest()[:16])
-        manifest = _download_manifest(bucket, cache.path)
+        cache = FileCache(root, _cache_limit(), transport, hashlib.sha256(url.encode()).hexdigest()[:16])
+        manifest = _download_manifest(transport, cache.path)
         shards = {file: digest for info in manifest.shards for file, digest in info.files.items()}
         cache.drop_outdated(manifest.files | shards)
-        return cls(bucket, cache, manifest)
+        return cls(transport, cache, manifest)
 
     @property
     def name(self) -> str:
         """See `ShardFiles.name`."""
-        return self.bucket.url
+        return self.transport.url
+
+    @contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """See `ShardFiles.named_errors`."""
+        try:
+            yield
+        except LeafError as error:
+            raise LeafError(str(error).replace(str(self.path), self.name)) from None
 
     def common(self) -> Path:
         """See `ShardFiles.common`."""
@@ -95,11 +104,13 @@ class RemoteFiles(ShardFiles):
 
     def check_listing(self) -> None:
         """Refuse a bucket that lacks a file. Other files may be there: shards that the store no longer has."""
-        listed = self.bucket.files()
+        listed = self.transport.files()
+        if listed is None:
+            return
         for info in self.manifest.shards:
             for file in info.files:
                 if file not in listed:
-                    raise LeafError(f"{self.bucket.url}/{file}: shard {info.name}: file is missing; {self.repair}")
+                    raise LeafError(f"{self.transport.url}/{file}: shard {info.name}: file is missing; {self.repair}")
 
     def arrivals(self) -> Generator[int, None, None]:
         """See `ShardFiles.arrivals`. A few shards are downloaded ahead, as many as the cache's bound allows."""
@@ -130,11 +141,11 @@ class RemoteFiles(ShardFiles):
 
     def current_manifest(self) -> Manifest:
         """See `ShardFiles.current_manifest`."""
-        return _download_manifest(self.bucket, self.path)
+        return _download_manifest(self.transport, self.path)
 
 
 class RemoteArray:
-    """One Zarr array of a remote shard: read from the local copy, or from the bucket where that has been dropped."""
+    """One Zarr array of a remote shard: read from the local copy, or from its URL where that has been dropped."""
 
     def __init__(self, files: RemoteFiles, info: ShardInfo, name: str) -> None:
         dtype, self.row = arrays(info.name, files.manifest.meta)[name]
@@ -148,7 +159,7 @@ class RemoteArray:
         """See `ArrayReader.read`."""
         local = self.files.path / self.data
         if self._digests and not local.exists():
-            return self._read_from_bucket(low, high)
+            return self._read_remotely(low, high)
         self.files.fetch(self.info, (document_path(self.name), self.data))
         try:
             return self._chunks().read(low, high)
@@ -173,12 +184,12 @@ class RemoteArray:
             self._opened = open_array(self.files.path, self.info, self.files.manifest.meta, self.name)
         return self._opened
 
-    def _read_from_bucket(self, low: int, high: int) -> Array:
+    def _read_remotely(self, low: int, high: int) -> Array:
         if high <= low:
             return np.empty((0, *self.row), self.dtype)
         size = chunk_bytes(self.row, self.dtype)
         first, last = low // CHUNK_ROWS, -(-high // CHUNK_ROWS)
-        raw = self.files.bucket.read(self.data, first * size, last * size)
+        raw = self.files.transport.read(self.data, first * size, last * size)
         chunks = [raw[start : start + size] for start in range(0, (last - first) * size, size)]
         if list(map(_chunk_digest, chunks)) != self._digests[first:last]:
             place = f"{self.files.name}/{self.data}: shard {self.info.name}"
@@ -191,15 +202,15 @@ def _chunk_digest(chunk: bytes) -> bytes:
     return hashlib.blake2b(chunk, digest_size=16).digest()
 
 
-def _download_manifest(bucket: Bucket, directory: Path) -> Manifest:
-    raw = bucket.read("store.json", 0, MAX_DOCUMENT_BYTES + 1)
+def _download_manifest(transport: Transport, directory: Path) -> Manifest:
+    raw = transport.read("store.json", 0, MAX_DOCUMENT_BYTES + 1)
     directory.mkdir(parents=True, exist_ok=True)
     part = directory / f"{TEMPORARY}{os.getpid()}-store.json"
     part.write_bytes(raw)
     try:
         return Manifest.read(part)
     except LeafError as error:
-        raise LeafError(str(error).replace(str(part), f"{bucket.url}/store.json")) from None
+        raise LeafError(str(error).replace(str(part), f"{transport.url}/store.json")) from None
     finally:
         part.unlink()
 

@@ -27,6 +27,8 @@ MAX_ROW_BYTES = 8192  # of a row's key, role, id, source and tokens, unpacked; m
 DTYPES = ("float16", "float32", "int8")
 ROW_SCHEMA = pl.Schema({"key": pl.Binary, "role": pl.String, "id": pl.String, "source": pl.String, "tokens": pl.Int32})
 
+UNVERIFIED = "imported vectors, none of which was encoded again: nobody has checked which model made them"
+
 
 @dataclass(frozen=True)
 class StoreMeta:
@@ -58,6 +60,11 @@ class StoreMeta:
         """Both in words, to stand behind `vectors` in a document for people."""
         note = f" ({self.similarity_note})" if self.similarity_note else ""
         return f"compared by {WORDS[self.similarity]}{note}"
+
+    @property
+    def unverified(self) -> bool:
+        """Whether nobody has checked that the teacher made these vectors (`UNVERIFIED`)."""
+        return bool(self.teacher.get("unverified"))
 
     @property
     def _made_for(self) -> str:

@@ -41,6 +41,17 @@ class ShardFiles(ABC):
     def name(self) -> str:
         """What messages call the store: a path or a URL."""
 
+    @contextmanager
+    def errors(self, place: str = "") -> Iterator[None]:
+        """Put `place` before the LeafErrors of the block, and the repair after them; they name the store, no copy."""
+        with self.named_errors(), naming_repair(self.repair, place):
+            yield
+
+    @contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """Have the LeafErrors of the block name the store where they would name a local copy of it."""
+        yield
+
     @abstractmethod
     def common(self) -> Path:
         """The directory that holds the files that belong to no shard."""

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -16,12 +16,12 @@ import numpy as np
 import polars as pl
 
 from pipeline.base import Array, LeafError, key_array, regular_size, sha256
-from pipeline.store.bucket import remote_url
 from pipeline.store.manifest import Sources
 from pipeline.store.remote import RemoteFiles
 from pipeline.store.shard import ShardInfo, check_files, read_rows
-from pipeline.store.shard_files import ArrayReader, LocalFiles, ShardFiles, naming_repair
+from pipeline.store.shard_files import ArrayReader, LocalFiles, ShardFiles
 from pipeline.store.source import VectorSource
+from pipeline.store.transport import remote_url
 from pipeline.store.validation import finite_and_zero
 
 
@@ -40,7 +40,7 @@ class Store(VectorSource):
     def open(cls, path: Path | str) -> "Store":
         """Parse and validate `store.json`; in a directory, check that every file has the right size. Reads no data.
 
-        `path` is a directory or the URL of a store in an object store (`s3://bucket/prefix`).
+        `path` is a directory or a URL: `s3://BUCKET/PREFIX` in an object store, `http(s)://HOST/PATH` on a web server.
 
         Raises:
             LeafError: no store, a damaged or edited one, or one of a later version; says which shard and what to do.
@@ -96,7 +96,7 @@ class Store(VectorSource):
         """`verify` for one shard. Reads each of its bytes twice."""
         info = self.shards[i]
         with self.files.held_for_check(info) as root:
-            with naming_repair(self.files.repair):
+            with self.files.errors():
                 check_files(root, info, self.meta)
                 read_rows(root, info)
             for start, vectors in self.chunks(i):
@@ -107,13 +107,20 @@ class Store(VectorSource):
                     place = f"{self.name}: shard {info.name}: row {row}"
                     raise LeafError(f"{place} is zero or not finite; {self.files.repair}")
 
+    @contextmanager
+    def shard_files(self, i: int) -> Iterator[Path]:
+        """The directory with all files of shard `i`, until the block ends; LeafErrors of the block name the store."""
+        with self.files.named_errors(), self.files.held_for_check(self.shards[i]) as root:
+            yield root
+
     def _check_common(self) -> None:
         """Check the files that belong to no shard, and the counts under `sources`."""
         root = self.files.common()
-        for file, digest in self.manifest.files.items():
-            regular_size(root / file, "belongs to the store")
-            if sha256(root / file) != digest:
-                raise LeafError(f"{root / file}: SHA-256 differs; {self.files.repair}")
+        with self.files.errors():
+            for file, digest in self.manifest.files.items():
+                regular_size(root / file, "belongs to the store")
+                if sha256(root / file) != digest:
+                    raise LeafError(f"{root / file}: SHA-256 differs")
         if self.manifest.sources is not None and self.count_sources() != self.manifest.sources:
             raise LeafError(f"{self.name}: store.json counts other rows by source than there are; {self.files.repair}")
 
@@ -126,7 +133,7 @@ class Store(VectorSource):
 
     def shard_rows_frame(self, i: int) -> pl.DataFrame:
         """`key, role, id, source, tokens` of shard `i`, in the order of its vectors; its SHA-256 is checked."""
-        with naming_repair(self.files.repair):
+        with self.files.errors():
             return read_rows(self.files.rows(self.shards[i]), self.shards[i])
 
     def read(self, part: int, start: int = 0, stop: int | None = None) -> Array:
@@ -144,12 +151,12 @@ class Store(VectorSource):
         return self._read_arrays(self.shards[i], 0, self.shards[i].rows)
 
     def _read_arrays(self, info: ShardInfo, low: int, high: int) -> list[Array]:
-        with naming_repair(self.files.repair):
+        with self.files.errors():
             readers = self.files.arrays(info)
         return [self._read_array(info, reader, low, high) for reader in readers]
 
     def _read_array(self, info: ShardInfo, reader: ArrayReader, low: int, high: int) -> Array:
-        with naming_repair(self.files.repair, f"{self.name}: shard {info.name}: rows {low} to {high}: "):
+        with self.files.errors(f"{self.name}: shard {info.name}: rows {low} to {high}: "):
             return reader.read(low, high)
 
     def chunks(self, i: int, rows: int | None = None) -> Iterator[tuple[int, Array]]:

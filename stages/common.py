@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, access
 
 params_option = click.option(
     "--params", type=Path, default=Path("params.yaml"), show_default=True, help="Parameter file."
@@ -27,7 +27,8 @@ class _Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         signal.signal(signal.SIGTERM, _terminate)
         try:
-            result = super().invoke(ctx)
+            with access():
+                result = super().invoke(ctx)
             sys.stdout.flush()  # while a closed pipe can still be told from other errors
             return result
         except LeafError as error:

@@ -6,9 +6,10 @@ memory kept by malloc, optional packages, token ids of long texts. Every other r
 
 from pipeline.base import files
 from pipeline.base.arrays import Array, Similarity, cosines, similarities
-from pipeline.base.errors import FileMissingError, LeafError, first_line
+from pipeline.base.errors import FileMissingError, LeafError, NoAccessError, first_line
 from pipeline.base.files import (
     TEMPORARY,
+    access,
     disk,
     link,
     locked,
@@ -37,9 +38,11 @@ __all__ = [
     "Array",
     "FileMissingError",
     "LeafError",
+    "NoAccessError",
     "Prefixes",
     "Similarity",
     "TokenIds",
+    "access",
     "contains",
     "cosines",
     "disk",

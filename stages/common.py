@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from pipeline.base import LeafError, written_file
+from pipeline.base import LeafError, access, written_file
 from pipeline.store import check_fitted_to
 from stages.recorded import removed_by_dvc
 
@@ -32,7 +32,8 @@ class _Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         signal.signal(signal.SIGTERM, _terminate)
         try:
-            result = super().invoke(ctx)
+            with access():
+                result = super().invoke(ctx)
             sys.stdout.flush()  # while a closed pipe can still be told from other errors
             return result
         except LeafError as error:

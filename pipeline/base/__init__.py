@@ -6,9 +6,10 @@ memory kept by malloc, optional packages, token ids of long texts. Every other r
 
 from pipeline.base import files
 from pipeline.base.arrays import Array, Similarity, cosines, similarities
-from pipeline.base.errors import FileMissingError, LeafError, first_line
+from pipeline.base.errors import FileMissingError, LeafError, NoAccessError, first_line
 from pipeline.base.files import (
     TEMPORARY,
+    access,
     check_writable,
     disk,
     link,
@@ -39,9 +40,11 @@ __all__ = [
     "Array",
     "FileMissingError",
     "LeafError",
+    "NoAccessError",
     "Prefixes",
     "Similarity",
     "TokenIds",
+    "access",
     "check_writable",
     "contains",
     "cosines",

@@ -5,6 +5,10 @@ class LeafError(Exception):
     """Bad input or a damaged file: the message names the place and says what to do about it."""
 
 
+class NoAccessError(LeafError):
+    """A file that this user may not read or write: nothing is wrong with it."""
+
+
 class FileMissingError(LeafError):
     """A remote file is not there."""
 

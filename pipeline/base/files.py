@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pwd
 import shutil
 import stat
 import tempfile
@@ -17,13 +18,54 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.errors import LeafError
+from pipeline.base.errors import LeafError, NoAccessError
 
 TEMPORARY = ".tmp-"
 """Prefix of the names of unfinished files and directories; the next run removes what a killed one has left."""
 _LOCK = "lock"
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # constants of renameat2(2)
+
+
+@contextmanager
+def access(place: Path | None = None) -> Iterator[None]:
+    """Turn an OSError of the block that is a matter of permission into a NoAccessError with the owner and the mode.
+
+    `place` is what the block reads or writes, where the OSError does not name a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ACCESS and not isinstance(error, PermissionError):
+            raise
+        path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else place
+        raise NoAccessError(f"{path}: {_permissions(path, error)}") from None
+
+
+def _permissions(path: Path | None, error: OSError) -> str:
+    """Who owns the nearest of the path and its parents that can be looked at, with which mode, and what to do."""
+    if error.errno == errno.EROFS:
+        return "the file system is mounted read-only: name a place elsewhere"
+    for place in (path, *path.absolute().parents) if path else ():
+        try:
+            status = place.stat()
+        except OSError:
+            continue
+        owner, mode = _user(status.st_uid), stat.S_IMODE(status.st_mode)
+        what = "" if place == path else f" {place}"
+        return (
+            f"no access:{what} belongs to {owner} and has the mode {mode:04o}, and this program runs as "
+            f"{_user(os.geteuid())}; its owner can change that (`chmod`; umask for what comes later)"
+        )
+    return f"no access ({error.strerror or error})"
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
 
 
 @contextmanager
@@ -35,7 +77,8 @@ def locked(path: Path, what: str) -> Iterator[None]:
     Raises:
         LeafError: another process holds the lock; the message has its process id.
     """
-    handle = os.open(path, os.O_CLOEXEC | os.O_RDWR | os.O_CREAT, 0o644)
+    with access():
+        handle = os.open(path, os.O_CLOEXEC | os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,7 +200,8 @@ def temporary(parent: Path, prefix: str) -> Iterator[Path]:
 def disk(place: Path, what: str | None = None) -> Iterator[None]:
     """Turn an OSError of the block, which writes `what` at `place`, into a LeafError that says what to do."""
     try:
-        yield
+        with access(place):
+            yield
     except OSError as error:
         if error.errno in _NO_SPACE:
             target = f" for {what}" if what else ""
@@ -175,10 +219,11 @@ def read_json(file: Path) -> Any:
     """Parse a JSON file.
 
     Raises:
-        LeafError: it is missing or not JSON.
+        LeafError: it is missing or not JSON, or may not be read.
     """
     try:
-        return json.loads(file.read_bytes())
+        with access():
+            return json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         raise LeafError(f"{file}: missing or not JSON") from None
 
@@ -228,7 +273,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file, which is not read whole into memory."""
-    with path.open("rb") as file:
+    with access(), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -248,7 +293,8 @@ def regular_size(path: Path, what: str) -> int:
         LeafError: it is missing, unreadable, or no regular file (a pipe would block its reader forever).
     """
     try:
-        status = path.stat()
+        with access():
+            status = path.stat()
     except OSError as error:
         raise LeafError(f"{path}: {what}: file is missing or unreadable ({error.strerror})") from None
     if not stat.S_ISREG(status.st_mode):

@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.base import ROLES, Array, LeafError, key_array, keys, merge_sorted, sha256
+from pipeline.base import ROLES, Array, LeafError, access, key_array, keys, merge_sorted, sha256
 from pipeline.corpus.external_sort import SCHEMA
 from pipeline.corpus.readers.fields import require_columns
 
@@ -32,7 +32,12 @@ def part_files(directory: Path) -> list[Path]:
     Raises:
         LeafError: there is none, or a file is damaged or lacks a column.
     """
-    parts = sorted(directory.glob("part-*.parquet"))
+    with access(directory):
+        if directory.exists():
+            next(directory.iterdir(), None)  # `glob` finds nothing where it may not look
+        parts = sorted(directory.glob("part-*.parquet"))
+        for part in parts:
+            part.open("rb").close()
     if not parts:
         raise LeafError(f"{directory}: no corpus there (no part-*.parquet); run the stage `corpus`")
     for part in parts:

@@ -14,7 +14,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, access
 
 CHUNK_ROWS = 1024  # rows that share a checksum; the unit of reading
 CHECKSUM_BYTES = 4
@@ -80,7 +80,7 @@ class Chunks:
 @contextmanager
 def _opened(path: Path) -> Iterator[io.FileIO]:
     try:
-        with path.open("rb", buffering=0) as file:
+        with access(), path.open("rb", buffering=0) as file:
             yield file
     except OSError as error:
         raise LeafError(f"{path}: {error.strerror or error}") from None

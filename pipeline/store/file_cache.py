@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.base import TEMPORARY, LeafError
+from pipeline.base import TEMPORARY, LeafError, access
 from pipeline.store.transport import Transport
 
 
@@ -70,9 +70,12 @@ class FileCache:
             path = self.path / file
             try:
                 os.utime(path)  # marks it as used just now
-                return path
-            except OSError:
-                return self._download(file, digest, size, limit, evictable)
+            except FileNotFoundError:
+                with access(path):
+                    return self._download(file, digest, size, limit, evictable)
+            except PermissionError:  # of another user's cache, which may be read
+                pass
+            return path
 
     def _download(self, file: str, digest: str, size: int | None, limit: int, evictable: bool) -> Path:
         actual = self.transport.size(file)

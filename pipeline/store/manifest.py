@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.base import LeafError, regular_size
+from pipeline.base import LeafError, access, regular_size
 from pipeline.store.content import INSTEAD, describe_content, describe_place
 from pipeline.store.licenses import NOT_STATED, joint_license
 from pipeline.store.shard import DTYPES, MAX_DIM, ShardInfo, StoreMeta, file_sizes
@@ -80,7 +80,8 @@ class Manifest:
         Raises:
             LeafError: not a store, edited or damaged, impossible, or of a later version.
         """
-        raw, document = _load(file)
+        with access(file):
+            raw, document = _load(file)
         _require(document.get("format") == FORMAT, f"{file}: not an embedding store")
         version = document.get("version")
         _require(
@@ -130,7 +131,8 @@ def _load(file: Path) -> tuple[bytes, dict[str, Any]]:
     if regular_size(file, "no embedding store here") > MAX_DOCUMENT_BYTES:
         raise LeafError(f"{file}: larger than {MAX_DOCUMENT_BYTES} bytes: not an embedding store")
     try:
-        raw = file.read_bytes()
+        with access():
+            raw = file.read_bytes()
     except OSError as error:
         raise LeafError(f"{file}: cannot be read: {error.strerror}; {REPAIR}") from None
     try:

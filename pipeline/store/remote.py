@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.base import TEMPORARY, Array, LeafError, sha256
+from pipeline.base import TEMPORARY, Array, LeafError, NoAccessError, access, sha256
 from pipeline.store.chunks import CHECKSUM_BYTES, CHUNK_ROWS, Chunks, chunk_bytes
 from pipeline.store.file_cache import FileCache
 from pipeline.store.manifest import MAX_DOCUMENT_BYTES, Manifest
@@ -48,9 +48,10 @@ class RemoteFiles(ShardFiles):
         transport = open_transport(url)
         root = Path(os.environ.get("LEAF_CACHE", ".cache/remote"))
         cache = FileCache(root, _cache_limit(), transport, hashlib.sha256(url.encode()).hexdigest()[:16])
-        manifest = _download_manifest(transport, cache.path)
-        shards = {file: digest for info in manifest.shards for file, digest in info.files.items()}
-        cache.drop_outdated(manifest.files | shards)
+        with access(root):
+            manifest = _download_manifest(transport, cache.path)
+            shards = {file: digest for info in manifest.shards for file, digest in info.files.items()}
+            cache.drop_outdated(manifest.files | shards)
         return cls(transport, cache, manifest)
 
     @property
@@ -63,6 +64,8 @@ class RemoteFiles(ShardFiles):
         """See `ShardFiles.named_errors`."""
         try:
             yield
+        except NoAccessError:  # to the local copy
+            raise
         except LeafError as error:
             raise LeafError(str(error).replace(str(self.path), self.name)) from None
 

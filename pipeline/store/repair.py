@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.base import TEMPORARY, LeafError, disk, remove, sha256, sync
+from pipeline.base import TEMPORARY, LeafError, access, disk, remove, sha256, sync
 from pipeline.store.manifest import GROUP, Manifest
 from pipeline.store.operations import progress_bar
 from pipeline.store.readme import readme_text
@@ -79,7 +79,8 @@ def _damaged(store: Store, files: Mapping[str, str]) -> list[str]:
 
 def _has_digest(file: Path, digest: str) -> bool:
     try:
-        return file.is_file() and sha256(file) == digest
+        with access(file):
+            return file.is_file() and sha256(file) == digest
     except OSError:
         return False
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from pipeline.base import Array, LeafError, Similarity, key_array, regular_size, sha256, sync
+from pipeline.base import Array, LeafError, Similarity, access, key_array, regular_size, sha256, sync
 from pipeline.store.chunks import CHUNK_ROWS, Chunks, chunk_bytes, index_bytes
 from pipeline.store.similarity import WORDS, similarity_note, similarity_of
 
@@ -233,7 +233,8 @@ def open_array(root: Path, info: ShardInfo, meta: StoreMeta, name: str) -> Chunk
     if regular_size(document, f"shard {info.name}") > 65_536:
         raise LeafError(f"{document}: shard {info.name}: too large for array metadata")
     try:
-        metadata = json.loads(document.read_bytes())
+        with access():
+            metadata = json.loads(document.read_bytes())
     except (OSError, ValueError, RecursionError):
         raise LeafError(f"{document}: shard {info.name}: cannot be read as JSON") from None
     expected = _array_document(info.rows, dtype, row)

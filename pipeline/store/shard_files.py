@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol, Self
 
-from pipeline.base import Array, LeafError, regular_size
+from pipeline.base import Array, LeafError, NoAccessError, regular_size
 from pipeline.store.chunks import Chunks
 from pipeline.store.manifest import GROUP, README, REPAIR, Manifest
 from pipeline.store.shard import ShardInfo, arrays, check_sizes, open_array
@@ -156,6 +156,8 @@ def naming_repair(repair: str, place: str = "") -> Iterator[None]:
     """Put `place` before and `repair` after the message of a LeafError that does not name the repair yet."""
     try:
         yield
+    except NoAccessError:
+        raise
     except LeafError as error:
         if repair in str(error):
             raise

@@ -1,0 +1,137 @@
+"""Files of other owners, and modes that keep people out: messages say so, and never that something is damaged."""
+
+import ctypes
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, corpus_frame
+from tests.store_helpers import publish
+
+OTHER = 65534  # the owner of files of others, where the tests run as root
+DROP_CAPABILITY, OVERRIDES = 24, (1, 2, 3)  # prctl(2): PR_CAPBSET_DROP; capabilities(7): what lets root read all files
+RUN = """
+import json, sys
+from click.testing import CliRunner
+from stages.leaf import main
+results = [CliRunner().invoke(main, arguments) for arguments in json.loads(sys.stdin.read())]
+print(json.dumps([[result.exit_code, result.output] for result in results]))
+"""
+Leaf = Callable[..., list[tuple[int, str]]]
+
+
+@pytest.fixture
+def shared_folder(tmp_path: Path) -> Iterator[Path]:
+    """A directory whose content may get any mode."""
+    yield tmp_path
+    for folder, _, files in os.walk(tmp_path):
+        Path(folder).chmod(0o700)
+        for file in files:
+            (Path(folder) / file).chmod(0o600)
+
+
+def without_privileges() -> None:
+    """Have root read and write as everybody does: by owner and mode."""
+    if os.geteuid() == 0:
+        for capability in OVERRIDES:
+            ctypes.CDLL(None).prctl(DROP_CAPABILITY, capability, 0, 0, 0)
+
+
+@pytest.fixture
+def as_another(shared_folder: Path) -> Leaf:
+    """Runs `leaf` commands, one after another in one process, in which owners and modes count."""
+
+    def run(*commands: list[str]) -> list[tuple[int, str]]:
+        result = subprocess.run(
+            [sys.executable, "-c", RUN], input=json.dumps(commands), cwd=shared_folder, capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False, preexec_fn=without_privileges,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        return [(code, output) for code, output in json.loads(result.stdout)]
+
+    return run
+
+
+def refused(result: tuple[int, str], mode: str) -> str:
+    """The message of a refusal, which must name owner and mode and no repair."""
+    code, output = result
+    message = output.strip().splitlines()[-1]
+    assert code == 1
+    assert re.search(rf"no access:.* belongs to \S+ and has the mode {mode}", message), message
+    assert not re.search("restore|repair|damaged|dvc checkout|copy it again|Traceback", message), message
+    return message
+
+
+def test_every_file_that_may_not_be_read_is_named_with_owner_and_mode(shared_folder: Path, as_another: Leaf) -> None:
+    store = publish(shared_folder, (30,))
+    shutil.rmtree(shared_folder / "pool")
+    commands, copies = [], []
+    for number, file in enumerate(sorted(path for path in store.path.rglob("*") if path.is_file())):
+        copy = Path(shutil.copytree(store.path, shared_folder / f"copy-{number}"))
+        closed = copy / file.relative_to(store.path)
+        closed.unlink()  # its bytes are linked to no other file
+        shutil.copyfile(file, closed)
+        closed.chmod(0o200)
+        if os.geteuid() == 0:
+            os.chown(closed, OTHER, OTHER)
+        copies.append(closed)
+        commands += [["store", "verify", str(copy)], ["store", "repair", str(copy), "--pool", "none"]]
+    results = as_another(*commands)
+    for number, file in enumerate(copies):
+        for result in results[2 * number : 2 * number + 2]:
+            assert f"Error: {file}: no access" in refused(result, "0200")
+
+
+def test_a_directory_that_keeps_people_out_is_named(shared_folder: Path, as_another: Leaf) -> None:
+    before = os.umask(0o077)
+    try:
+        store = publish(shared_folder / "private", (30,))
+    finally:
+        os.umask(before)
+    mode = "0700"  # as that umask leaves it
+    if os.geteuid() == 0:
+        os.chown(store.path, OTHER, OTHER)
+    else:
+        store.path.chmod(0o000)
+        mode = "0000"
+    for result in as_another(["store", "info", str(store.path)], ["store", "list", str(store.path)]):
+        assert str(store.path) in refused(result, mode)
+
+
+def test_a_corpus_that_may_not_be_read_is_not_said_to_be_missing(shared_folder: Path, as_another: Leaf) -> None:
+    store = publish(shared_folder, (30,))
+    closed = shared_folder / "closed"
+    closed.mkdir()
+    corpus_frame(8).write_parquet(closed / "part-00000.parquet")
+    part = Path(shutil.copytree(closed, shared_folder / "part"))
+    (part / "part-00000.parquet").chmod(0o000)
+    closed.chmod(0o000)
+    results = as_another(
+        *(["store", "compact", str(store.path), "--corpus", str(c), "--out", "o"] for c in (closed, part))
+    )
+    for result in results:
+        assert "run the stage" not in refused(result, "0000")
+
+
+def test_a_store_that_is_only_readable_can_be_read_and_says_why_it_cannot_be_written(
+    shared_folder: Path, as_another: Leaf
+) -> None:
+    store = publish(shared_folder, (30,))
+    for path in [*store.path.rglob("*"), store.path]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    shared_folder.chmod(0o555)
+    verified, merged, exported = as_another(
+        ["store", "verify", str(store.path)],
+        ["store", "merge", str(store.path), str(store.path), "--out", str(shared_folder / "merged")],
+        ["store", "export", str(store.path), "--to", "npy", "--out", str(shared_folder / "npy")],
+    )
+    assert verified[0] == 0, verified[1]
+    for result in (merged, exported):
+        assert str(shared_folder) in refused(result, "0555")

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 import yaml
@@ -84,6 +83,12 @@ def records(first: int, last: int) -> list[dict[str, str]]:
     return [{"id": f"r{i}", "title": sentence(2 * i), "body": sentence(2 * i + 1)} for i in range(first, last)]
 
 
+def encoded(checkout: Path) -> int:
+    """Texts that the last run of `encode` there had the teacher read."""
+    rows: int = json.loads((checkout / "metrics/encode.json").read_text())["rows_encoded"]
+    return rows
+
+
 def stored_bytes() -> int:
     return sum(entry.size for entry in boto3.resource("s3").Bucket("leaf-sharing").objects.all())
 
@@ -93,7 +98,7 @@ def workspace(
     tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_student: Path, s3_server: dict[str, str]
 ) -> Any:
     folder = tmp_path_factory.mktemp("sharing")
-    source = {"name": "pairs", "kind": "jsonl", "path": "data/sources/texts.jsonl", "id_field": "id"}
+    source = {"name": "pairs", "kind": "jsonl", "path": "data/sources/*.jsonl", "id_field": "id"}
     params = {
         "corpus": {"sources": [source | {"query_field": "title", "document_field": "body"}], "heldout": 0.2},
         "teacher": {"model": str(tiny_teacher)},
@@ -109,6 +114,7 @@ def workspace(
     pl.DataFrame(records(0, RECORDS)).write_ndjson(folder / "team-a/data/sources/texts.jsonl")
     pl.DataFrame(records(100, RECORDS + 50)).write_ndjson(folder / "team-b/data/sources/texts.jsonl")
     pl.DataFrame(records(RECORDS + 50, RECORDS + 53)).write_ndjson(folder / "more-texts.jsonl")
+    pl.DataFrame(records(RECORDS + 53, RECORDS + 57)).write_ndjson(folder / "other-texts.jsonl")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_server.items():
             patch.setenv(name, value)
@@ -119,51 +125,70 @@ def workspace(
 def test_the_flows_of_the_document_one_after_another(workspace: Workspace) -> None:
     a, b = workspace.folder / "team-a", workspace.folder / "team-b"
     workspace.run("", 0)
-    workspace.run("1.", 0)
+    workspace.run("1.")
+    first = Store.open(a / "data/embeddings")
+
+    colleague = workspace.folder / "colleague"
+    assert "Running stage" not in workspace.run("2.", 0)
+    workspace.run("2.", 1)
+    guest = workspace.folder / "guest"
+    assert not (guest / "data/sources/texts.jsonl").exists()
+    assert (guest / "models/student/model.safetensors").exists()
+    assert workspace.printed.count("Running stage 'fit'") == 2
+
+    workspace.run("3.", 0)
+    assert encoded(colleague) == 8
+    before, names = stored_bytes(), {info.name for info in first.shards}
+    workspace.run("3.", 1)
     whole = Store.open(a / "data/embeddings")
+    assert encoded(a) == 6 == whole.rows - first.rows
+    added = {info.name for info in whole.shards} - names
+    assert len(added) == 1
+    new = sum(info.bytes for info in whole.shards if info.name in added)
+    corpus_bytes = sum(file.stat().st_size for file in a.glob("data/corpus/*"))
+    assert stored_bytes() - before < 2 * new + corpus_bytes + 60_000  # twice: DVC's copy and the plain one; manifests
+
+    workspace.sh("cd team-a && git clone --quiet ../team-a.git ../forgetful && cd ../forgetful && dvc pull -q --with-deps encode")
+    workspace.run("3.", 2)
+    union = Store.open(colleague / "data/embeddings")
+    assert encoded(colleague) == 0
+    assert union.rows == first.rows + 6 + 8
+    forgotten = workspace.sh("cd forgetful && git pull --quiet && ! python -m stages.fit 2>&1")
+    assert "is not the one that dvc.lock and metrics/corpus.json describe" in forgotten
+
     teacher = yaml.safe_load((b / "params.yaml").read_text())["teacher"]
     workspace.set_params("team-b", {"teacher": {"model": "package:not_installed/model"}})
-    workspace.run("1.", 1)
+    workspace.run("4.")
     imported = Store.open(b / "data/their-embeddings")
-    assert np.array_equal(imported.keys(), whole.keys())
+    assert set(imported.keys().tolist()) == set(union.keys().tolist())
     assert "CC-BY-4.0" in (imported.path / "README.md").read_text()
     assert (b / "models/from-theirs/model.safetensors").exists()
 
     workspace.set_params("team-b", {"teacher": teacher})
-    workspace.run("2.")
+    workspace.run("5.")
     figures = json.loads((b / "metrics/encode.json").read_text())
     corpus = pl.read_parquet(b / "data/corpus/*.parquet")
-    shared = len(set(corpus["key"]) & set(whole.keys().tolist()))
+    shared = len(set(corpus["key"]) & set(union.keys().tolist()))
     assert figures["taken_over"] == {"data/their-embeddings": shared}
     assert figures["rows_encoded"] == len(corpus) - shared == 100
     assert figures["tokens_saved"] > 2 * shared
 
-    workspace.run("3.")
+    workspace.run("6.")
     from_theirs, from_bucket = (
         json.loads((b / f"metrics/from-{name}.json").read_text()) for name in ("theirs", "bucket")
     )
-    assert from_theirs["validation"] == from_bucket["validation"]
+    assert from_theirs["training_rows"] == from_bucket["training_rows"]
+    assert from_theirs["validation"]["loss"] == pytest.approx(from_bucket["validation"]["loss"], rel=0.2)
 
-    before, names = stored_bytes(), {info.name for info in whole.shards}
-    workspace.run("4.")
-    grown = Store.open(a / "data/embeddings")
-    rows = json.loads((a / "metrics/encode.json").read_text())["rows_encoded"]
-    assert rows == 6 == grown.rows - whole.rows
-    added = {info.name for info in grown.shards} - names
-    assert len(added) == 1
-    new = sum(info.bytes for info in grown.shards if info.name in added)
-    corpus_bytes = sum(file.stat().st_size for file in a.glob("data/corpus/*"))
-    assert stored_bytes() - before < 2 * new + corpus_bytes + 60_000  # twice: DVC's copy and the plain one; manifests
-
-    workspace.run("5.")
+    workspace.run("7.")
     merged = Store.open(workspace.folder / "merged")
-    assert set(merged.keys().tolist()) == {*grown.keys().tolist(), *Store.open(b / "data/embeddings").keys().tolist()}
-    name = grown.shards[0].name
+    assert set(merged.keys().tolist()) == {*whole.keys().tolist(), *Store.open(b / "data/embeddings").keys().tolist()}
+    name = whole.shards[0].name
     file = a / f"data/embeddings/rows/{name}.parquet"
     file.unlink()
     workspace.run("Look")
     Store.open(a / "data/embeddings").verify()
-    assert set(Store.open(workspace.folder / "only-a").keys().tolist()) == set(grown.keys().tolist())
+    assert set(Store.open(workspace.folder / "only-a").keys().tolist()) == set(whole.keys().tolist())
 
 
 def test_no_credential_is_in_any_file_or_output(workspace: Workspace, s3_server: dict[str, str]) -> None:

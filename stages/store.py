@@ -235,9 +235,12 @@ def import_(
     from pipeline.teacher import open_teacher
 
     params = params or (Path("params.yaml") if Path("params.yaml").exists() else None)
-    if params is None and model is None:
+    if model is not None:
+        teacher = TeacherParams(model)
+    elif params is not None:
+        teacher = load_section(params, "teacher", TeacherParams)
+    else:
         raise LeafError("--teacher: name the model that made these vectors, or give a --params with a section teacher")
-    teacher = TeacherParams(model) if params is None or model else load_section(params, "teacher", TeacherParams)
     encode = load_section(params, "encode", EncodeParams) if params else EncodeParams()
     if license_ is not None:
         encode = dataclasses.replace(encode, license=license_)

@@ -88,9 +88,10 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path: Pa
     [
         (errno.ENOSPC, None, r"out: no space left; free some and run again"),
         (errno.EDQUOT, "this shard", r"out: no space left for this shard; free some and run again"),
-        (errno.EACCES, None, r"out: Permission denied \(x\)"),
+        (errno.EIO, None, r"out: said the disk \(x\)"),
+        (errno.EACCES, None, r"^x: no access: .* belongs to .* and has the mode \d{4}, and this program runs as "),
     ],
 )
 def test_an_error_of_the_disk_names_the_place_and_the_remedy(code: int, what: str | None, message: str) -> None:
     with pytest.raises(LeafError, match=message), disk(Path("out"), what):
-        raise OSError(code, "Permission denied", "x")
+        raise OSError(code, "said the disk", "x")

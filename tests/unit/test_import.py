@@ -82,7 +82,10 @@ def write(frame: pl.DataFrame, kind: str, root: Path) -> list[str]:
         return [str(root / "saved")]
     np.save(root / "vectors.npy", frame["vector"].to_numpy())
     texts = root / f"texts.{kind}"
-    {"csv": frame.drop("vector").write_csv, "jsonl": frame.drop("vector").write_ndjson}[kind](texts)
+    if kind == "csv":
+        frame.drop("vector").write_csv(texts)
+    else:
+        frame.drop("vector").write_ndjson(texts)
     return [str(root / "vectors.npy"), "--texts", str(texts)]
 
 

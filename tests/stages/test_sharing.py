@@ -148,7 +148,9 @@ def test_the_flows_of_the_document_one_after_another(workspace: Workspace) -> No
     corpus_bytes = sum(file.stat().st_size for file in a.glob("data/corpus/*"))
     assert stored_bytes() - before < 2 * new + corpus_bytes + 60_000  # twice: DVC's copy and the plain one; manifests
 
-    workspace.sh("cd team-a && git clone --quiet ../team-a.git ../forgetful && cd ../forgetful && dvc pull -q --with-deps encode")
+    workspace.sh(
+        "cd team-a && git clone --quiet ../team-a.git ../forgetful && cd ../forgetful && dvc pull -q --with-deps encode"
+    )
     workspace.run("3.", 2)
     union = Store.open(colleague / "data/embeddings")
     assert encoded(colleague) == 0

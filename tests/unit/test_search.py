@@ -57,7 +57,7 @@ class Searchable:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
         leaf = [sys.executable, "-m", "stages.leaf", *arguments]
-        return subprocess.run(leaf, cwd=self.root, env=environment, text=True, timeout=60, check=False, **streams)
+        return subprocess.run(leaf, cwd=self.root, env=environment, text=True, timeout=600, check=False, **streams)
 
     def hits(self, *arguments: str) -> list[str]:
         result = self.leaf("search", QUERY, "--json", *arguments)

@@ -165,7 +165,7 @@ class ProcessEngine:
     def finish(
         self, order: WorkOrder, process: "subprocess.Popen[bytes]", cache: ShardCache, figures: EncodeFigures
     ) -> None:
-        assert process.wait(120) == 0
+        assert process.wait(600) == 0
         figures.rows += cache.register(order.shard).rows
 
 

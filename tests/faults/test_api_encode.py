@@ -135,7 +135,7 @@ def test_a_killed_run_continues_without_asking_for_an_answered_text_again(
     assert kills == 3
     server.delay = 0.0
     process = start(tmp_path)
-    assert process.wait(120) == 0, process.stderr
+    assert process.wait(600) == 0, process.stderr
     check(tmp_path)
     # A kill loses what was under way: three requests of 16 texts at most.
     again = sum(server.texts.values()) - total
@@ -146,7 +146,7 @@ def test_a_killed_run_continues_without_asking_for_an_answered_text_again(
 def test_the_store_of_a_killed_run_is_that_of_one_never_killed(server: Server, params: Write, tmp_path: Path) -> None:
     one_by_one = {"items_per_request": 1, "concurrency": 2}  # then tokens do not depend on what shared a request
     params(encode={"pool": "pool-a"}, **one_by_one)
-    assert start(tmp_path).wait(120) == 0
+    assert start(tmp_path).wait(600) == 0
     undisturbed = contents(tmp_path / "out" / "store")
     (tmp_path / "out").rename(tmp_path / "first")
     probe = next((tmp_path / "pool-a").glob("probe-*.json"))
@@ -159,7 +159,7 @@ def test_the_store_of_a_killed_run_is_that_of_one_never_killed(server: Server, p
         time.sleep(0.005)
     process.kill()
     process.wait()
-    assert start(tmp_path).wait(120) == 0
+    assert start(tmp_path).wait(600) == 0
     assert contents(tmp_path / "out" / "store") == undisturbed
 
 
@@ -397,7 +397,7 @@ def test_a_termination_keeps_what_was_under_way(server: Server, params: Write, t
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in errors
     server.delay = 0.0
-    assert start(tmp_path).wait(120) == 0
+    assert start(tmp_path).wait(600) == 0
     assert set(server.texts.values()) == {1}
 
 

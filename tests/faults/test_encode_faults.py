@@ -45,7 +45,7 @@ def test_a_run_killed_again_and_again_publishes_the_bytes_of_one_never_killed(
     tiny_corpus: Path, write_params: Callable[..., Path], tmp_path: Path
 ) -> None:
     write_params(encode={"pool": "pool-a", "shard_rows": 32})
-    assert start(tmp_path).wait(120) == 0
+    assert start(tmp_path).wait(600) == 0
     undisturbed = contents(tmp_path / "out" / "store")
 
     (tmp_path / "out").rename(tmp_path / "first")
@@ -70,7 +70,7 @@ def test_a_run_killed_again_and_again_publishes_the_bytes_of_one_never_killed(
         kills += 1
         assert not (tmp_path / "out" / "store").exists() or contents(tmp_path / "out" / "store") == undisturbed
     assert kills > 0
-    assert start(tmp_path).wait(120) == 0
+    assert start(tmp_path).wait(600) == 0
     assert contents(tmp_path / "out" / "store") == undisturbed
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["store"]
 
@@ -101,7 +101,7 @@ def test_a_full_disk_is_one_sentence_and_the_finished_shards_stay(
     assert "no space left" in errors and "Traceback" not in errors
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
     assert not list((tmp_path / "pool").rglob(".tmp-*"))
-    assert start(tmp_path).wait(120) == 0
+    assert start(tmp_path).wait(600) == 0
 
 
 @pytest.mark.parametrize("damage", ["columns", "empty", "missing", "truncated"])

@@ -8,7 +8,7 @@ import click
 from pipeline.base import check_writable
 from pipeline.encode import encode
 from pipeline.params import EncodeParams, TeacherParams, load_section
-from pipeline.store import Store
+from pipeline.store import STORE_KIND, Store
 from pipeline.teacher import open_teacher
 from stages.common import command, params_option, write_json
 from stages.recorded import check_recorded
@@ -25,7 +25,7 @@ def main(params: Path, corpus: Path, out: Path, metrics: Path) -> None:
     Killed at any moment, it continues from the last finished shard. Sections read: teacher, encode.
     """
     settings = load_section(params, "encode", EncodeParams)
-    check_writable([metrics], [out])
+    check_writable([metrics], {out: STORE_KIND})
     check_recorded(corpus)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), settings)
     figures = encode(corpus, teacher, settings, out)

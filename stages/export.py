@@ -7,6 +7,7 @@ import click
 
 from pipeline.base import check_writable
 from pipeline.export import EXPORTERS, export
+from pipeline.model import MODEL_KIND
 from pipeline.params import EncodeParams, ExportParams, FitParams, TeacherParams, load_section
 from pipeline.store import Store
 from pipeline.teacher import open_teacher
@@ -32,7 +33,7 @@ def main(
     Sections read: export, teacher, fit.student.
     """
     settings = load_section(params, "export", ExportParams)
-    check_writable([metrics], [out / exporter.directory for exporter in EXPORTERS])
+    check_writable([metrics], {out / exporter.directory: MODEL_KIND for exporter in EXPORTERS})
     check_recorded(corpus, embeddings)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), EncodeParams())  # nothing is encoded here
     checkpoint = load_section(params, "fit", FitParams).student

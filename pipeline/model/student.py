@@ -30,6 +30,7 @@ from pipeline.model.model_files import (
     resolve_model,
 )
 from pipeline.model.older_form import write_older_form
+from pipeline.model.output import MODEL_KIND
 from pipeline.model.parallel import vectors_in_parts
 from pipeline.model.pooling import stored_pooling
 from pipeline.model.vocabulary import cut_vocabulary
@@ -162,7 +163,7 @@ def model_directory(path: Path, card: str | None = None) -> Iterator[Path]:
     Raises:
         LeafError: something cannot be written; what was at `path` is still there.
     """
-    with write_errors(path), written_directory(path) as directory:
+    with write_errors(path), written_directory(path, MODEL_KIND) as directory:
         yield directory
         if card is not None:
             (directory / "README.md").write_text(card, encoding="utf-8")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.base import TEMPORARY, LeafError, access, disk, remove, sha256, sync
+from pipeline.base import TEMPORARY, LeafError, access, disk, remove, sha256, sync, written_file
 from pipeline.store.manifest import GROUP, Manifest
 from pipeline.store.operations import progress_bar
 from pipeline.store.readme import readme_text
@@ -113,13 +113,10 @@ def _restore(store: Store, info: ShardInfo | None, file: str, copies: Sequence[S
     for candidate in _candidates(info, file, copies):
         if _has_digest(candidate, digest):
             target = store.path / file
-            part = target.with_name(f"{TEMPORARY}{target.name}")
-            with disk(store.path):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(candidate, part)
-                sync(part)
+            with disk(store.path), written_file(target) as new:
+                shutil.copyfile(candidate, new)
+                sync(new)
                 _make_way(target)
-                part.rename(target)
             return True
     return False
 

@@ -198,7 +198,7 @@ def test_what_belongs_to_somebody_else_is_neither_written_into_nor_removed(tmp_p
     with pytest.raises(LeafError, match="holds no thing of this program"):
         write_output(place / "out")
     os.chown(place, 12345, 12345)  # whoever owns the directory may do anything there in any case
-    os.chown(left, 12345, 12345)
+    os.chown(place / "out", 12345, 12345)
     write_output(place / "out")
     assert not left.exists()
 

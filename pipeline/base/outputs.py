@@ -1,9 +1,9 @@
 """Output directories: written beside their place, swapped in whole, and replaced only where all that is there is ours.
 
 Whoever names a directory of his own for an output, by mistake or because a file told him to, must not lose it. So each
-kind of output has a mark: a listing of the files that were written (`.leaf.json`), or a file of its own format
-(`store.json`). A directory is replaced if it is empty, or has the mark of that kind and holds nothing else than what
-that kind writes.
+kind of output has a mark of its own: the format of its files (`store.json`, the columns of a corpus), or a listing of
+them (`.leaf.json`). A directory is replaced if it is empty, or has the mark of that kind and holds nothing else than
+what that kind writes.
 """
 
 import ctypes
@@ -38,10 +38,9 @@ class Kind:
     """What messages and the listing call it."""
     recognise: Callable[[Path], IsOurs | None]
     """For a directory without a listing: which of its files are ours, None if it is not of this kind."""
-    listed: bool = True
-    """Whether a listing is written; a kind with a format of its own needs none."""
-    digests: bool = False
-    """Whether the listing has the SHA-256 of each file."""
+    listed: bool = False
+    """Whether a listing of the files and their SHA-256 is written. Readers of a directory of Parquet files would stumble
+    over it."""
 
 
 def check_replaceable(out: Path, kind: Kind) -> None:
@@ -83,8 +82,8 @@ def _files(directory: Path) -> Iterator[str]:
                 yield Path(folder, name).relative_to(directory).as_posix()
 
 
-def read_listing(directory: Path, kind: str) -> Mapping[str, str | None] | None:
-    """Path -> SHA-256 (None where it was not taken) of the files of an output of this kind; None if it has no listing.
+def read_listing(directory: Path, kind: str) -> Mapping[str, str] | None:
+    """Path -> SHA-256 of the files of an output of this kind, as they were written; None if it has no listing.
 
     A listing that is a link, no listing, or of a foreign owner is none.
     """
@@ -103,7 +102,7 @@ def read_listing(directory: Path, kind: str) -> Mapping[str, str | None] | None:
 
 
 def _write_listing(directory: Path, kind: Kind) -> None:
-    listed = {name: sha256(directory / name) if kind.digests else None for name in _files(directory)}
+    listed = {name: sha256(directory / name) for name in _files(directory)}
     document = {"format": FORMAT, "kind": kind.name, "files": listed}
     (directory / LISTING).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

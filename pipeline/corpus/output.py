@@ -17,7 +17,7 @@ def _is_file_of_a_corpus(name: str) -> bool:
 
 
 def _recognise(directory: Path) -> IsOurs | None:
-    """A corpus of an earlier version, which has no listing, by the columns of one of its parts."""
+    """By the columns of a part that can be read."""
     for part in sorted(directory.glob("part-*.parquet")):
         try:
             columns = pl.read_parquet_schema(part)

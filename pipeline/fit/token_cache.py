@@ -20,7 +20,7 @@ from pipeline.base import KEY_DTYPE, Kind, LeafError, TokenIds, locked, written_
 from pipeline.corpus import check_rows, part_files, rows_within
 
 BATCH_ROWS = 8192  # texts tokenised at a time, at most
-TOKENS_KIND = Kind("token cache", lambda _: None, listed=False)  # it is named after its content, and never replaced
+TOKENS_KIND = Kind("token cache", lambda _: None)  # it is named after its content, and never replaced
 
 
 @dataclass(frozen=True)

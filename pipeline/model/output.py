@@ -32,5 +32,5 @@ def _recognise(directory: Path) -> IsOurs | None:
     return None
 
 
-MODEL_KIND = Kind("model", _recognise, digests=True)
+MODEL_KIND = Kind("model", _recognise, listed=True)
 """A student or an export of one. Its listing has the digest of each file, by which a copy of it is checked."""

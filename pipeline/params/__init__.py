@@ -4,6 +4,7 @@ Every default stands here and nowhere else.
 """
 
 from pipeline.params.parsing import load_section
+from pipeline.params.permits import Permits
 from pipeline.params.sections import (
     ApiParams,
     CorpusParams,
@@ -29,6 +30,7 @@ __all__ = [
     "ExportParams",
     "FitParams",
     "PassageParams",
+    "Permits",
     "Pooling",
     "Role",
     "SourceParams",

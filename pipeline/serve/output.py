@@ -16,7 +16,7 @@ _FILE = re.compile(
 
 
 def _recognise(directory: Path) -> IsOurs | None:
-    """An index of an earlier version, which has no listing, by `index.json`, or its parts by the column of vectors."""
+    """By `index.json`, or where it is Parquet alone by the columns of its first part."""
     try:
         about = json.loads((directory / ABOUT).read_bytes())
         known = isinstance(about, dict) and {"kind", "rows", "dim", "fingerprint"} <= set(about)

@@ -25,4 +25,4 @@ def _recognise(directory: Path) -> IsOurs | None:
     return _is_file_of_a_store if isinstance(document, dict) and document.get("format") == FORMAT else None
 
 
-STORE_KIND = Kind("store", _recognise, listed=False)
+STORE_KIND = Kind("store", _recognise)

@@ -9,7 +9,7 @@ import pytest
 from pipeline.base import Kind, check_writable, disk, locked, workspace, written_directory, written_file
 from pipeline.base.errors import LeafError
 
-THINGS = Kind("thing", lambda _: None)
+THINGS = Kind("thing", lambda _: None, listed=True)
 
 
 def test_a_lock_that_its_holder_removes_while_we_wait_is_not_taken(

@@ -31,7 +31,7 @@ from pipeline.store import STORE_KIND, ShardCache, shard_directory
 from pipeline.teacher import Journal
 from tests.store_helpers import META, publish
 
-THINGS = Kind("thing", lambda _: None)
+THINGS = Kind("thing", lambda _: None, listed=True)
 
 
 def write_output(out: Path, kind: Kind = THINGS) -> None:

@@ -7,8 +7,8 @@ import click
 
 from pipeline.base import check_writable
 from pipeline.export import EXPORTERS, export
-from pipeline.model import MODEL_KIND
 from pipeline.params import EncodeParams, ExportParams, FitParams, Permits, TeacherParams, load_section
+from pipeline.serve import MODEL_KIND
 from pipeline.store import Store
 from stages.common import api_options, check_student, command, open_teacher, params_option, write_json
 from stages.recorded import check_recorded
@@ -43,9 +43,8 @@ def main(
     settings = load_section(params, "export", ExportParams)
     check_writable([metrics], {out / exporter.directory: MODEL_KIND for exporter in EXPORTERS})
     check_recorded(corpus, embeddings)
-    teacher = open_teacher(
-        load_section(params, "teacher", TeacherParams), EncodeParams(), permits
-    )  # nothing is encoded here
+    nothing_is_encoded = EncodeParams()
+    teacher = open_teacher(load_section(params, "teacher", TeacherParams), nothing_is_encoded, permits)
     checkpoint = load_section(params, "fit", FitParams).student
     if evaluation is None and EVALUATION.is_file():
         evaluation = EVALUATION

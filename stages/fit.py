@@ -7,8 +7,8 @@ import click
 
 from pipeline.base import check_writable, written_file
 from pipeline.fit import fit
-from pipeline.model import MODEL_KIND
 from pipeline.params import FitParams, load_section
+from pipeline.serve import MODEL_KIND
 from pipeline.store import Store
 from stages.common import command, params_option, write_json
 from stages.recorded import check_recorded

@@ -57,6 +57,7 @@ class Server(ThreadingHTTPServer):
         self.kinds: dict[str, str] = {}  # text -> `input_type` that its request must have
         self.azure_version: str | None = None
         self.refused_requests = 0
+        self.error_bytes = 0  # written of an error without end
         self.usage = 0  # tokens of a request; 0 counts them
         self.answered: Counter[str] = Counter()
         self.requests: list[dict[str, Any]] = []
@@ -139,6 +140,10 @@ class Handler(BaseHTTPRequestHandler):
             status, _, after = detail.partition(",")
             headers = {"Retry-After": after} if after else {}
             return self.fail(int(status), f"told to fail; your key is {given}", headers)
+        if kind == "redirect":
+            return self.send(307, {}, {"Location": detail})
+        if kind in ("flood", "drip-error", "packed"):
+            return self.fail_without_end(kind)
         if kind == "quota":
             return self.fail(429, "no money", code="insufficient_quota")
         server.refuse_all = server.refuse_all or kind == "refuse-all"
@@ -150,6 +155,25 @@ class Handler(BaseHTTPRequestHandler):
             if server.poison.startswith("error"):
                 return self.send(200, {"error": ERROR | {"code": server.poison.partition(":")[2] or None}})
         self.send_vectors(request, kind)
+
+    def fail_without_end(self, kind: str) -> None:
+        """An error whose body has a hundred megabytes, comes byte by byte, or is packed in an odd way."""
+        piece, pieces, pause = {
+            "flood": (b"x" * 2**16, 1600, 0.0),
+            "drip-error": (b"x", 400, 0.05),
+            "packed": (b"x", 1, 0.0),
+        }[kind]
+        self.send_response(500)
+        self.send_header("Content-Length", str(len(piece) * pieces))
+        if kind == "packed":
+            self.send_header("Content-Encoding", "br")
+        self.end_headers()
+        self.close_connection = True
+        for number in range(pieces):
+            self.server.error_bytes = number * len(piece)
+            self.wfile.write(piece)  # raises once the client has gone
+            time.sleep(pause)
+        self.server.error_bytes = pieces * len(piece)
 
     def reason_to_refuse(self, request: dict[str, Any]) -> str | None:
         server, texts = self.server, request["input"]

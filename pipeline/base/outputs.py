@@ -39,8 +39,8 @@ class Kind:
     recognise: Callable[[Path], IsOurs | None]
     """For a directory without a listing: which of its files are ours, None if it is not of this kind."""
     listed: bool = False
-    """Whether a listing of the files and their SHA-256 is written. Readers of a directory of Parquet files would stumble
-    over it."""
+    """Whether a listing of the files and their SHA-256 is written. Readers of a directory of Parquet files may stumble
+    over one."""
 
 
 def check_replaceable(out: Path, kind: Kind) -> None:

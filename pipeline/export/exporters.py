@@ -17,8 +17,9 @@ from pipeline.export.onnx_graph import OnnxExporter
 from pipeline.export.parity import Parity, measure_speed
 from pipeline.export.router import NamedRouterExporter, RouterExporter
 from pipeline.export.student_card import StudentCardExporter
-from pipeline.model import MODEL_KIND, Student, StudentEncoder, resolve_model, write_errors
+from pipeline.model import Student, StudentEncoder, resolve_model, write_errors
 from pipeline.params import ExportParams, StudentParams
+from pipeline.serve import MODEL_KIND
 from pipeline.store import VectorSource
 from pipeline.teacher import Teacher
 

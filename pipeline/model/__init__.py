@@ -33,13 +33,11 @@ from pipeline.model.model_files import (
     settings,
     weights_sha256,
 )
-from pipeline.model.output import MODEL_KIND
 from pipeline.model.parallel import in_threads, vectors_in_parts, worker_count
 from pipeline.model.pooling import Pooling, poolings_of
 from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build, write_errors
 
 __all__ = [
-    "MODEL_KIND",
     "TOKEN_BUDGET",
     "TOKEN_MULTIPLE",
     "TRAITS",

@@ -30,11 +30,11 @@ from pipeline.model.model_files import (
     resolve_model,
 )
 from pipeline.model.older_form import write_older_form
-from pipeline.model.output import MODEL_KIND
 from pipeline.model.parallel import vectors_in_parts
 from pipeline.model.pooling import stored_pooling
 from pipeline.model.vocabulary import cut_vocabulary
 from pipeline.params import StudentParams, pooling_modes
+from pipeline.serve import MODEL_KIND
 from pipeline.store import StoreMeta, write_fitted_to
 
 TOKEN_BUDGET = 8192  # tokens computed at once in inference

@@ -32,8 +32,9 @@ class Permits:
         """
         if not _NAME_OF_A_KEY.fullmatch(api.key_env) and api.key_env != self.key_env:
             raise LeafError(
-                f"teacher.api.key_env: {api.key_env} is not the name of an API key (OPENAI_API_KEY, MY_API_KEY), and what "
-                f"is in it is not sent: if it shall be, add `--key-env {api.key_env}`, or set LEAF_KEY_ENV={api.key_env}"
+                f"teacher.api.key_env: {api.key_env} is not the name of an API key (OPENAI_API_KEY, MY_API_KEY), and "
+                f"its content is not sent: if it shall be, add `--key-env {api.key_env}`, or set "
+                f"LEAF_KEY_ENV={api.key_env}"
             )
         url = urlsplit(api.base_url)
         host = url.hostname or ""

@@ -103,8 +103,8 @@ def _offer(path: Path, copy: Store) -> str:
     whole = sum(_has_digest(path / file, digest) for file, digest in listed.items())
     others = [file for file in path.glob("rows/*.parquet") if file.relative_to(path).as_posix() not in listed]
     return (
-        f"{copy.name} has the fingerprint {copy.meta.fingerprint}, {copy.rows:,} rows in {len(copy.shards):,} shards: of "
-        f"their {len(listed):,} files {whole:,} are here, and the others would be written over what is here; "
+        f"{copy.name} has the fingerprint {copy.meta.fingerprint}, {copy.rows:,} rows in {len(copy.shards):,} shards: "
+        f"of their {len(listed):,} files {whole:,} are here, and the others would be written over what is here; "
         f"{len(others):,} shards that are here would belong to no store. If that is right, add --fingerprint "
         f"{copy.meta.fingerprint}"
     )

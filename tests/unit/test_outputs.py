@@ -24,9 +24,9 @@ from pipeline.base import (
     written_file,
 )
 from pipeline.corpus import CORPUS_KIND
-from pipeline.model import MODEL_KIND, build
+from pipeline.model import build
 from pipeline.params import StudentParams
-from pipeline.serve.output import INDEX_KIND
+from pipeline.serve import INDEX_KIND, MODEL_KIND
 from pipeline.store import STORE_KIND, ShardCache, shard_directory
 from pipeline.teacher import Journal
 from tests.store_helpers import META, publish

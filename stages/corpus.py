@@ -8,7 +8,7 @@ from pipeline.base import check_writable
 from pipeline.corpus import CORPUS_KIND, build, corpus_digest
 from pipeline.params import CorpusParams, load_section
 from stages.common import command, params_option, write_json
-from stages.watched import warn_unwatched
+from stages.watched import name_outside, warn_unwatched
 
 SOURCES = Path("data/sources")  # what the stage depends on in dvc.yaml
 
@@ -24,6 +24,7 @@ def main(params: Path, out: Path, metrics: Path) -> None:
     """
     settings = load_section(params, "corpus", CorpusParams)
     check_writable([metrics], {out: CORPUS_KIND})
+    name_outside([source.path for source in settings.sources if source.path], "corpus.sources")
     warn_unwatched([source.path for source in settings.sources if source.path], SOURCES, "corpus")
     figures = build(settings, out, _find_model)
     write_json(metrics, figures | {"digest": corpus_digest(out)})

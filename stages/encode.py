@@ -11,6 +11,7 @@ from pipeline.params import EncodeParams, Permits, TeacherParams, load_section
 from pipeline.store import STORE_KIND, Store
 from stages.common import api_options, command, open_teacher, params_option, write_json
 from stages.recorded import check_recorded
+from stages.watched import name_outside
 
 
 @command
@@ -26,6 +27,7 @@ def main(params: Path, corpus: Path, out: Path, metrics: Path, permits: Permits)
     """
     settings = load_section(params, "encode", EncodeParams)
     check_writable([metrics], {out: STORE_KIND})
+    name_outside(settings.reuse, "encode.reuse")
     check_recorded(corpus)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), settings, permits)
     figures = encode(corpus, teacher, settings, out)

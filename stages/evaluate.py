@@ -17,7 +17,7 @@ from pipeline.store import Store
 from pipeline.teacher import Teacher
 from stages.common import api_options, check_student, command, open_teacher, params_option, write_json
 from stages.recorded import check_recorded
-from stages.watched import warn_unwatched
+from stages.watched import name_outside, warn_unwatched
 
 COLLECTIONS = Path("data/evaluation")  # what the stage depends on in dvc.yaml
 OUT, COST, PLOTS = Path("metrics/evaluate.json"), Path("metrics/cost.json"), Path("plots")
@@ -55,6 +55,8 @@ def main(
     costs, pictures = costs or (COST if out == OUT else None), pictures or (PLOTS if out == OUT else None)
     check_writable([out, *([costs] if costs else []), *(plots.files(pictures) if pictures else [])])
     check_recorded(corpus, embeddings)
+    for key in ("beir", "sts", "classification"):
+        name_outside(getattr(settings, key), f"evaluate.{key}")
     warn_unwatched([*settings.beir, *settings.sts, *settings.classification], COLLECTIONS, "evaluate")
     student = StudentEncoder.load(model)
     store = Store.open(embeddings)

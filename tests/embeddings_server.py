@@ -22,6 +22,8 @@ import numpy as np
 DIM = 16
 KEY = "sk-test-LEAKPROBE-0123456789"
 SPOILED = {"nan": np.nan, "zero": 0.0}
+ENDLESS = {"flood": (b"x" * 2**16, 1600, 0.0, ""), "slow": (b"x", 400, 0.05, ""), "packed": (b"x", 1, 0.0, "br")}
+"""Errors whose body is large, slow, or packed in an odd way: piece, number of pieces, pause, encoding."""
 ERROR = {"message": "the model gave no vector", "type": "test"}
 
 
@@ -136,16 +138,8 @@ class Handler(BaseHTTPRequestHandler):
         if server.key is not None and given != f"Bearer {server.key}":
             return self.fail(401, f"Incorrect API key provided: {given}")
         kind, _, detail = wrong.partition(":")
-        if kind == "status":
-            status, _, after = detail.partition(",")
-            headers = {"Retry-After": after} if after else {}
-            return self.fail(int(status), f"told to fail; your key is {given}", headers)
-        if kind == "redirect":
-            return self.send(307, {}, {"Location": detail})
-        if kind in ("flood", "drip-error", "packed"):
-            return self.fail_without_end(kind)
-        if kind == "quota":
-            return self.fail(429, "no money", code="insufficient_quota")
+        if kind in ("status", "redirect", "quota", *ENDLESS):
+            return self.fail_as_told(kind, detail, given)
         server.refuse_all = server.refuse_all or kind == "refuse-all"
         if reason := self.reason_to_refuse(request):
             return self.fail(400, f"{reason}, key {given}")
@@ -156,17 +150,22 @@ class Handler(BaseHTTPRequestHandler):
                 return self.send(200, {"error": ERROR | {"code": server.poison.partition(":")[2] or None}})
         self.send_vectors(request, kind)
 
-    def fail_without_end(self, kind: str) -> None:
-        """An error whose body has a hundred megabytes, comes byte by byte, or is packed in an odd way."""
-        piece, pieces, pause = {
-            "flood": (b"x" * 2**16, 1600, 0.0),
-            "drip-error": (b"x", 400, 0.05),
-            "packed": (b"x", 1, 0.0),
-        }[kind]
+    def fail_as_told(self, kind: str, detail: str, given: str) -> None:
+        if kind == "status":
+            status, _, after = detail.partition(",")
+            headers = {"Retry-After": after} if after else {}
+            self.fail(int(status), f"told to fail; your key is {given}", headers)
+        elif kind == "redirect":
+            self.send(307, {}, {"Location": detail})
+        elif kind == "quota":
+            self.fail(429, "no money", code="insufficient_quota")
+        else:
+            self.fail_without_end(*ENDLESS[kind])
+
+    def fail_without_end(self, piece: bytes, pieces: int, pause: float, encoding: str) -> None:
         self.send_response(500)
         self.send_header("Content-Length", str(len(piece) * pieces))
-        if kind == "packed":
-            self.send_header("Content-Encoding", "br")
+        self.send_header("Content-Encoding", encoding)
         self.end_headers()
         self.close_connection = True
         for number in range(pieces):

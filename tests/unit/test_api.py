@@ -152,19 +152,15 @@ def test_a_key_that_is_not_taken_stops_at_once(
 def test_a_redirect_is_not_followed_and_nothing_is_sent_there(server: Server) -> None:
     with running() as other:
         server.plan = [f"redirect:{other.url}/embeddings"]
-        with pytest.raises(
-            LeafError, match=rf"base_url: .* answers with a redirect to {other.url}/embeddings, and noth"
-        ):
+        with pytest.raises(LeafError, match=rf"base_url: .* with a redirect to {other.url}/embeddings, and nothing"):
             client(server).embed(TEXTS, "query")
         assert not other.requests
 
 
-@pytest.mark.parametrize(("kind", "most"), [("flood", 32 * 2**20), ("drip-error", 200)])
+@pytest.mark.parametrize(("kind", "most"), [("flood", 32 * 2**20), ("slow", 200)])
 def test_an_error_without_end_is_read_no_further_than_a_message_needs(server: Server, kind: str, most: int) -> None:
     server.plan = [kind, *["status:500"] * 9]
-    with pytest.raises(
-        LeafError, match="no right answer after 1 attempts, at last: status 500: told to fail"
-    ) as raised:
+    with pytest.raises(LeafError, match="no right answer after 1 attempts, at last: status 500: told") as raised:
         client(server, timeout=1.0, retries=0).embed(TEXTS, "query")
     assert 0 < server.error_bytes < most
     assert "xxxxx" not in str(raised.value)

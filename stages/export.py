@@ -8,8 +8,7 @@ import click
 from pipeline.base import check_writable
 from pipeline.export import EXPORTERS, export
 from pipeline.params import EncodeParams, ExportParams, FitParams, Permits, TeacherParams, load_section
-from pipeline.serve import MODEL_KIND
-from pipeline.store import Store
+from pipeline.store import MODEL_KIND, Store
 from stages.common import api_options, check_student, command, open_teacher, params_option, write_json
 from stages.recorded import check_recorded
 

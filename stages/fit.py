@@ -8,8 +8,7 @@ import click
 from pipeline.base import check_writable, written_file
 from pipeline.fit import fit
 from pipeline.params import FitParams, load_section
-from pipeline.serve import MODEL_KIND
-from pipeline.store import Store
+from pipeline.store import MODEL_KIND, Store
 from stages.common import command, params_option, write_json
 from stages.recorded import check_recorded
 

@@ -9,7 +9,7 @@ from typing import cast
 import click
 
 from pipeline.base import LeafError, first_line, read_listing, regular_size, sha256
-from pipeline.serve import MODEL_KIND
+from pipeline.store import MODEL_KIND
 from stages.common import command
 
 CARD = "README.md"

@@ -5,7 +5,7 @@ of texts, arrays, reading ahead, memory kept by malloc, optional packages, token
 use it.
 """
 
-from pipeline.base import files
+from pipeline.base import files, outputs
 from pipeline.base.arrays import Array, Similarity, cosines, similarities
 from pipeline.base.errors import FileMissingError, LeafError, NoAccessError, first_line
 from pipeline.base.files import (
@@ -75,6 +75,7 @@ __all__ = [
     "merge_sorted",
     "new_file",
     "open_own",
+    "outputs",
     "portions",
     "prefetch",
     "read_json",

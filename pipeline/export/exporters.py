@@ -19,8 +19,7 @@ from pipeline.export.router import NamedRouterExporter, RouterExporter
 from pipeline.export.student_card import StudentCardExporter
 from pipeline.model import Student, StudentEncoder, resolve_model, write_errors
 from pipeline.params import ExportParams, StudentParams
-from pipeline.serve import MODEL_KIND
-from pipeline.store import VectorSource
+from pipeline.store import MODEL_KIND, VectorSource
 from pipeline.teacher import Teacher
 
 EXPORTERS: list[Exporter] = [RouterExporter(), NamedRouterExporter(), OnnxExporter(), StudentCardExporter()]

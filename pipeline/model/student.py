@@ -34,8 +34,7 @@ from pipeline.model.parallel import vectors_in_parts
 from pipeline.model.pooling import stored_pooling
 from pipeline.model.vocabulary import cut_vocabulary
 from pipeline.params import StudentParams, pooling_modes
-from pipeline.serve import MODEL_KIND
-from pipeline.store import StoreMeta, write_fitted_to
+from pipeline.store import MODEL_KIND, StoreMeta, write_fitted_to
 
 TOKEN_BUDGET = 8192  # tokens computed at once in inference
 PROBE_TOKENS = 16  # by which a backbone is compared before and after its vocabulary is cut

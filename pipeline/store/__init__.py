@@ -9,7 +9,7 @@ from pipeline.store.chunks import CHUNK_ROWS
 from pipeline.store.fitted import FITTED_TO, check_fitted_to, write_fitted_to
 from pipeline.store.licenses import joint_license, joint_teacher
 from pipeline.store.operations import merge, scratch_cache
-from pipeline.store.output import STORE_KIND
+from pipeline.store.output import MODEL_KIND, STORE_KIND
 from pipeline.store.places import Listed, find_stores, open_stores, write_list
 from pipeline.store.repair import EncodeAgain, repair, shard_names
 from pipeline.store.shard import MAX_DIM, UNVERIFIED, StoreMeta, read_rows, shard_name
@@ -24,6 +24,7 @@ __all__ = [
     "CHUNK_ROWS",
     "FITTED_TO",
     "MAX_DIM",
+    "MODEL_KIND",
     "SAME_LENGTH",
     "SAME_VECTOR",
     "STORE_KIND",

@@ -26,8 +26,8 @@ from pipeline.base import (
 from pipeline.corpus import CORPUS_KIND
 from pipeline.model import build
 from pipeline.params import StudentParams
-from pipeline.serve import INDEX_KIND, MODEL_KIND
-from pipeline.store import STORE_KIND, ShardCache, shard_directory
+from pipeline.serve import INDEX_KIND
+from pipeline.store import MODEL_KIND, STORE_KIND, ShardCache, shard_directory
 from pipeline.teacher import Journal
 from tests.store_helpers import META, publish
 

@@ -22,9 +22,10 @@ from pipeline.encode.encoding import encode
 from pipeline.export.onnx_graph import write_graphs
 from pipeline.model.student import build
 from pipeline.params.sections import EncodeParams, StudentParams, TeacherParams
-from pipeline.serve import MODEL_KIND, index
+from pipeline.serve import index
 from pipeline.serve.onnx_encoder import OnnxEncoder
 from pipeline.serve.search import Searcher, Vectors, read_vectors, unit_vectors
+from pipeline.store import MODEL_KIND
 from pipeline.store.shard import StoreMeta
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
@@ -343,7 +344,7 @@ def test_an_index_replaces_an_index_and_nothing_else(searchable: Searchable, tmp
     assert searchable.leaf(*into, str(tmp_path / "p")).exit_code == 0
     refused = searchable.leaf(*into, str(searchable.root / "embeddings"))
     assert refused.exit_code == 1
-    assert "holds something else than an index" in refused.output
+    assert "holds no index of this program" in refused.output
     searchable.store.verify()
 
 

@@ -6,13 +6,15 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from pipeline.base import LeafError, access, written_file
-from pipeline.store import check_fitted_to
+from pipeline.params import EncodeParams, Permits, TeacherParams
+from pipeline.store import VectorSource, check_fitted_to
 from stages.recorded import removed_by_dvc
 
 if TYPE_CHECKING:
@@ -66,6 +68,35 @@ def _terminate(number: int, frame: object) -> NoReturn:
 def command(function: Callable[..., None]) -> click.Command:
     """Make a stage's command of a function."""
     return click.command(cls=_Command)(function)
+
+
+def api_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that allow a parameter file more than any file may do; the function gets them as `permits`."""
+
+    @wraps(function)
+    def with_permits(*args: Any, key_env: str | None, plain_http: str | None, **options: Any) -> None:
+        function(*args, permits=Permits(key_env, plain_http), **options)
+
+    key_env = click.option(
+        "--key-env", envvar="LEAF_KEY_ENV", metavar="NAME", help="Let teacher.api.key_env name this variable."
+    )
+    plain_http = click.option(
+        "--plain-http", envvar="LEAF_PLAIN_HTTP", metavar="HOST", help="Let teacher.api.base_url be http:// there."
+    )
+    return key_env(plain_http(with_permits))
+
+
+def open_teacher(
+    params: TeacherParams, encode: EncodeParams, permits: Permits, store: VectorSource | None = None
+) -> "Teacher":
+    """`pipeline.teacher.open_teacher`, after saying what is sent to whom."""
+    from pipeline.teacher import open_teacher as opened  # here: commands that need no model do not wait for torch
+
+    teacher = opened(params, encode, store, permits)
+    if api := params.api:
+        key = f"the key in {api.key_env}" if os.environ.get(api.key_env) else f"no key, as {api.key_env} is not set"
+        click.echo(f"teacher.api: texts that have no vector yet are sent to {api.base_url}, with {key}", err=True)
+    return teacher
 
 
 def check_student(model: Path, fingerprint: str, place: str, teacher: "Teacher | None" = None) -> None:

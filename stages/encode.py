@@ -7,11 +7,11 @@ import click
 
 from pipeline.base import check_writable
 from pipeline.encode import encode
-from pipeline.params import EncodeParams, TeacherParams, load_section
-from pipeline.store import Store
-from pipeline.teacher import open_teacher
-from stages.common import command, params_option, write_json
+from pipeline.params import EncodeParams, Permits, TeacherParams, load_section
+from pipeline.store import STORE_KIND, Store
+from stages.common import api_options, command, open_teacher, params_option, write_json
 from stages.recorded import check_recorded
+from stages.watched import name_outside
 
 
 @command
@@ -19,15 +19,17 @@ from stages.recorded import check_recorded
 @click.option("--corpus", type=Path, default=Path("data/corpus"), show_default=True, help="Corpus directory.")
 @click.option("--out", type=Path, default=Path("data/embeddings"), show_default=True, help="Store to publish.")
 @click.option("--metrics", type=Path, default=Path("metrics/encode.json"), show_default=True, help="Metrics file.")
-def main(params: Path, corpus: Path, out: Path, metrics: Path) -> None:
+@api_options
+def main(params: Path, corpus: Path, out: Path, metrics: Path, permits: Permits) -> None:
     """Encode every text of the corpus that the shard cache does not hold yet, and publish the embedding store.
 
     Killed at any moment, it continues from the last finished shard. Sections read: teacher, encode.
     """
     settings = load_section(params, "encode", EncodeParams)
-    check_writable([metrics], [out])
+    check_writable([metrics], {out: STORE_KIND})
+    name_outside(settings.reuse, "encode.reuse")
     check_recorded(corpus)
-    teacher = open_teacher(load_section(params, "teacher", TeacherParams), settings)
+    teacher = open_teacher(load_section(params, "teacher", TeacherParams), settings, permits)
     figures = encode(corpus, teacher, settings, out)
     write_json(metrics, figures | {"digest": Store.open(out).digest()})
     click.echo(

@@ -11,13 +11,13 @@ from pipeline.corpus import scan
 from pipeline.encode import vectors_on_demand
 from pipeline.evaluate import cost, evaluate, plots
 from pipeline.model import StudentEncoder
-from pipeline.params import EncodeParams, EvaluateParams, TeacherParams, load_section
+from pipeline.params import EncodeParams, EvaluateParams, Permits, TeacherParams, load_section
 from pipeline.serve import MODES
 from pipeline.store import Store
-from pipeline.teacher import Teacher, open_teacher
-from stages.common import check_student, command, params_option, write_json
+from pipeline.teacher import Teacher
+from stages.common import api_options, check_student, command, open_teacher, params_option, write_json
 from stages.recorded import check_recorded
-from stages.watched import warn_unwatched
+from stages.watched import name_outside, warn_unwatched
 
 COLLECTIONS = Path("data/evaluation")  # what the stage depends on in dvc.yaml
 OUT, COST, PLOTS = Path("metrics/evaluate.json"), Path("metrics/cost.json"), Path("plots")
@@ -32,6 +32,7 @@ OUT, COST, PLOTS = Path("metrics/evaluate.json"), Path("metrics/cost.json"), Pat
 @click.option("--out", type=Path, default=OUT, show_default=True, help="Metrics file.")
 @click.option("--cost", "costs", type=Path, help=f"Speed and size, a file  [default: {COST}; none if --out]")
 @click.option("--plots", "pictures", type=Path, help="Directory of tables and picture  [default: plots; none if --out]")
+@api_options
 def main(
     *,
     params: Path,
@@ -42,6 +43,7 @@ def main(
     out: Path,
     costs: Path | None,
     pictures: Path | None,
+    permits: Permits,
 ) -> None:
     """Measure a student on the held-out texts of the corpus and on the collections and files of the section evaluate.
 
@@ -53,10 +55,12 @@ def main(
     costs, pictures = costs or (COST if out == OUT else None), pictures or (PLOTS if out == OUT else None)
     check_writable([out, *([costs] if costs else []), *(plots.files(pictures) if pictures else [])])
     check_recorded(corpus, embeddings)
+    for key in ("beir", "sts", "classification"):
+        name_outside(getattr(settings, key), f"evaluate.{key}")
     warn_unwatched([*settings.beir, *settings.sts, *settings.classification], COLLECTIONS, "evaluate")
     student = StudentEncoder.load(model)
     store = Store.open(embeddings)
-    teacher = open_teacher(load_section(params, "teacher", TeacherParams), encode, store)
+    teacher = open_teacher(load_section(params, "teacher", TeacherParams), encode, permits, store)
     check_student(model, store.meta.fingerprint, store.name, teacher)
     _check_teacher(teacher, settings, measures_cost=costs is not None)
 

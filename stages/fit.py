@@ -8,7 +8,7 @@ import click
 from pipeline.base import check_writable, written_file
 from pipeline.fit import fit
 from pipeline.params import FitParams, load_section
-from pipeline.store import Store
+from pipeline.store import MODEL_KIND, Store
 from stages.common import command, params_option, write_json
 from stages.recorded import check_recorded
 
@@ -28,7 +28,7 @@ def main(**paths: Path) -> None:
     """
     params = load_section(paths["params"], "fit", FitParams)
     curve = paths["curve"]
-    check_writable([paths["metrics"], curve], [paths["out"]])
+    check_writable([paths["metrics"], curve], {paths["out"]: MODEL_KIND})
     check_recorded(paths["corpus"], paths["embeddings"])
     result = fit(paths["corpus"], Store.open(paths["embeddings"]), params, paths["out"], paths["work"])
     figures = result.metrics

@@ -6,6 +6,7 @@
 from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
 from pipeline.corpus.further_records import further_records
+from pipeline.corpus.output import CORPUS_KIND
 from pipeline.corpus.parts import (
     check_rows,
     corpus_digest,
@@ -23,6 +24,7 @@ from pipeline.corpus.text import clean
 
 __all__ = [
     "CORPUS",
+    "CORPUS_KIND",
     "QUERIES",
     "beir_file",
     "build",

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import Array, LeafError, first_line
+from pipeline.base import LISTING, Array, LeafError, first_line
 from pipeline.export.cards import fill_template, front_matter, results_table
 from pipeline.export.exporter import ExportedEncoder, ExportJob, LeftOut
 from pipeline.model import load_sentence_transformer, older_form
@@ -78,7 +78,8 @@ class NamedRouterExporter:
         }
         text = json.dumps(named, indent=1, ensure_ascii=False) + "\n"
         loader = files("pipeline.export").joinpath("templates/asymmetric.py").read_text(encoding="utf-8")
-        shutil.copytree(job.student_directory, directory / "student", copy_function=shutil.copyfile)
+        ignored = shutil.ignore_patterns(LISTING)
+        shutil.copytree(job.student_directory, directory / "student", ignore=ignored, copy_function=shutil.copyfile)
         (directory / "teacher.json").write_text(text, encoding="utf-8")
         (directory / "asymmetric.py").write_text(loader, encoding="utf-8")
         return None

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.corpus import scan
 from pipeline.model import Student
-from pipeline.params import FitParams, Pooling, public_name
+from pipeline.params import FitParams, Pooling, public_name, public_params
 from pipeline.store import UNVERIFIED, StoreMeta
 
 POOLING_WORDS: dict[Pooling, str] = {
@@ -62,7 +62,7 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
         end_cosine=_figure(end, "cosine"),
         steps=f"{metrics['steps']:,}",
         presentations=f"{metrics['presentations']:,}",
-        params=json.dumps(_public_params(params), indent=1, sort_keys=True, ensure_ascii=False),
+        params=json.dumps(public_params(asdict(params)), indent=1, sort_keys=True, ensure_ascii=False),
         identity=json.dumps(_identity(meta.teacher), indent=1, sort_keys=True, ensure_ascii=False),
     )
 
@@ -95,12 +95,6 @@ def _documents(teacher: dict[str, Any], prompt: str) -> str:
         )
     given = f", prompt={prompt!r}" if prompt else ""
     return f'teacher = SentenceTransformer("{name}")\ndocuments = teacher.encode(["A text.", "Another text."]{given})'
-
-
-def _public_params(params: FitParams) -> dict[str, Any]:
-    shown = asdict(params)
-    shown["student"]["model"] = public_name(params.student.model)
-    return shown
 
 
 def _identity(teacher: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.base import LeafError, sync
+from pipeline.base import LeafError, sync, written_file
 
 NAME = "state.safetensors"
 
@@ -82,16 +82,13 @@ def save(checkpoint: Checkpoint, directory: Path) -> None:
     Raises:
         LeafError: the disk is full.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f"{NAME}.partial"
     tensors = {name: value.contiguous() for name, value in checkpoint.tensors.items()}
     try:
-        save_file(tensors, temporary, metadata={"progress": json.dumps(checkpoint.progress)})
-        sync(temporary)
-        temporary.replace(directory / NAME)
+        with written_file(directory / NAME) as new:
+            save_file(tensors, new, metadata={"progress": json.dumps(checkpoint.progress)})
+            sync(new)
         sync(directory)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise LeafError(f"{directory}: the checkpoint cannot be written: {error}; the one before is kept") from None
 
 

@@ -34,7 +34,7 @@ from pipeline.model.parallel import vectors_in_parts
 from pipeline.model.pooling import stored_pooling
 from pipeline.model.vocabulary import cut_vocabulary
 from pipeline.params import StudentParams, pooling_modes
-from pipeline.store import StoreMeta, write_fitted_to
+from pipeline.store import MODEL_KIND, StoreMeta, write_fitted_to
 
 TOKEN_BUDGET = 8192  # tokens computed at once in inference
 PROBE_TOKENS = 16  # by which a backbone is compared before and after its vocabulary is cut
@@ -162,7 +162,7 @@ def model_directory(path: Path, card: str | None = None) -> Iterator[Path]:
     Raises:
         LeafError: something cannot be written; what was at `path` is still there.
     """
-    with write_errors(path), written_directory(path) as directory:
+    with write_errors(path), written_directory(path, MODEL_KIND) as directory:
         yield directory
         if card is not None:
             (directory / "README.md").write_text(card, encoding="utf-8")

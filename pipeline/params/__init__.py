@@ -4,6 +4,8 @@ Every default stands here and nowhere else.
 """
 
 from pipeline.params.parsing import load_section
+from pipeline.params.permits import Permits
+from pipeline.params.public import public_name, public_params
 from pipeline.params.sections import (
     ApiParams,
     CorpusParams,
@@ -18,7 +20,6 @@ from pipeline.params.sections import (
     StudentParams,
     TeacherParams,
     pooling_modes,
-    public_name,
 )
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ExportParams",
     "FitParams",
     "PassageParams",
+    "Permits",
     "Pooling",
     "Role",
     "SourceParams",
@@ -37,4 +39,5 @@ __all__ = [
     "load_section",
     "pooling_modes",
     "public_name",
+    "public_params",
 ]

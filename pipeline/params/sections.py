@@ -7,7 +7,6 @@ and refuses keys that are unknown, of the wrong type or impossible.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -483,8 +482,3 @@ class ExportParams:
     """Hub id of the teacher, if `teacher.model` is a directory, a package or an API's name."""
     student_id: str | None = None
     """Hub id of the student's checkpoint, if `fit.student.model` is a directory or a package."""
-
-
-def public_name(model: str) -> str:
-    """How to call a model in what others read: without the directories of this machine, if it is a local path."""
-    return Path(model).name if Path(model).is_absolute() or model.startswith((".", "~")) else model

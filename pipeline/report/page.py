@@ -13,10 +13,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.base import LeafError
-from pipeline.params import public_name
+from pipeline.params import public_name, public_params
 from pipeline.report import figures
 from pipeline.report.content import Section, sections
 
+SECTIONS = ("corpus", "teacher", "encode", "fit", "evaluate", "export")
 TABLES = ("alignment", "truncation", "quantisation", "map")
 
 
@@ -43,7 +44,8 @@ def render(sources: Sources) -> str:
     store, moved = _read_json(sources.store), _read_json(sources.plots / "moved.json")
     params_text = _read_text(sources.params)
     try:
-        student = public_name(yaml.safe_load(params_text)["fit"]["student"]["model"])
+        params = yaml.safe_load(params_text)
+        student = public_name(params["fit"]["student"]["model"])
         drawn = [_draw(section) for section in sections(metrics, tables)]
         run, corpus = _run_facts(store, metrics, student), _corpus_table(metrics["corpus"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -63,8 +65,14 @@ def render(sources: Sources) -> str:
         moved=moved,
         run=run,
         corpus=corpus,
-        params=params_text.strip(),
+        params=_shown(params),
     )
+
+
+def _shown(params: Mapping[str, Any]) -> str:
+    """The sections of the parameters as YAML, as anybody may see them: comments and other sections are left out."""
+    shown = public_params({name: params[name] for name in SECTIONS if name in params})
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100).strip()
 
 
 def _draw(section: Section) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.base import TEMPORARY, LeafError, access
+from pipeline.base import LeafError, access, written_file
 from pipeline.store.transport import Transport
 
 
@@ -36,9 +36,8 @@ class FileCache:
         for file, digest in digests.items():
             if before.get(file) != digest:
                 (self.path / file).unlink(missing_ok=True)
-        part = known.with_name(f"{TEMPORARY}{os.getpid()}-known.json")
-        part.write_text(json.dumps(dict(digests)), encoding="utf-8")
-        part.rename(known)
+        with written_file(known) as new:
+            new.write_text(json.dumps(dict(digests)), encoding="utf-8")
 
     @contextmanager
     def pinned(self, file: str) -> Iterator[None]:
@@ -84,16 +83,13 @@ class FileCache:
         if actual > limit:
             raise LeafError(f"{self.transport.url}/{file}: has {actual} bytes, more than its shard may have: refused")
         path = self.path / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}-{path.name}")
         if evictable:
             self._make_room(actual)
         try:
-            if self._copy_and_hash(file, actual, part) != digest:
-                raise LeafError(f"{self.transport.url}/{file}: SHA-256 differs: damaged or swapped")
-            part.rename(path)
+            with written_file(path) as new:
+                if self._copy_and_hash(file, actual, new) != digest:
+                    raise LeafError(f"{self.transport.url}/{file}: SHA-256 differs: damaged or swapped")
         finally:
-            part.unlink(missing_ok=True)
             if evictable:
                 with self._turn:
                     self._incoming_bytes -= actual

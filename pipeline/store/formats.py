@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.base import Array, LeafError, disk, workspace
+from pipeline.base import Array, LeafError, apply_umask, disk, workspace
 from pipeline.store.manifest import README
 from pipeline.store.operations import progress_bar
 from pipeline.store.shard import ROW_SCHEMA
@@ -35,6 +35,7 @@ def convert(store: Store, out: Path, format_name: str) -> dict[str, Any]:
             _write_npy(store, result)
         else:
             _write_parquet(store, result, format_name)
+        apply_umask(result)
         result.rename(out)
     return {"rows": store.rows, "format": format_name}
 

@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.base import TEMPORARY, Array, LeafError, NoAccessError, access, sha256
+from pipeline.base import Array, LeafError, NoAccessError, access, new_file, sha256
 from pipeline.store.chunks import CHECKSUM_BYTES, CHUNK_ROWS, Chunks, chunk_bytes
 from pipeline.store.file_cache import FileCache
 from pipeline.store.manifest import MAX_DOCUMENT_BYTES, Manifest
@@ -208,14 +208,12 @@ def _chunk_digest(chunk: bytes) -> bytes:
 def _download_manifest(transport: Transport, directory: Path) -> Manifest:
     raw = transport.read("store.json", 0, MAX_DOCUMENT_BYTES + 1)
     directory.mkdir(parents=True, exist_ok=True)
-    part = directory / f"{TEMPORARY}{os.getpid()}-store.json"
-    part.write_bytes(raw)
-    try:
-        return Manifest.read(part)
-    except LeafError as error:
-        raise LeafError(str(error).replace(str(part), f"{transport.url}/store.json")) from None
-    finally:
-        part.unlink()
+    with new_file(directory / "store.json") as part:
+        part.write_bytes(raw)
+        try:
+            return Manifest.read(part)
+        except LeafError as error:
+            raise LeafError(str(error).replace(str(part), f"{transport.url}/store.json")) from None
 
 
 def _cache_limit() -> int:

@@ -25,6 +25,8 @@ from pipeline.base import (
     TEMPORARY,
     Array,
     LeafError,
+    apply_umask,
+    check_replaceable,
     contains,
     disk,
     key_array,
@@ -38,8 +40,10 @@ from pipeline.base import (
     temporary,
     write_json,
     written_directory,
+    written_file,
 )
 from pipeline.store.manifest import check_meta, parse_shard
+from pipeline.store.output import STORE_KIND
 from pipeline.store.readme import write_manifest
 from pipeline.store.refused import RefusedTexts
 from pipeline.store.shard import (
@@ -53,7 +57,7 @@ from pipeline.store.shard import (
     write_shard,
 )
 from pipeline.store.store import Store, count_by_source, total_by_source
-from pipeline.store.validation import check_replaceable, checked_rows, checked_vectors
+from pipeline.store.validation import checked_rows, checked_vectors
 
 _NAME = re.compile(r"[0-9a-f]{16}")
 _NOT_OF_THE_IDENTITY = ("teacher", "license", "refused")
@@ -75,6 +79,8 @@ class ShardCache:
         self._sorted_keys: list[Array] = []
         self._lock = ExitStack()
         with disk(self.path):
+            if self.path.is_symlink():
+                raise LeafError(f"{self.path}: is a link, and a shard cache is kept in no other place; remove it")
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.enter_context(locked(self.path / "lock", str(self.path)))
             try:
@@ -182,9 +188,9 @@ class ShardCache:
         missing = int((~self.has(keys)).sum()) - len(self.left_out(keys))
         if missing:
             raise LeafError(f"{self.path}: {missing} of {len(keys)} wanted keys have no vector: run encode again")
-        check_replaceable(out)
+        check_replaceable(out, STORE_KIND)
         chosen = [name for name in sorted(self._shards) if _contains_any(keys, self._shards[name][1])]
-        with disk(out), written_directory(out) as directory:
+        with disk(out), written_directory(out, STORE_KIND) as directory:
             self._build(directory, [self._shards[name][0] for name in chosen], self._refused_without_vector(keys))
             Store.open(directory)
         return Store.open(out)
@@ -234,8 +240,8 @@ class ShardCache:
         file = self.path / "pool.json"
         identity = {name: value for name, value in vars(self.meta).items() if name not in _NOT_OF_THE_IDENTITY}
         if not file.exists():
-            write_json(self.path / f"{TEMPORARY}pool.json", identity)
-            (self.path / f"{TEMPORARY}pool.json").rename(file)
+            with written_file(file) as new:
+                write_json(new, identity)
         elif read_json(file) != identity:
             raise LeafError(f"{file}: this shard cache holds vectors of another teacher; choose another `encode.pool`")
 
@@ -310,6 +316,7 @@ def commit_shard(
 def _move_into_place(directory: Path, root: Path, info: ShardInfo) -> None:
     """Give a shard built in a temporary directory of `root` its name, flushed to the disk."""
     write_json(directory / "shard.json", info.to_json())
+    apply_umask(directory)
     sync(directory)
     directory.rename(root / info.name)
     sync(root)

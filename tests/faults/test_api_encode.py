@@ -358,19 +358,35 @@ def test_the_key_is_nowhere(server: Server, params: Write, stage: Stage, tmp_pat
         (["status:500"] * 9, {"retries": 0}),
         (["status:404"], {}),
         (["status:403"], {}),
-        ([], {"key_env": "OTHER_KEY"}),
+        ([], {"key_env": "OTHER_API_KEY"}),
         ([], {"refused": "stop"}),
         ([], {"refused": "leave_out"}),
     ):
         params(**settings)
         server.plan = plan
-        done = stage("encode", "--corpus", "corpus", "--out", "store", OTHER_KEY=f"{KEY}x", OPENAI_LOG="debug")
+        done = stage("encode", "--corpus", "corpus", "--out", "store", OTHER_API_KEY=f"{KEY}x", OPENAI_LOG="debug")
         said += done.stdout + done.stderr
         server.plan = []
     assert done.returncode == 0, done.stderr
     files = b"".join(contents(tmp_path).values())
     assert "***" in said and "LEAKPROBE" not in said
     assert b"LEAKPROBE" not in files and KEY[3:].encode() not in files
+
+
+def test_the_first_lines_say_what_is_sent_where_and_a_person_alone_can_allow_more(
+    server: Server, params: Write, stage: Stage
+) -> None:
+    params(key_env="LAB_TOKEN")
+    run = ("encode", "--corpus", "corpus", "--out", "out/store", "--metrics", "metrics.json")
+    refused = stage(*run, LAB_TOKEN=KEY)
+    assert refused.returncode == 1
+    assert "add `--key-env LAB_TOKEN`" in refused.stderr
+    assert not server.requests
+    for options, variables in ((["--key-env", "LAB_TOKEN"], {}), ([], {"LEAF_KEY_ENV": "LAB_TOKEN"})):
+        done = stage(*run, *options, LAB_TOKEN=KEY, **variables)
+        assert done.returncode == 0, done.stderr
+        said = f"teacher.api: texts that have no vector yet are sent to {server.url}, with the key in LAB_TOKEN"
+        assert done.stderr.splitlines()[0] == said
 
 
 def test_without_a_key_a_server_that_wants_none_is_used(

@@ -43,6 +43,8 @@ def main(params: Path, corpus: Path, out: Path, metrics: Path) -> None:
     echo(f"{out}\n{metrics}")
     if "license" in figures:
         echo(f"the store's licence is {figures['license']}: shards taken over keep theirs (store.json)", err=True)
+    for name, compared in cast(dict[str, str], figures.get("compared", {})).items():
+        echo(f"{name}: encoded again {compared}", err=True)
     for name, reason in cast(dict[str, str], figures.get("passed_over", {})).items():
         echo(f"not reused: {name}: {reason.removeprefix(f'{name}: ')}", err=True)
     for name in ("items_per_request", "tokens_per_request"):

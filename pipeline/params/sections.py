@@ -306,9 +306,10 @@ class EncodeParams:
     token_budget: int | None = field(default=None, metadata=bounded(64))
     """Tokens in progress at once: in a forward pass, or in all those that run in parallel on a CPU's cores. Left out:
     8192 on a CPU, 65,536 on an accelerator."""
-    verify_rows: int = field(default=32, metadata=bounded(0))
-    """Rows of each reused store that are encoded again and compared with the stored vectors before the store is
-    trusted, besides a row of each of its shards; 0 compares none."""
+    verify_rows: int = field(default=256, metadata=bounded(0))
+    """Rows of each reused store, drawn by chance, that are encoded again and compared with the stored vectors before
+    the store is trusted, besides a row of each of its shards; 0 compares none. 256 notice a hundredth of wrong vectors
+    with 92 %."""
 
 
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]

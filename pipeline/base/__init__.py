@@ -6,6 +6,7 @@ memory kept by malloc, optional packages, token ids of long texts. Every other r
 
 from pipeline.base import files
 from pipeline.base.arrays import Array, Similarity, cosines, similarities
+from pipeline.base.digests import DigestError, bytes_kept, check_sha256, checked_file, remember_sha256
 from pipeline.base.documents import parse_yaml
 from pipeline.base.errors import (
     FileMissingError,
@@ -47,6 +48,7 @@ __all__ = [
     "ROLES",
     "TEMPORARY",
     "Array",
+    "DigestError",
     "FileMissingError",
     "LeafError",
     "NoAccessError",
@@ -54,7 +56,10 @@ __all__ = [
     "Similarity",
     "TokenIds",
     "access",
+    "bytes_kept",
+    "check_sha256",
     "check_writable",
+    "checked_file",
     "contains",
     "cosines",
     "disk",
@@ -76,6 +81,7 @@ __all__ = [
     "read_json",
     "regular_size",
     "release_pages",
+    "remember_sha256",
     "remove",
     "replace_directory",
     "sha256",

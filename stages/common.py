@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from pipeline.base import LeafError, access, printable, written_file
+from pipeline.base import LeafError, access, first_line, is_panic, printable, written_file
 from pipeline.store import check_fitted_to
 from stages.recorded import removed_by_dvc
 
@@ -48,7 +48,11 @@ class _Command(click.Command):
             return result
         except LeafError as error:
             raise click.ClickException("\n".join([str(error), *removed_by_dvc(_paths(ctx))])) from None
-        except OSError as error:
+        except BaseException as error:
+            if is_panic(error):
+                raise click.ClickException(f"a library's native code gave up: {printable(first_line(error))}") from None
+            if not isinstance(error, OSError):
+                raise
             if isinstance(error, BrokenPipeError) and _nobody_reads():
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left, Python writes at its end
                 return None

@@ -6,14 +6,23 @@ memory kept by malloc, optional packages, token ids of long texts. Every other r
 
 from pipeline.base import files
 from pipeline.base.arrays import Array, Similarity, cosines, similarities
-from pipeline.base.digests import DigestError, bytes_kept, check_sha256, checked_file, remember_sha256
+from pipeline.base.digests import (
+    DigestError,
+    bytes_kept,
+    check_sha256,
+    checked_file,
+    file_sha256,
+    remember_sha256,
+)
 from pipeline.base.documents import parse_yaml
 from pipeline.base.errors import (
     FileMissingError,
     LeafError,
     NoAccessError,
     first_line,
+    is_panic,
     on_one_line,
+    panics_as_errors,
     printable,
     quoted,
 )
@@ -63,9 +72,11 @@ __all__ = [
     "contains",
     "cosines",
     "disk",
+    "file_sha256",
     "files",
     "first_line",
     "import_optional",
+    "is_panic",
     "keep_pages",
     "key_array",
     "keys",
@@ -73,6 +84,7 @@ __all__ = [
     "locked",
     "merge_sorted",
     "on_one_line",
+    "panics_as_errors",
     "parse_yaml",
     "portions",
     "prefetch",

@@ -74,6 +74,12 @@ def checked_file(path: Path, sha256: str) -> Iterator[io.FileIO]:
         yield file
 
 
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, which is read only where it is not known from before."""
+    with _opened(path) as file:
+        return _REMEMBERED.digest(_stamp(os.fstat(file.fileno()))) or _hash(file)
+
+
 def check_sha256(path: Path, sha256: str) -> None:
     """Read the whole file, whatever is known of it; raises as `checked_file`."""
     with _opened(path) as file:

@@ -6,7 +6,7 @@ native code, from a hub; others choose sizes that no weight stands behind.
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pipeline.base import LeafError, quoted
-from pipeline.model.checkpoint_files import base_directory, settings
+from pipeline.model.model_settings import settings
 
 # Read when transformers is imported: no kernel is fetched from a hub, whatever a model or its family asks for.
 os.environ["USE_HUB_KERNELS"] = "NO"
@@ -54,13 +54,15 @@ MOST_RANDOM = 1 << 30
 """Parameters of a model that begins at random: 4 GiB."""
 
 
-def check_requests(directory: Path, called: str) -> None:
+def check_requests(places: Iterable[Path], called: str) -> None:
     """Refuse a model whose files ask its loaders for more than ALLOWED, for quantisation, or for absurd sizes.
+
+    `places` are the directories of its files.
 
     Raises:
         LeafError: names the file and the setting; `called` begins the message.
     """
-    for place in dict.fromkeys([directory, base_directory(directory)]):
+    for place in places:
         for name in SETTINGS_FILES:
             for file in place.rglob(name):
                 _check_arguments(file, called)
@@ -102,9 +104,8 @@ def _nested(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _nested(value)
 
 
-def stored_numbers(directory: Path) -> int:
-    """The most numbers that the weights of a model can hold: one in a byte."""
-    places = dict.fromkeys([directory, base_directory(directory)])
+def stored_numbers(places: Iterable[Path]) -> int:
+    """The most numbers that the weights of a model in these directories can hold: one in a byte."""
     files = {file for place in places for pattern in ("*.safetensors", "*.bin") for file in place.rglob(pattern)}
     return sum(file.stat().st_size for file in files)
 

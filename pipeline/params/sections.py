@@ -257,7 +257,8 @@ class TeacherParams:
     """Hub id, local directory, or `package:NAME/DIRECTORY` inside an installed package; with `api`, the API's name for
     the model."""
     sha256: str | None = None
-    """Digest of the weights; checked before they are loaded."""
+    """Digest of all files of the model that decide its vectors or run: weights, settings, tokenizer, code. Checked
+    before they are loaded; the message names the right one."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     prompts: Prompts = Prompts()
@@ -330,7 +331,7 @@ class StudentParams:
     model: str
     """Hub id, local directory, or `package:NAME/DIRECTORY` inside an installed package."""
     sha256: str | None = None
-    """Digest of the weights; checked before they are loaded."""
+    """Digest of all files of the checkpoint, as `teacher.sha256`."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     layers: tuple[int, ...] | None = None

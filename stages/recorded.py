@@ -10,9 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pipeline.base import LeafError
+from pipeline.base import LeafError, parse_yaml
 from pipeline.corpus import corpus_digest
 from pipeline.store import Store
 
@@ -65,10 +63,10 @@ def _is_below(place: Path, paths: Sequence[Path]) -> bool:
 def _locked_directories() -> dict[Path, str]:
     """The directories among the outputs in `dvc.lock`, with their MD5; empty where there is no such file."""
     try:
-        stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"]
+        stages = parse_yaml(LOCK.read_text(encoding="utf-8"))["stages"]
         outputs = [output for stage in stages.values() for output in stage.get("outs", [])]
         return {Path(output["path"]): output["md5"] for output in outputs if output.get("md5", "").endswith(".dir")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, LeafError):
         return {}
 
 

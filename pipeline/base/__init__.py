@@ -46,6 +46,7 @@ from pipeline.base.files import (
     written_file,
 )
 from pipeline.base.keys import KEY_BYTES, KEY_DTYPE, ROLES, contains, key_array, keys, merge_sorted
+from pipeline.base.markdown import LONGEST_LABEL, LONGEST_NAME, code_span, markdown, shortened, string_literal
 from pipeline.base.memory import keep_pages, release_pages
 from pipeline.base.optional import import_optional
 from pipeline.base.prefetch import prefetch
@@ -54,6 +55,8 @@ from pipeline.base.prefixes import Prefixes, TokenIds, portions
 __all__ = [
     "KEY_BYTES",
     "KEY_DTYPE",
+    "LONGEST_LABEL",
+    "LONGEST_NAME",
     "ROLES",
     "TEMPORARY",
     "Array",
@@ -69,6 +72,7 @@ __all__ = [
     "check_sha256",
     "check_writable",
     "checked_file",
+    "code_span",
     "contains",
     "cosines",
     "disk",
@@ -82,6 +86,7 @@ __all__ = [
     "keys",
     "link",
     "locked",
+    "markdown",
     "merge_sorted",
     "on_one_line",
     "panics_as_errors",
@@ -97,7 +102,9 @@ __all__ = [
     "remove",
     "replace_directory",
     "sha256",
+    "shortened",
     "similarities",
+    "string_literal",
     "sync",
     "temporary",
     "workspace",

@@ -8,11 +8,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, parse_yaml
 from pipeline.params import public_name
 from pipeline.report import figures
 from pipeline.report.content import Section, sections
@@ -43,7 +42,7 @@ def render(sources: Sources) -> str:
     store, moved = _read_json(sources.store), _read_json(sources.plots / "moved.json")
     params_text = _read_text(sources.params)
     try:
-        student = public_name(yaml.safe_load(params_text)["fit"]["student"]["model"])
+        student = public_name(parse_yaml(params_text)["fit"]["student"]["model"])
         drawn = [_draw(section) for section in sections(metrics, tables)]
         run, corpus = _run_facts(store, metrics, student), _corpus_table(metrics["corpus"])
     except (KeyError, TypeError, ValueError, IndexError) as error:

@@ -52,7 +52,7 @@ def main(
     settings = load_section(params, "evaluate", EvaluateParams)
     costs, pictures = costs or (COST if out == OUT else None), pictures or (PLOTS if out == OUT else None)
     check_writable([out, *([costs] if costs else []), *(plots.files(pictures) if pictures else [])])
-    check_recorded(corpus, embeddings)
+    check_recorded(corpus, embeddings, model)
     warn_unwatched([*settings.beir, *settings.sts, *settings.classification], COLLECTIONS, "evaluate")
     student = StudentEncoder.load(model)
     store = Store.open(embeddings)

@@ -33,7 +33,7 @@ def main(
     """
     settings = load_section(params, "export", ExportParams)
     check_writable([metrics], [out / exporter.directory for exporter in EXPORTERS])
-    check_recorded(corpus, embeddings)
+    check_recorded(corpus, embeddings, model)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), EncodeParams())  # nothing is encoded here
     checkpoint = load_section(params, "fit", FitParams).student
     if evaluation is None and EVALUATION.is_file():

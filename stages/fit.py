@@ -10,7 +10,7 @@ from pipeline.fit import fit
 from pipeline.params import FitParams, load_section
 from pipeline.store import Store
 from stages.common import command, echo, params_option, write_json
-from stages.recorded import check_recorded
+from stages.recorded import check_recorded, student_digest
 
 
 @command
@@ -32,7 +32,7 @@ def main(**paths: Path) -> None:
     check_recorded(paths["corpus"], paths["embeddings"])
     result = fit(paths["corpus"], Store.open(paths["embeddings"]), params, paths["out"], paths["work"])
     figures = result.metrics
-    write_json(paths["metrics"], figures)
+    write_json(paths["metrics"], figures | {"digest": student_digest(paths["out"])})
     with written_file(curve) as new, new.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("step", "split", "loss"), *result.curve])
     result.discard_state()

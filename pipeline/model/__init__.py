@@ -28,6 +28,7 @@ from pipeline.model.model_files import (
     checkpoint_digest,
     code_files,
     load_sentence_transformer,
+    model_sha256,
     resolve_model,
     weights_sha256,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "find_backbone",
     "in_threads",
     "load_sentence_transformer",
+    "model_sha256",
     "older_form",
     "overwrite",
     "pack",

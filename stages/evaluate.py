@@ -15,7 +15,7 @@ from pipeline.params import EncodeParams, EvaluateParams, Permits, TeacherParams
 from pipeline.serve import MODES
 from pipeline.store import Store
 from pipeline.teacher import Teacher
-from stages.common import api_options, check_student, command, open_teacher, params_option, write_json
+from stages.common import api_options, check_student, command, echo, open_teacher, params_option, write_json
 from stages.recorded import check_recorded
 from stages.watched import name_outside, warn_unwatched
 
@@ -54,7 +54,7 @@ def main(
     settings = load_section(params, "evaluate", EvaluateParams)
     costs, pictures = costs or (COST if out == OUT else None), pictures or (PLOTS if out == OUT else None)
     check_writable([out, *([costs] if costs else []), *(plots.files(pictures) if pictures else [])])
-    check_recorded(corpus, embeddings)
+    check_recorded(corpus, embeddings, model)
     for key in ("beir", "sts", "classification"):
         name_outside(getattr(settings, key), f"evaluate.{key}")
     warn_unwatched([*settings.beir, *settings.sts, *settings.classification], COLLECTIONS, "evaluate")
@@ -76,9 +76,9 @@ def main(
         figures = cost(teacher, model, encode.token_budget, _timed_texts(corpus, settings), settings)
         write_json(costs, figures)
         if "left_out" in figures:
-            click.echo(f"cost: left out: {figures['left_out']}")
+            echo(f"cost: left out: {figures['left_out']}")
         written.append(costs)
-    click.echo("\n".join([*table(result.figures), *map(str, written)]))
+    echo("\n".join([*table(result.figures), *map(str, written)]))
 
 
 def _check_teacher(teacher: Teacher, settings: EvaluateParams, *, measures_cost: bool) -> None:

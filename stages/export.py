@@ -9,7 +9,7 @@ from pipeline.base import check_writable
 from pipeline.export import EXPORTERS, export
 from pipeline.params import EncodeParams, ExportParams, FitParams, Permits, TeacherParams, load_section
 from pipeline.store import MODEL_KIND, Store
-from stages.common import api_options, check_student, command, open_teacher, params_option, write_json
+from stages.common import api_options, check_student, command, echo, open_teacher, params_option, write_json
 from stages.recorded import check_recorded
 
 EVALUATION = Path("metrics/evaluate.json")
@@ -41,7 +41,7 @@ def main(
     """
     settings = load_section(params, "export", ExportParams)
     check_writable([metrics], {out / exporter.directory: MODEL_KIND for exporter in EXPORTERS})
-    check_recorded(corpus, embeddings)
+    check_recorded(corpus, embeddings, model)
     nothing_is_encoded = EncodeParams()
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), nothing_is_encoded, permits)
     checkpoint = load_section(params, "fit", FitParams).student
@@ -61,7 +61,7 @@ def main(
         exporters=EXPORTERS,
     )
     write_json(metrics, figures)
-    click.echo("\n".join([*table(figures), *(str(out / exporter.directory) for exporter in EXPORTERS), str(metrics)]))
+    echo("\n".join([*table(figures), *(str(out / exporter.directory) for exporter in EXPORTERS), str(metrics)]))
 
 
 def table(figures: dict[str, Any]) -> list[str]:

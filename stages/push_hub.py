@@ -10,7 +10,7 @@ import click
 
 from pipeline.base import LeafError, first_line, read_listing, regular_size, sha256
 from pipeline.store import MODEL_KIND
-from stages.common import command
+from stages.common import command, echo
 
 CARD = "README.md"
 
@@ -34,7 +34,7 @@ def main(*, model: str, repo: str, models: Path, private: bool, upload: bool) ->
         files = sorted(path for path in staged.rglob("*") if path.is_file())
         listed = [f"{file.stat().st_size / 1e6:9.2f} MB  {file.relative_to(staged)}" for file in files]
         done = _upload(staged, repo, private) if upload else f"dry run: nothing was sent to {repo}; add --upload"
-        click.echo("\n".join([*listed, f"licence on the card: {license_ or 'none'}", done]))
+        echo("\n".join([*listed, f"licence on the card: {license_ or 'none'}", done]))
 
 
 def _copy_files(source: Path, card: Path, folder: Path) -> Path:
@@ -75,7 +75,7 @@ def _copy(file: Path, target: Path, digest: str | None) -> None:
         return
     if not edited:
         raise LeafError(f"{file}: is not the file that was written there: run the stage again; nothing was sent")
-    click.echo(f"{file}: was changed by hand since it was written, and is sent as it is")
+    echo(f"{file}: was changed by hand since it was written, and is sent as it is")
 
 
 def _check_card(card: Path) -> str | None:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import click
+from stages.common import echo
 
 SHOWN = 3  # places in a message
 
@@ -24,7 +24,7 @@ def warn_unwatched(paths: Iterable[str], root: Path, stage: str) -> None:
         return
     for path in dict.fromkeys(paths):
         if (place := unwatched(path, root)) is not None:
-            click.echo(
+            echo(
                 f"{path}: DVC does not watch {place}, which is outside {root} or behind a linked directory: after a "
                 f"change there, type `dvc repro -f {stage}`, or bring it below {root} (`dvc import-url`)",
                 err=True,
@@ -35,11 +35,11 @@ def name_outside(paths: Iterable[str], key: str) -> None:
     """Print a sentence for each path or URL under `key` of params.yaml that leads out of this directory."""
     for path in dict.fromkeys(paths):
         if "://" in path:
-            click.echo(f"{key}: reads {path}", err=True)
+            echo(f"{key}: reads {path}", err=True)
         elif outside := _outside(path):
             more = f" and {len(outside) - SHOWN:,} more" if len(outside) > SHOWN else ""
             shown = ", ".join(str(place) for place in outside[:SHOWN])
-            click.echo(f"{key}: reads {shown}{more}, outside this project (`{path}`)", err=True)
+            echo(f"{key}: reads {shown}{more}, outside this project (`{path}`)", err=True)
 
 
 def _outside(path: str) -> list[Path]:

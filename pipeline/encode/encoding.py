@@ -50,6 +50,7 @@ def encode(
         **({"api": figures.api | {"refused": len(refused)}} if teacher.directory is None else {}),
         **({"refused": [vars(refusal) for refusal in refused]} if refused else {}),
         "taken_over": reused.rows,
+        **({"compared": reused.compared} if reused.compared else {}),
         **({"passed_over": reused.passed_over} if reused.passed_over else {}),
         "tokens_saved": reused.tokens,
         **({"license": store.meta.license} if store.meta.license != params.license else {}),

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from pipeline.base import Array, LeafError, cosines, keys, workspace
 from pipeline.corpus import clean
 from pipeline.encode.comparison import compare
+from pipeline.encode.sampling import proof
 from pipeline.encode.vector_files import Rows, VectorFiles
 from pipeline.params import EncodeParams, TeacherParams, public_name
 from pipeline.store import SAME_VECTOR, UNVERIFIED, ShardCache, StoreMeta, check_free, scratch_cache
@@ -65,6 +66,7 @@ def import_vectors(
         cache.publish(out, cache.keys())
     return figures | {
         "compared": len(similarities),
+        "proof": proof(len(similarities), files.rows),
         "cosine_min": round(float(similarities.min()), 6),
         "cosine_mean": round(float(similarities.mean()), 6),
     }

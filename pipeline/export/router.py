@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import LISTING, Array, LeafError, first_line
+from pipeline.base import LISTING, Array, LeafError, code_span, first_line
 from pipeline.export.cards import fill_template, front_matter, results_table
 from pipeline.export.exporter import ExportedEncoder, ExportJob, LeftOut
 from pipeline.model import load_sentence_transformer, older_form
@@ -162,11 +162,10 @@ def _documents(name: str, router: Any) -> dict[str, ExportedEncoder]:
 def _without_teacher(job: ExportJob) -> LeftOut | None:
     teacher = job.teacher.params
     if job.teacher.directory is None:
-        reason = f"the teacher `{teacher.model}` is an API: no model can contain it"
+        reason = f"the teacher {code_span(teacher.model)} is an API: no model can contain it"
     elif teacher.trust_remote_code:
-        reason = (
-            f"the teacher `{teacher.model}` runs code of its own, which whoever loads the model would have to trust"
-        )
+        name = code_span(teacher.model)
+        reason = f"the teacher {name} runs code of its own, which whoever loads the model would have to trust"
     else:
         return None
     return LeftOut(reason, f"# No asymmetric model\n\nLeft out: {reason}. {INSTEAD}\n")
@@ -179,7 +178,7 @@ def _card(job: ExportJob, name: str, usage: str) -> str:
         "teacher": job.origin.teacher_name,
         "dim": job.student.dim,
         "comparison": job.meta.comparison,
-        "prompt": f"the prompt `{prompt}`" if prompt else "no prompt",
+        "prompt": f"the prompt {code_span(prompt)}" if prompt else "no prompt",
         "usage": usage,
         "results": results_table(job.origin, modes),
     }

@@ -22,22 +22,24 @@ from pipeline.model.device import (
 )
 from pipeline.model.model_files import (
     base_directory,
-    check_digest,
-    check_sha256,
+    check_inside,
+    check_model_sha256,
     check_words,
     checkpoint_digest,
     code_files,
     load_sentence_transformer,
-    read_json,
+    model_sha256,
     resolve_model,
-    settings,
     weights_sha256,
 )
+from pipeline.model.model_settings import read_json, settings
 from pipeline.model.parallel import in_threads, vectors_in_parts, worker_count
 from pipeline.model.pooling import Pooling, poolings_of
 from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build, write_errors
+from pipeline.model.trust import SETTINGS_FILES
 
 __all__ = [
+    "SETTINGS_FILES",
     "TOKEN_BUDGET",
     "TOKEN_MULTIPLE",
     "TRAITS",
@@ -55,14 +57,15 @@ __all__ = [
     "best_device",
     "bf16_is_fast",
     "build",
-    "check_digest",
-    "check_sha256",
+    "check_inside",
+    "check_model_sha256",
     "check_words",
     "checkpoint_digest",
     "code_files",
     "find_backbone",
     "in_threads",
     "load_sentence_transformer",
+    "model_sha256",
     "older_form",
     "overwrite",
     "pack",

@@ -15,14 +15,14 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.base import LeafError, Similarity, TokenIds, first_line, keep_pages, written_directory
+from pipeline.base import LeafError, Similarity, TokenIds, first_line, keep_pages, panics_as_errors, written_directory
 from pipeline.model.backbones.backbone import Backbone
 from pipeline.model.backbones.padded import UNLIMITED
 from pipeline.model.backbones.registry import backbone_for, backbone_of_modules
 from pipeline.model.backbones.static import StaticBackbone
 from pipeline.model.batch import Batch, pack
 from pipeline.model.model_files import (
-    check_sha256,
+    check_model_sha256,
     check_words,
     first_module,
     load_sentence_transformer,
@@ -172,7 +172,8 @@ def model_directory(path: Path, card: str | None = None) -> Iterator[Path]:
 def write_errors(path: Path) -> Iterator[None]:
     """Any error while a model is written to `path` becomes a LeafError that says what to do."""
     try:
-        yield
+        with panics_as_errors():
+            yield
     except LeafError:
         raise
     except Exception as error:  # for a full disk safetensors and tokenizers raise exceptions of their own
@@ -203,7 +204,7 @@ def build(
             "(document_0_Transformer, say)"
         )
     if params.weights == "checkpoint":
-        check_sha256(directory, params.sha256, "fit.student.sha256")
+        check_model_sha256(directory, params.sha256, "fit.student.sha256")
     if dim < 1:
         raise LeafError(f"student: a head into {dim} dimensions is impossible; the store's dim is wrong")
     torch.manual_seed(seed)  # a checkpoint without a pooler gets a random one, which must not differ between runs

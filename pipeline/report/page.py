@@ -12,7 +12,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, parse_yaml
 from pipeline.params import public_name, public_params
 from pipeline.report import figures
 from pipeline.report.content import Section, sections
@@ -44,7 +44,7 @@ def render(sources: Sources) -> str:
     store, moved = _read_json(sources.store), _read_json(sources.plots / "moved.json")
     params_text = _read_text(sources.params)
     try:
-        params = yaml.safe_load(params_text)
+        params = parse_yaml(params_text)
         student = public_name(params["fit"]["student"]["model"])
         drawn = [_draw(section) for section in sections(metrics, tables)]
         run, corpus = _run_facts(store, metrics, student), _corpus_table(metrics["corpus"])

@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.base import LeafError, access, written_file
+from pipeline.base import LeafError, access, bytes_kept, remember_sha256, written_file
 from pipeline.store.transport import Transport
 
 
@@ -68,7 +69,8 @@ class FileCache:
         with download:
             path = self.path / file
             try:
-                os.utime(path)  # marks it as used just now
+                with bytes_kept(path):
+                    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # marks it as used just now
             except FileNotFoundError:
                 with access(path):
                     return self._download(file, digest, size, limit, evictable)
@@ -89,6 +91,7 @@ class FileCache:
             with written_file(path) as new:
                 if self._copy_and_hash(file, actual, new) != digest:
                     raise LeafError(f"{self.transport.url}/{file}: SHA-256 differs: damaged or swapped")
+            remember_sha256(path, digest)
         finally:
             if evictable:
                 with self._turn:
@@ -110,7 +113,7 @@ class FileCache:
             held = []
             for path in self.root.glob("*/vectors.zarr/*/c/0/0"):
                 try:
-                    held.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+                    held.append((path.stat().st_atime_ns, path.stat().st_size, path))
                 except OSError:  # another process dropped it
                     continue
             self._incoming_bytes += incoming

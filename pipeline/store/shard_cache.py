@@ -8,6 +8,7 @@ sweeps. Other processes may commit shards into the directory for the writer that
 
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +25,12 @@ import zarr
 from pipeline.base import (
     TEMPORARY,
     Array,
+    DigestError,
     LeafError,
     apply_umask,
+    bytes_kept,
     check_replaceable,
+    check_sha256,
     contains,
     disk,
     key_array,
@@ -35,7 +39,6 @@ from pipeline.base import (
     merge_sorted,
     read_json,
     remove,
-    sha256,
     sync,
     temporary,
     write_json,
@@ -161,17 +164,22 @@ class ShardCache:
     def adopt(self, root: Path, info: ShardInfo) -> None:
         """Take a whole shard of another store by hard links; its SHA-256 are checked, its vectors are not read.
 
+        What is checked are the files that stay here. Those of another user are copied: who owns a file can change it.
         It keeps the licence that `info` states.
 
         Raises:
             LeafError: it is damaged, or a key is already there.
         """
-        rows = read_rows(root, info)
-        self._check_new(rows)
-        check_files(root, info, self.meta)
+        check_sizes(root, info, self.meta)
         with disk(self.path, "this shard"), temporary(self.path, TEMPORARY) as directory:
             for file in info.files:
-                link(root / file, directory / file)
+                _link_or_copy(root / file, directory / file)
+            try:
+                rows = read_rows(directory, info)
+                self._check_new(rows)
+                check_files(directory, info, self.meta)
+            except LeafError as error:  # names the shard where it came from
+                raise type(error)(str(error).replace(str(directory), str(root))) from None
             _move_into_place(directory, self.path, info)
         self._add(info, key_array(rows["key"]))
 
@@ -230,9 +238,13 @@ class ShardCache:
         except LeafError as error:
             raise LeafError(f"{error}; {_deletion_advice(directory)}") from None
         for file, digest in info.files.items():
-            if file != rows_path(info.name) and sha256(directory / file) != digest:
-                raise LeafError(f"{directory / file}: damaged; {_deletion_advice(directory)}")
-            link(directory / file, root / file)
+            if file != rows_path(info.name):
+                try:
+                    check_sha256(directory / file, digest)
+                except DigestError:
+                    raise LeafError(f"{directory / file}: damaged; {_deletion_advice(directory)}") from None
+            with bytes_kept(directory / file):
+                link(directory / file, root / file)
         return count_by_source(rows)
 
     def _check_identity(self) -> None:
@@ -311,6 +323,16 @@ def commit_shard(
         info = replace(write_shard(directory, rows, stored, meta), license=license_)
         _move_into_place(directory, root, info)
     return info
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    if source.stat().st_uid == os.geteuid():
+        with bytes_kept(source):
+            link(source, target)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    sync(target)
 
 
 def _move_into_place(directory: Path, root: Path, info: ShardInfo) -> None:

@@ -3,6 +3,7 @@
 Every default stands here and nowhere else.
 """
 
+from pipeline.params.commented import commented, explained, section_classes
 from pipeline.params.parsing import load_section
 from pipeline.params.sections import (
     ApiParams,
@@ -34,7 +35,10 @@ __all__ = [
     "SourceParams",
     "StudentParams",
     "TeacherParams",
+    "commented",
+    "explained",
     "load_section",
     "pooling_modes",
     "public_name",
+    "section_classes",
 ]

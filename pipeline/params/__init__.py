@@ -3,6 +3,7 @@
 Every default stands here and nowhere else.
 """
 
+from pipeline.params.commented import commented, explained, section_classes
 from pipeline.params.parsing import load_section
 from pipeline.params.permits import Permits
 from pipeline.params.public import public_name, public_params
@@ -36,8 +37,11 @@ __all__ = [
     "SourceParams",
     "StudentParams",
     "TeacherParams",
+    "commented",
+    "explained",
     "load_section",
     "pooling_modes",
     "public_name",
     "public_params",
+    "section_classes",
 ]

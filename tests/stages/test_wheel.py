@@ -28,7 +28,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pipeline", "stages"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "leaf_pipeline.py"):
         shutil.copy(ROOT / name, source)
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out)]
     subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(source)], check=True)
@@ -51,8 +51,8 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "bin"
 
 
-def run(bin_: Path, directory: Path, *command: str) -> str:
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+def run(bin_: Path, directory: Path, *command: str, **environment: str) -> str:
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment
     ended = subprocess.run(
         [str(bin_ / command[0]), *command[1:]],
         cwd=directory,
@@ -67,7 +67,7 @@ def run(bin_: Path, directory: Path, *command: str) -> str:
 
 def test_every_file_of_the_library_is_in_the_wheel(wheel: Path) -> None:
     tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "pipeline", "stages"],
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "pipeline", "stages", "leaf_pipeline.py"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -83,6 +83,14 @@ def test_the_environment_does_not_see_the_checkout(environment: Path, tmp_path: 
     assert Path(place.strip()).is_relative_to(environment.parent)
 
 
+def test_directories_of_the_same_names_on_the_path_are_passed_over(environment: Path, tmp_path: Path) -> None:
+    for name in ("pipeline", "stages"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('this is the user's own package')\n")
+    for name in ("corpus", "store"):
+        assert name in run(environment, tmp_path, "leaf", name, "--help", PYTHONPATH=".")
+
+
 def test_a_stage_and_a_search_run_from_the_wheel(environment: Path, tmp_path: Path) -> None:
     assert "search" in run(environment, tmp_path, "leaf", "--help")
     rows = [{"id": f"q{n}", "question": f"{sentence(n)}?", "answer": sentence(n + 500)} for n in range(QUESTIONS)]
@@ -92,7 +100,7 @@ def test_a_stage_and_a_search_run_from_the_wheel(environment: Path, tmp_path: Pa
     (tmp_path / "params.yaml").write_text(
         yaml.safe_dump({"corpus": {"sources": [source | fields], "heldout": 0.1}}), encoding="utf-8"
     )
-    run(environment, tmp_path, "python", "-m", "stages.corpus")
+    run(environment, tmp_path, "leaf", "corpus")
 
     corpus, embeddings = tmp_path / "data" / "corpus", tmp_path / "data" / "embeddings"
     settings = EncodeParams(pool=str(tmp_path / "cache"), token_budget=512)

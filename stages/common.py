@@ -1,6 +1,7 @@
 """Shared by the commands of all stages: the option for the parameter file, errors as messages, writing metrics."""
 
 import json
+import logging
 import os
 import select
 import signal
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from pipeline.base import LeafError, access, written_file
+from pipeline.base import LeafError, access, printable, written_file
 from pipeline.store import check_fitted_to
 from stages.recorded import removed_by_dvc
 
@@ -23,6 +24,14 @@ params_option = click.option(
 )
 
 
+class _PrintableRecord(logging.LogRecord):
+    """A message of any library's log, which may quote a model's or a server's words."""
+
+    def getMessage(self) -> str:  # noqa: N802  the name is logging's
+        """The message, with nothing that a terminal would obey."""
+        return printable(super().getMessage())
+
+
 class _Command(click.Command):
     """A click command that ends with a message and exit code 1 on bad input, and ends orderly on SIGTERM.
 
@@ -31,6 +40,7 @@ class _Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         signal.signal(signal.SIGTERM, _terminate)
+        logging.setLogRecordFactory(_PrintableRecord)
         try:
             with access():
                 result = super().invoke(ctx)
@@ -42,7 +52,9 @@ class _Command(click.Command):
             if isinstance(error, BrokenPipeError) and _nobody_reads():
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left, Python writes at its end
                 return None
-            raise click.ClickException(f"{error.filename or 'the system'}: {error.strerror or error}") from None
+            raise click.ClickException(
+                printable(f"{error.filename or 'the system'}: {error.strerror or error}")
+            ) from None
 
 
 def _nobody_reads() -> bool:
@@ -68,6 +80,11 @@ def command(function: Callable[..., None]) -> click.Command:
     return click.command(cls=_Command)(function)
 
 
+def echo(message: object, err: bool = False) -> None:
+    """Print a line. Texts, ids and names in it come from other people: what a terminal would obey is written out."""
+    click.echo(printable(str(message)), err=err)
+
+
 def check_student(model: Path, fingerprint: str, place: str, teacher: "Teacher | None" = None) -> None:
     """Refuse a model that was fitted to other vectors than those at `place`; a word where it does not say to which.
 
@@ -75,7 +92,7 @@ def check_student(model: Path, fingerprint: str, place: str, teacher: "Teacher |
     """
     word = check_fitted_to(model, fingerprint, place, lambda: teacher.earlier_fingerprints if teacher else ())
     if word:
-        click.echo(word, err=True)
+        echo(word, err=True)
 
 
 def write_json(path: Path, figures: Mapping[str, object]) -> None:

@@ -15,7 +15,7 @@ from pipeline.params import EncodeParams, EvaluateParams, TeacherParams, load_se
 from pipeline.serve import MODES
 from pipeline.store import Store
 from pipeline.teacher import Teacher, open_teacher
-from stages.common import check_student, command, params_option, write_json
+from stages.common import check_student, command, echo, params_option, write_json
 from stages.recorded import check_recorded
 from stages.watched import warn_unwatched
 
@@ -72,9 +72,9 @@ def main(
         figures = cost(teacher, model, encode.token_budget, _timed_texts(corpus, settings), settings)
         write_json(costs, figures)
         if "left_out" in figures:
-            click.echo(f"cost: left out: {figures['left_out']}")
+            echo(f"cost: left out: {figures['left_out']}")
         written.append(costs)
-    click.echo("\n".join([*table(result.figures), *map(str, written)]))
+    echo("\n".join([*table(result.figures), *map(str, written)]))
 
 
 def _check_teacher(teacher: Teacher, settings: EvaluateParams, *, measures_cost: bool) -> None:

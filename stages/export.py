@@ -10,7 +10,7 @@ from pipeline.export import EXPORTERS, export
 from pipeline.params import EncodeParams, ExportParams, FitParams, TeacherParams, load_section
 from pipeline.store import Store
 from pipeline.teacher import open_teacher
-from stages.common import check_student, command, params_option, write_json
+from stages.common import check_student, command, echo, params_option, write_json
 from stages.recorded import check_recorded
 
 EVALUATION = Path("metrics/evaluate.json")
@@ -52,7 +52,7 @@ def main(
         exporters=EXPORTERS,
     )
     write_json(metrics, figures)
-    click.echo("\n".join([*table(figures), *(str(out / exporter.directory) for exporter in EXPORTERS), str(metrics)]))
+    echo("\n".join([*table(figures), *(str(out / exporter.directory) for exporter in EXPORTERS), str(metrics)]))
 
 
 def table(figures: dict[str, Any]) -> list[str]:

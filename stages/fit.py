@@ -9,7 +9,7 @@ from pipeline.base import check_writable, written_file
 from pipeline.fit import fit
 from pipeline.params import FitParams, load_section
 from pipeline.store import Store
-from stages.common import command, params_option, write_json
+from stages.common import command, echo, params_option, write_json
 from stages.recorded import check_recorded
 
 
@@ -36,10 +36,10 @@ def main(**paths: Path) -> None:
     with written_file(curve) as new, new.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("step", "split", "loss"), *result.curve])
     result.discard_state()
-    click.echo(f"{figures['presentations']:,} texts in {figures['steps']:,} steps, {figures['samples_per_s']} texts/s")
+    echo(f"{figures['presentations']:,} texts in {figures['steps']:,} steps, {figures['samples_per_s']} texts/s")
     for name, value in figures["validation"].items():
-        click.echo(f"held-out {name:<7} {figures['validation_at_start'][name]:.4f} -> {value:.4f}")
-    click.echo(f"{paths['out']}\n{paths['metrics']}\n{curve}")
+        echo(f"held-out {name:<7} {figures['validation_at_start'][name]:.4f} -> {value:.4f}")
+    echo(f"{paths['out']}\n{paths['metrics']}\n{curve}")
 
 
 if __name__ == "__main__":

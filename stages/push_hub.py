@@ -8,7 +8,7 @@ from typing import cast
 import click
 
 from pipeline.base import LeafError, first_line
-from stages.common import command
+from stages.common import command, echo
 
 
 @command
@@ -30,7 +30,7 @@ def main(*, model: str, repo: str, models: Path, private: bool, upload: bool) ->
         files = sorted(path for path in staged.rglob("*") if path.is_file())
         listed = [f"{file.stat().st_size / 1e6:9.2f} MB  {file.relative_to(staged)}" for file in files]
         done = _upload(staged, repo, private) if upload else f"dry run: nothing was sent to {repo}; add --upload"
-        click.echo("\n".join([*listed, f"licence on the card: {license_ or 'none'}", done]))
+        echo("\n".join([*listed, f"licence on the card: {license_ or 'none'}", done]))
 
 
 def _copy_files(source: Path, card: Path, folder: Path) -> Path:

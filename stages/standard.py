@@ -13,7 +13,7 @@ from pipeline.model import StudentEncoder
 from pipeline.params import EncodeParams, TeacherParams, load_section
 from pipeline.serve import MODES
 from pipeline.teacher import open_teacher
-from stages.common import check_student, command, params_option
+from stages.common import check_student, command, echo, params_option
 
 ROWS = {"role": pl.String, "text": pl.String}  # what a teacher reads
 
@@ -48,7 +48,7 @@ def main(
     for mode in modes:
         tasks = [*mteb_tasks.named_tasks(names), *(mteb_tasks.local_task(path) for path in beir)]
         for row in mteb_tasks.run(mteb_tasks.model(mode, encoders[mode], dim, similarity), tasks, out):
-            click.echo(f"{row['task']:24} {row['model']:10} {row['score']:.4f}  {row['path']}")
+            echo(f"{row['task']:24} {row['model']:10} {row['score']:.4f}  {row['path']}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pipeline.base import ROLES, LeafError
+from pipeline.base import ROLES, LeafError, on_one_line
 from pipeline.corpus import corpus_keys
 from pipeline.params import EncodeParams, TeacherParams, load_section
 from pipeline.store import (
@@ -26,8 +26,9 @@ from pipeline.store import (
     write_list,
 )
 from pipeline.store import repair as repair_store
-from stages.common import command, params_option
+from stages.common import command, echo, params_option
 
+SHOWN = 500  # characters of a name that somebody gave
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 replace_option = click.option("--replace", is_flag=True, help="Replace a store that is at --out already.")
 corpus_option = click.option("--corpus", type=Path, default=Path("data/corpus"), show_default=True, help="Its texts.")
@@ -63,21 +64,21 @@ def list_(place: str, write: bool, params: Path | None, as_json: bool) -> None:
     PLACE is a directory, s3://BUCKET/PREFIX, or http(s)://HOST/PATH with a list there (stores.json).
     """
     if write:
-        click.echo(write_list(place), err=True)
+        echo(write_list(place), err=True)
     params = params or (Path("params.yaml") if Path("params.yaml").exists() else None)
     listed = open_stores(find_stores(place))
     reasons = _misfits(listed, params) if params else {}
     entries = [_entry(one, bool(params), reasons.get(one.name)) for one in listed]
     if as_json:
-        click.echo(json.dumps(entries, indent=1, sort_keys=True))
+        echo(json.dumps(entries, indent=1, sort_keys=True))
         return
     for entry in entries:
-        click.echo(entry["store"])
+        echo(entry["store"])
         if "rows" in entry:
             described = f"{entry['teacher']}, {entry['rows']:,} vectors of {entry['dim']} {entry['dtype']}"
-            click.echo(f"  {described}, licence {entry['license'] or 'not stated'}")
+            echo(f"  {described}, licence {entry['license'] or 'not stated'}")
         if "fits" in entry or "why" in entry:
-            click.echo(f"  {'fits encode.reuse' if entry.get('fits') else entry['why']}")
+            echo(f"  {'fits encode.reuse' if entry.get('fits') else entry['why']}")
 
 
 def _entry(listed: Listed, compared: bool, reason: str | None) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def diff(first: str, second: str, cosines: int, as_json: bool) -> None:
     try:
         figures = operations.diff(Store.open(first), Store.open(second), cosines)
     except LeafError as error:
-        click.echo(f"Error: {error}", err=True)
+        echo(f"Error: {error}", err=True)
         sys.exit(2)
     _show(figures, as_json)
     sys.exit(0 if figures["agree"] else 1)
@@ -327,13 +328,18 @@ def _sections(params: Path) -> tuple[TeacherParams, EncodeParams]:
 
 def _show(figures: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(figures, indent=1, sort_keys=True))
+        echo(json.dumps(figures, indent=1, sort_keys=True))
         return
     for name, value in figures.items():
         if isinstance(value, dict):
-            click.echo(f"{name.replace('_', ' ')}:")
+            echo(f"{name.replace('_', ' ')}:")
             for inner, entry in value.items():
                 shown = ", ".join(f"{k} {v:,}" for k, v in entry.items()) if isinstance(entry, dict) else entry
-                click.echo(f"  {inner:<26}{shown:,}" if isinstance(shown, int) else f"  {inner:<26}{shown}")
+                echo(f"  {_in_a_line(inner):<26}{_in_a_line(shown)}")
         else:
-            click.echo(f"{name.replace('_', ' '):<28}{f'{value:,}' if type(value) is int else value}")
+            echo(f"{name.replace('_', ' '):<28}{_in_a_line(value)}")
+
+
+def _in_a_line(value: object) -> str:
+    """A figure, or a name that somebody gave, which must not look like further lines."""
+    return f"{value:,}" if type(value) is int else on_one_line(str(value))[:SHOWN]

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import click
+from stages.common import echo
 
 
 def warn_unwatched(paths: Iterable[str], root: Path, stage: str) -> None:
@@ -18,7 +18,7 @@ def warn_unwatched(paths: Iterable[str], root: Path, stage: str) -> None:
         return
     for path in dict.fromkeys(paths):
         if (place := unwatched(path, root)) is not None:
-            click.echo(
+            echo(
                 f"{path}: DVC does not watch {place}, which is outside {root} or behind a linked directory: after a "
                 f"change there, type `dvc repro -f {stage}`, or bring it below {root} (`dvc import-url`)",
                 err=True,

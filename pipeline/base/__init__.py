@@ -6,7 +6,16 @@ memory kept by malloc, optional packages, token ids of long texts. Every other r
 
 from pipeline.base import files
 from pipeline.base.arrays import Array, Similarity, cosines, similarities
-from pipeline.base.errors import FileMissingError, LeafError, NoAccessError, first_line
+from pipeline.base.documents import parse_yaml
+from pipeline.base.errors import (
+    FileMissingError,
+    LeafError,
+    NoAccessError,
+    first_line,
+    on_one_line,
+    printable,
+    quoted,
+)
 from pipeline.base.files import (
     TEMPORARY,
     access,
@@ -58,8 +67,12 @@ __all__ = [
     "link",
     "locked",
     "merge_sorted",
+    "on_one_line",
+    "parse_yaml",
     "portions",
     "prefetch",
+    "printable",
+    "quoted",
     "read_json",
     "regular_size",
     "release_pages",

@@ -74,7 +74,8 @@ class SourceParams:
     document_field: str | None = None
     """Field that holds a document."""
     id_suffix: str | None = None
-    """Regular expression that is removed from ids, so that a query and its document get the same id (`/q$`)."""
+    """Regular expression that is removed from ids, so that a query and its document get the same id (`/q$`). As Polars
+    reads it: without references to what was matched before, and without looking around."""
     encoding: str | None = None
     """Of files of text, where it is not UTF-8 and no byte-order mark tells it (`cp1252`, what Excel writes in Western
     Europe; `gb18030`)."""

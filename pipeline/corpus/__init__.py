@@ -6,6 +6,7 @@
 from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
 from pipeline.corpus.further_records import further_records
+from pipeline.corpus.guess import Fields, guess_sources
 from pipeline.corpus.parts import (
     check_rows,
     corpus_digest,
@@ -16,6 +17,7 @@ from pipeline.corpus.parts import (
     rows_within,
     scan,
 )
+from pipeline.corpus.preview import Preview, preview
 from pipeline.corpus.readers.beir import CORPUS, QUERIES, beir_file
 from pipeline.corpus.readers.docstrings import texts
 from pipeline.corpus.readers.lines import json_objects, lines
@@ -24,6 +26,8 @@ from pipeline.corpus.text import clean
 __all__ = [
     "CORPUS",
     "QUERIES",
+    "Fields",
+    "Preview",
     "beir_file",
     "build",
     "check_rows",
@@ -32,9 +36,11 @@ __all__ = [
     "corpus_keys",
     "external_sort",
     "further_records",
+    "guess_sources",
     "json_objects",
     "lines",
     "part_files",
+    "preview",
     "read_blocks",
     "read_keys",
     "rows_within",

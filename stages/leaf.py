@@ -6,6 +6,11 @@ from typing import cast
 import click
 
 COMMANDS = {
+    "A project": {
+        "init": "Start one: look at texts, ask, write its files.",
+        "repro": "Run what is out of date.",
+        "params": "Explain the keys of params.yaml.",
+    },
     "Stages of the pipeline": {
         "corpus": "Texts of all sources, cleaned, split and sharded.",
         "encode": "Stage one: the teacher's vectors of the corpus.",

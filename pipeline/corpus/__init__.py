@@ -6,7 +6,7 @@
 from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
 from pipeline.corpus.further_records import further_records
-from pipeline.corpus.guess import Fields, guess_sources
+from pipeline.corpus.guess import Fields, field_names, guess_sources
 from pipeline.corpus.parts import (
     check_rows,
     corpus_digest,
@@ -35,6 +35,7 @@ __all__ = [
     "corpus_digest",
     "corpus_keys",
     "external_sort",
+    "field_names",
     "further_records",
     "guess_sources",
     "json_objects",

@@ -230,3 +230,16 @@ def _columns(records: Records) -> list[_Column]:
         texts = [str(value) for value in values if isinstance(value, str | int) and value != ""]
         columns.append(_Column(name, texts, sum(cell not in (None, "") for cell in cells) / len(cells)))
     return columns
+
+
+def field_names(file: Path) -> set[str]:
+    """Names of the fields of the records in a file.
+
+    Raises:
+        LeafError: it cannot be read.
+    """
+    kind = _kind_of_file(file)
+    if kind == "text":
+        return set()
+    found = records(SourceParams(file.stem, cast(Kind, kind), str(file)), file)
+    return {name for record in found for name in record}

@@ -4,7 +4,7 @@ Every default stands here and nowhere else.
 """
 
 from pipeline.params.commented import commented, explained, section_classes
-from pipeline.params.parsing import load_section
+from pipeline.params.parsing import load_section, parse
 from pipeline.params.sections import (
     ApiParams,
     CorpusParams,
@@ -38,6 +38,7 @@ __all__ = [
     "commented",
     "explained",
     "load_section",
+    "parse",
     "pooling_modes",
     "public_name",
     "section_classes",

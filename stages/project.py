@@ -2,13 +2,11 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from pipeline.base import LeafError, written_file
+from pipeline.base import LeafError, first_line, written_file
 from pipeline.params import CorpusParams, EvaluateParams, commented
 
 SOURCES, EVALUATION = "data/sources", "data/evaluation"
@@ -105,13 +103,20 @@ class Project:
         """Make it a project of DVC, if it lies in none; in a repository of git one that git follows."""
         if any((place / ".dvc").is_dir() for place in (self.directory, *self.directory.parents)):
             return []
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+
         has_git = (self.root / ".git").exists()
-        how = ([] if self.root == self.directory else ["--subdir"]) if has_git else ["--no-scm"]
-        for arguments in (["init", "-q", *how], ["config", "core.analytics", "false"]):
-            command = [sys.executable, "-P", "-m", "dvc", *arguments]
-            ended = subprocess.run(command, cwd=self.directory, capture_output=True, text=True, check=False)
-            if ended.returncode:
-                raise LeafError(f"{self.directory}: `dvc {' '.join(arguments)}` failed: {ended.stderr.strip():.500}")
+        try:
+            with (
+                Repo.init(
+                    str(self.directory), no_scm=not has_git, subdir=has_git and self.root != self.directory
+                ) as made,
+                made.config.edit() as settings,
+            ):
+                settings["core"]["analytics"] = False
+        except DvcException as error:
+            raise LeafError(f"{self.directory}: DVC cannot start there: {first_line(error)}") from None
         return [f"made it a DVC project{'' if has_git else ' without git'} (.dvc)"]
 
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,35 @@ WORDS = (
     "the a of to and in is for that with this file list string number value index return call open read write "
     "close copy move sort key name path test error code line text word small large fast slow new old first last"
 ).split()
+
+
+MAY_BE_SKIPPED = (
+    "needs the right to mount",  # a machine may not give it
+    "needs Chromium",  # only root can install it
+    "the variables are those of x86 processors",
+    "reads the peak of memory from Linux",
+    "a tokenizer of whole words knows no characters",  # two parameters that do not go together
+)
+"""Beginnings of the reasons for which a test may be skipped in a run that is meant to be whole (`.ci/run`)."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Where nothing is to be skipped, a skip for any other reason is a failure."""
+    report = yield
+    reason = report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
+    if report.skipped and os.environ.get("LEAF_SKIP_NOTHING") and not reason.startswith(MAY_BE_SKIPPED):
+        report.outcome, report.longrepr = "failed", f"{item.nodeid}: skipped, and nothing is to be: {reason}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    """The same for a whole file of tests that is skipped."""
+    report = yield
+    if report.skipped and os.environ.get("LEAF_SKIP_NOTHING"):
+        report.outcome, report.longrepr = "failed", f"{collector.nodeid}: skipped, and nothing is to be"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,9 @@ def shared() -> Path:
     return SHARED
 
 
-def make_model(directory: Path, width: int = 32, layers: int = 2, seed: int = 0, family: str = "bert") -> Path:
+def make_model(
+    directory: Path, width: int = 32, layers: int = 2, seed: int = 0, family: str = "bert", positions: int = 64
+) -> Path:
     """A sentence-transformers model with random weights and a word tokenizer over WORDS."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
@@ -79,7 +81,7 @@ def make_model(directory: Path, width: int = 32, layers: int = 2, seed: int = 0,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "intermediate_size": 2 * width,
-        "max_position_embeddings": 64,
+        "max_position_embeddings": positions,
     }
     model = BertModel(BertConfig(**shape)) if family == "bert" else MPNetModel(MPNetConfig(**shape))
     with torch.no_grad():
@@ -95,7 +97,7 @@ def make_model(directory: Path, width: int = 32, layers: int = 2, seed: int = 0,
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
-        model_max_length=62,
+        model_max_length=positions - 2,
     ).save_pretrained(plain)
     transformer = Transformer(str(plain), max_seq_length=48)
     pooling = Pooling(width, pooling_mode="mean")

@@ -3,8 +3,8 @@
     python -m benchmarks.figures                                  # the tables anew from benchmarks/figures.json
     python -m benchmarks.figures --project . --name demo          # first take the figures of a run that has ended
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. A test asks that this changes nothing, so no figure can stand
-in two places with two values.
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. A test asks that this command changes nothing, so that no
+figure can stand in two places with two values.
 """
 
 import json

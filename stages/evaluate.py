@@ -19,7 +19,6 @@ from stages.common import check_student, command, echo, params_option, write_jso
 from stages.recorded import check_recorded
 from stages.watched import warn_unwatched
 
-COLLECTIONS = Path("data/evaluation")  # what the stage depends on in dvc.yaml
 OUT, COST, PLOTS = Path("metrics/evaluate.json"), Path("metrics/cost.json"), Path("plots")
 
 
@@ -53,7 +52,7 @@ def main(
     costs, pictures = costs or (COST if out == OUT else None), pictures or (PLOTS if out == OUT else None)
     check_writable([out, *([costs] if costs else []), *(plots.files(pictures) if pictures else [])])
     check_recorded(corpus, embeddings)
-    warn_unwatched([*settings.beir, *settings.sts, *settings.classification], COLLECTIONS, "evaluate")
+    warn_unwatched([*settings.beir, *settings.sts, *settings.classification], "evaluate")
     student = StudentEncoder.load(model)
     store = Store.open(embeddings)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), encode, store)

@@ -6,7 +6,7 @@ A new key, or a new dataclass whose docstring begins with "Section `name`", appe
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
@@ -115,9 +115,9 @@ def _paragraph(text: str) -> str:
 
 
 @cache
-def _documents(cls: type) -> dict[str, str]:
+def _documents(cls: Hashable) -> dict[str, str]:
     """The first paragraph of the string under each field of a dataclass."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cast(type, cls)))).body
     body = cast(ast.ClassDef, definition).body
     return {
         field.target.id: _paragraph(text.value.value)
@@ -141,7 +141,7 @@ def _default(definition: Field[Any]) -> Any:
 def _dataclass_in(hint: Any) -> type | None:
     """The dataclass that a field of this type holds, alone, optional, or in a list."""
     candidates = (hint, *get_args(hint))
-    return next((candidate for candidate in candidates if is_dataclass(candidate)), None)  # type: ignore[arg-type]
+    return next((cast(type, candidate) for candidate in candidates if is_dataclass(candidate)), None)
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:

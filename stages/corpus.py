@@ -10,8 +10,6 @@ from pipeline.params import CorpusParams, load_section
 from stages.common import command, echo, params_option, write_json
 from stages.watched import name_outside, warn_unwatched
 
-SOURCES = Path("data/sources")  # what the stage depends on in dvc.yaml
-
 
 @command
 @params_option
@@ -25,7 +23,7 @@ def main(params: Path, out: Path, metrics: Path) -> None:
     settings = load_section(params, "corpus", CorpusParams)
     check_writable([metrics], {out: CORPUS_KIND})
     name_outside([source.path for source in settings.sources if source.path], "corpus.sources")
-    warn_unwatched([source.path for source in settings.sources if source.path], SOURCES, "corpus")
+    warn_unwatched([source.path for source in settings.sources if source.path], "corpus")
     figures = build(settings, out, _find_model)
     write_json(metrics, figures | {"digest": corpus_digest(out)})
     echo(f"{'source':24}{'role':10}{'train':>12}{'heldout':>10}")

@@ -19,7 +19,6 @@ from stages.common import api_options, check_student, command, echo, open_teache
 from stages.recorded import check_recorded
 from stages.watched import name_outside, warn_unwatched
 
-COLLECTIONS = Path("data/evaluation")  # what the stage depends on in dvc.yaml
 OUT, COST, PLOTS = Path("metrics/evaluate.json"), Path("metrics/cost.json"), Path("plots")
 
 
@@ -57,7 +56,7 @@ def main(
     check_recorded(corpus, embeddings, model)
     for key in ("beir", "sts", "classification"):
         name_outside(getattr(settings, key), f"evaluate.{key}")
-    warn_unwatched([*settings.beir, *settings.sts, *settings.classification], COLLECTIONS, "evaluate")
+    warn_unwatched([*settings.beir, *settings.sts, *settings.classification], "evaluate")
     student = StudentEncoder.load(model)
     store = Store.open(embeddings)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), encode, permits, store)

@@ -5,23 +5,28 @@ from typing import cast
 
 import click
 
-COMMANDS = {
+COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "A project": {
+        "init": ("init.main", "Start one: look at texts, ask, write its files."),
+        "repro": ("repro.main", "Run what is out of date."),
+        "params": ("params.main", "Explain the keys of params.yaml."),
+    },
     "Stages of the pipeline": {
-        "corpus": "Texts of all sources, cleaned, split and sharded.",
-        "encode": "Stage one: the teacher's vectors of the corpus.",
-        "fit": "Stage two: the student, fitted to the stored vectors.",
-        "evaluate": "How much of the teacher's quality the student keeps.",
-        "export": "The student ready to serve, and its model cards.",
-        "report": "A page about the run, for a browser.",
+        "corpus": ("corpus.main", "Texts of all sources, cleaned, split and sharded."),
+        "encode": ("encode.main", "Stage one: the teacher's vectors of the corpus."),
+        "fit": ("fit.main", "Stage two: the student, fitted to the stored vectors."),
+        "evaluate": ("evaluate.main", "How much of the teacher's quality the student keeps."),
+        "export": ("export.main", "The student ready to serve, and its model cards."),
+        "report": ("report.main", "A page about the run, for a browser."),
     },
     "What they made": {
-        "search": "Search the documents.",
-        "index": "The stored vectors for other search engines.",
-        "store": "Inspect, check and share embedding stores.",
-        "push-hub": "Upload an exported model to the model hub.",
+        "search": ("search.main", "Search the documents."),
+        "index": ("index.main", "The stored vectors for other search engines."),
+        "store": ("store.main", "Inspect, check and share embedding stores."),
+        "push-hub": ("push_hub.main", "Upload an exported model to the model hub."),
     },
 }
-"""Headings, and the commands below each with their help in a line. A command is `main` of the module of its name."""
+"""Headings, and the commands below each: where it stands in this package, and its help in a line."""
 
 
 class _Commands(click.Group):
@@ -31,14 +36,16 @@ class _Commands(click.Group):
         return [name for commands in COMMANDS.values() for name in commands]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.list_commands(ctx):
+        places = {name: place for commands in COMMANDS.values() for name, (place, _) in commands.items()}
+        if cmd_name not in places:
             return None
-        return cast(click.Command, import_module(f"stages.{cmd_name.replace('-', '_')}").main)
+        module, _, function = places[cmd_name].rpartition(".")
+        return cast(click.Command, getattr(import_module(f"stages.{module}"), function))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for heading, commands in COMMANDS.items():
             with formatter.section(heading):
-                formatter.write_dl(list(commands.items()))
+                formatter.write_dl([(name, words) for name, (_, words) in commands.items()])
 
 
 @click.command(cls=_Commands)

@@ -6,6 +6,7 @@
 from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
 from pipeline.corpus.further_records import further_records
+from pipeline.corpus.guess import Fields, field_names, guess_sources
 from pipeline.corpus.output import CORPUS_KIND
 from pipeline.corpus.parts import (
     check_rows,
@@ -17,6 +18,7 @@ from pipeline.corpus.parts import (
     rows_within,
     scan,
 )
+from pipeline.corpus.preview import Preview, preview
 from pipeline.corpus.readers.beir import CORPUS, QUERIES, beir_file
 from pipeline.corpus.readers.docstrings import texts
 from pipeline.corpus.readers.lines import json_objects, lines
@@ -26,6 +28,8 @@ __all__ = [
     "CORPUS",
     "CORPUS_KIND",
     "QUERIES",
+    "Fields",
+    "Preview",
     "beir_file",
     "build",
     "check_rows",
@@ -33,10 +37,13 @@ __all__ = [
     "corpus_digest",
     "corpus_keys",
     "external_sort",
+    "field_names",
     "further_records",
+    "guess_sources",
     "json_objects",
     "lines",
     "part_files",
+    "preview",
     "read_blocks",
     "read_keys",
     "rows_within",

@@ -4,7 +4,7 @@ Every default stands here and nowhere else.
 """
 
 from pipeline.params.commented import commented, explained, section_classes
-from pipeline.params.parsing import load_section
+from pipeline.params.parsing import load_section, parse
 from pipeline.params.permits import Permits
 from pipeline.params.public import public_name, public_params
 from pipeline.params.sections import (
@@ -40,6 +40,7 @@ __all__ = [
     "commented",
     "explained",
     "load_section",
+    "parse",
     "pooling_modes",
     "public_name",
     "public_params",

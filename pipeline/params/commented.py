@@ -6,9 +6,10 @@ A new key, or a new dataclass whose docstring begins with "Section `name`", appe
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 import yaml
@@ -50,17 +51,11 @@ def explained(name: str, cls: type) -> Iterator[str]:
         default = "" if inner else f" = {_scalar(_default(definition))}" if _has_default(definition) else "  (required)"
         yield f"{key}{default}"
         words = [documents.get(definition.name) or (_paragraph(inner.__doc__ or "") if inner else "")]
-        words += [
-            f"One of {', '.join(map(str, choices))}." for choices in [_choices(hints[definition.name])] if choices
-        ]
-        words += [f"Must be {check[1]}." for check in [definition.metadata.get("check")] if check]
-        yield from textwrap.wrap(
-            " ".join(filter(None, words)),
-            WIDTH,
-            initial_indent="    ",
-            subsequent_indent="    ",
-            break_long_words=False,
-        )
+        if choices := _choices(hints[definition.name]):
+            words.append(f"One of {', '.join(choices)}.")
+        if check := definition.metadata.get("check"):
+            words.append(f"Must be {check[1]}.")
+        yield from _wrapped(" ".join(filter(None, words)), "    ")
         if inner:
             yield from explained(f"{key}[]" if get_origin(hints[definition.name]) is tuple else key, inner)
 
@@ -108,8 +103,11 @@ def _scalar(value: object) -> str:
 
 
 def _comment(text: str, indent: int) -> Iterator[str]:
-    head = f"{' ' * indent}# "
-    yield from textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=head, break_long_words=False)
+    yield from _wrapped(text, f"{' ' * indent}# ")
+
+
+def _wrapped(text: str, head: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=head, break_long_words=False)
 
 
 def _paragraph(text: str) -> str:
@@ -117,13 +115,13 @@ def _paragraph(text: str) -> str:
 
 
 @cache
-def _documents(cls: type) -> dict[str, str]:
+def _documents(cls: Hashable) -> dict[str, str]:
     """The first paragraph of the string under each field of a dataclass."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cast(type, cls)))).body
     body = cast(ast.ClassDef, definition).body
     return {
         field.target.id: _paragraph(text.value.value)
-        for field, text in zip(body, body[1:], strict=False)
+        for field, text in pairwise(body)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
         and isinstance(text, ast.Expr)
@@ -143,7 +141,7 @@ def _default(definition: Field[Any]) -> Any:
 def _dataclass_in(hint: Any) -> type | None:
     """The dataclass that a field of this type holds, alone, optional, or in a list."""
     candidates = (hint, *get_args(hint))
-    return next((candidate for candidate in candidates if is_dataclass(candidate)), None)  # type: ignore[arg-type]
+    return next((cast(type, candidate) for candidate in candidates if is_dataclass(candidate)), None)
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:

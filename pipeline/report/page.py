@@ -17,7 +17,9 @@ from pipeline.params import public_name, public_params
 from pipeline.report import figures
 from pipeline.report.content import Section, sections
 
-SECTIONS = ("corpus", "teacher", "encode", "fit", "evaluate", "export")
+PARAMS = ("corpus", "teacher", "encode", "fit", "evaluate")
+"""The sections of params.yaml that the report shows."""
+
 TABLES = ("alignment", "truncation", "quantisation", "map")
 
 
@@ -42,9 +44,8 @@ def render(sources: Sources) -> str:
     metrics = {name: _read_json(sources.metrics / f"{name}.json") for name in ("corpus", "fit", "evaluate", "cost")}
     tables = {name: _read_csv(sources.plots / f"{name}.csv") for name in (*TABLES, "fit_loss")}
     store, moved = _read_json(sources.store), _read_json(sources.plots / "moved.json")
-    params_text = _read_text(sources.params)
+    params = _sections(sources.params)
     try:
-        params = parse_yaml(params_text)
         student = public_name(params["fit"]["student"]["model"])
         drawn = [_draw(section) for section in sections(metrics, tables)]
         run, corpus = _run_facts(store, metrics, student), _corpus_table(metrics["corpus"])
@@ -65,14 +66,8 @@ def render(sources: Sources) -> str:
         moved=moved,
         run=run,
         corpus=corpus,
-        params=_shown(params),
+        params=yaml.safe_dump(public_params(params), sort_keys=False, allow_unicode=True, width=100).strip(),
     )
-
-
-def _shown(params: Mapping[str, Any]) -> str:
-    """The sections of the parameters as YAML, as anybody may see them: comments and other sections are left out."""
-    shown = public_params({name: params[name] for name in SECTIONS if name in params})
-    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100).strip()
 
 
 def _draw(section: Section) -> dict[str, Any]:
@@ -114,6 +109,17 @@ def _corpus_table(corpus: Mapping[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "numeric": False,
     }
+
+
+def _sections(path: Path) -> dict[str, Any]:
+    """The sections that made the run, which are those that the stage depends on in dvc.yaml."""
+    try:
+        document = parse_yaml(_read_text(path))
+    except LeafError as error:
+        raise LeafError(f"{path}: {error}") from None
+    if not isinstance(document, dict):
+        raise LeafError(f"{path}: has no sections")
+    return {name: document[name] for name in PARAMS if name in document}
 
 
 def _read_text(path: Path) -> str:

@@ -9,7 +9,7 @@ from pipeline.teacher.api.journal import Journal
 from pipeline.teacher.api.rate_limit import Stopped
 from pipeline.teacher.local import LocalTeacher, TokenisedTexts
 from pipeline.teacher.local_identity import trusted_revision
-from pipeline.teacher.runners import role_modules
+from pipeline.teacher.runners import PackedRunner, role_modules
 from pipeline.teacher.teacher import Teacher, open_teacher
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Embedded",
     "Journal",
     "LocalTeacher",
+    "PackedRunner",
     "Refused",
     "Stopped",
     "Teacher",

@@ -206,6 +206,7 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [360, 1200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_every_figure_without_errors_or_sideways_scrolling(
@@ -242,6 +243,7 @@ def test_a_browser_shows_every_figure_without_errors_or_sideways_scrolling(
     tab.close()
 
 
+@pytest.mark.long
 def test_on_paper_the_page_is_light_and_whole(browser: Any, page: str, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text(page, encoding="utf-8")

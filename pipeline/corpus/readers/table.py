@@ -185,20 +185,51 @@ def _rows_that_fit(
 
     None if their numbers of fields differ, or if they do not have the columns.
     """
-    sample = list(io.StringIO(form.head, newline=dialect.form(form).line_end))
-    whole_lines = sample[_hint_lines(form) : None if form.whole else -1]
-    rows: list[Row] = []
-    try:
-        rows.extend(row for _, row in islice(dialect.rows(whole_lines), 1 if only_first else SAMPLE_ROWS))
-    except _RowError as error:
-        if _CUT not in error.args[1]:
-            return None
+    rows = _sampled_rows(dialect, form, 1 if only_first else SAMPLE_ROWS)
+    if rows is None:
+        return None
     header = list(source.columns) or [name.strip() for name in next(iter(rows), [])]
     # A single column fits with any delimiter that does not occur.
     is_told = source.delimiter or len(header) > 1 or dialect.delimiter == _usual_delimiter(source)
     if not is_told or {len(row) for row in rows} != {len(header)} or not set(column_names(source)) <= set(header):
         return None
     return rows if source.columns else rows[1:]
+
+
+def _sampled_rows(dialect: Dialect, form: TextForm, limit: int) -> list[Row] | None:
+    """Rows at the beginning of a file, the header among them; None if they are not in the dialect."""
+    sample = list(io.StringIO(form.head, newline=dialect.form(form).line_end))
+    whole_lines = sample[_hint_lines(form) : None if form.whole else -1]
+    rows: list[Row] = []
+    try:
+        rows.extend(row for _, row in islice(dialect.rows(whole_lines), limit))
+    except _RowError as error:
+        if _CUT not in error.args[1]:
+            return None
+    return rows
+
+
+def first_rows(source: SourceParams, file: Path) -> list[Row]:
+    """Rows at the beginning of a file whose columns nobody has named yet.
+
+    In the first way of writing in which all have equally many fields, more than one where that can be.
+
+    Raises:
+        LeafError: the file cannot be read, is no text, or its rows are of different lengths in any way.
+    """
+    csv.field_size_limit(FIELD_CHARACTERS)
+    form = text_form(file, source.encoding)
+    usual = _usual_delimiter(source)
+    delimiters = sorted(DELIMITERS, key=lambda delimiter: delimiter != usual)
+    tables = [
+        rows
+        for delimiter in delimiters
+        for quoting in _quotings(source)
+        if (rows := _sampled_rows(Dialect(delimiter, *quoting), form, SAMPLE_ROWS)) and len({*map(len, rows)}) == 1
+    ]
+    if not tables:
+        raise LeafError(f"{file}: its rows have different numbers of fields in every usual way of writing{_HOW}")
+    return next((rows for rows in tables if len(rows[0]) > 1), tables[0])
 
 
 def _look_quoted(rows: list[Row] | None) -> bool:

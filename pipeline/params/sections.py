@@ -310,6 +310,31 @@ class EncodeParams:
     trusted, besides a row of each of its shards; 0 compares none."""
 
 
+@dataclass(frozen=True)
+class ClusterParams:
+    """Section `cluster`: where the stages run. It decides no result and is no input of any stage in `dvc.yaml`."""
+
+    engine: Literal["local", "ray"] = "local"
+    """`local`: stage one runs in the process that is started. `ray`: on the workers of a Ray cluster, all of which see
+    the project's directory, its shard cache and the Python environment under the same paths."""
+    address: str | None = None
+    """Of the cluster's head (`10.0.0.1:6379`; `auto` for the one of this machine). Left out, the run starts a Ray of
+    its own on this machine, for several GPUs or for trying it out."""
+    cpus: int = field(default=2, metadata=positive())
+    """CPU cores of a worker, which are also its threads: vectors are those of a local run with as many."""
+    gpus: float = field(default=0, metadata=bounded(0))
+    """GPUs of a worker."""
+    memory: float | None = field(default=None, metadata=positive())
+    """GB of memory that a worker asks for; left out, it is placed by cores and GPUs alone."""
+    shards_per_task: int = field(default=4, metadata=positive())
+    """Shards that a worker is given at a time: enough for a minute of work."""
+    attempts: int = field(default=3, metadata=positive())
+    """Times that a shard may end with the death of its worker or node before the run stops."""
+    same_bits: bool = True
+    """Whether all workers must compute the same bits: the same versions, kind of device and number of threads.
+    `false` takes others too, if their vectors of a few texts agree as those of a reused store must."""
+
+
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 """How the vectors of a text's tokens become one: the modes of sentence-transformers' Pooling, in its order."""
 

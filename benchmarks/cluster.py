@@ -127,15 +127,20 @@ def recovery(folder: Path) -> None:
     corpus = made.corpus(_new(folder), LARGE)
     with local_cluster(2, quick_checks=False) as running:
         for name, lose in (("killed", _kill), ("silent", _silence)):
-            place = _new(folder)
-            process = start(place, corpus, MINILM, SHARD_ROWS, 1, {"address": running.address})
-            _wait(lambda: len(running.workers()) == 2 and list(place.glob("pool/*/*/shard.json")), process)
-            began = time.perf_counter()
-            lose(running)
-            _wait(lambda: b"a worker was lost" in (place / "log").read_bytes(), process)
-            print(f"| a node is {name} | {time.perf_counter() - began:.1f} s |", flush=True)
+            print(f"| a node is {name} | {_recover(folder, corpus, running, lose):.1f} s |", flush=True)
             running.add()
-            process.wait()
+
+
+def _recover(folder: Path, corpus: Path, running: LocalCluster, lose: Callable[[LocalCluster], None]) -> float:
+    place = _new(folder)
+    process = start(place, corpus, MINILM, SHARD_ROWS, 1, {"address": running.address})
+    _wait(lambda: len(running.workers()) == 2 and list(place.glob("pool/*/*/shard.json")), process)
+    began = time.perf_counter()
+    lose(running)
+    _wait(lambda: b"a worker was lost" in (place / "log").read_bytes(), process)
+    seconds = time.perf_counter() - began
+    process.wait()
+    return seconds
 
 
 def _kill(cluster: LocalCluster) -> None:

@@ -7,7 +7,7 @@ from pipeline.model import attention, older_form
 from pipeline.model.backbones.backbone import Backbone, CompiledBackbone
 from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.backbones.registry import backbone_for, find_backbone
-from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack, pad, split, token_batches
+from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack, pad, portion, split, token_batches
 from pipeline.model.cuda import Graphs
 from pipeline.model.device import (
     TRAITS,
@@ -70,6 +70,7 @@ __all__ = [
     "pack",
     "pad",
     "poolings_of",
+    "portion",
     "read_json",
     "repeatable",
     "resolve_model",

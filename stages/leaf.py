@@ -2,7 +2,7 @@
 
 import click
 
-from stages import index, push_hub, search, shards, store
+from stages import index, plan, push_hub, search, shards, store
 
 
 @click.group()
@@ -14,6 +14,7 @@ main.add_command(search.main, "search")
 main.add_command(index.main, "index")
 main.add_command(push_hub.main, "push-hub")
 main.add_command(store.main, "store")
+main.add_command(plan.main, "plan")
 main.add_command(shards.plan, "plan-shards")
 main.add_command(shards.encode, "encode-shards")
 

@@ -6,6 +6,8 @@ A plan of work orders, engines that execute them, vectors taken over from other 
 from pipeline.encode import comparison
 from pipeline.encode.encoding import check_local, encode, engine_on, fill, plan_shards
 from pipeline.encode.engines.threads import ThreadsEngine
+from pipeline.encode.estimate import EncodeEstimate
+from pipeline.encode.estimate import estimate as estimate_encode
 from pipeline.encode.importing import import_unverified, import_vectors
 from pipeline.encode.lost_shards import encode_lost_shards
 from pipeline.encode.migration import migrate
@@ -14,6 +16,7 @@ from pipeline.encode.vector_files import Fields, VectorFiles
 from pipeline.encode.worker import Job, Worker, read_orders
 
 __all__ = [
+    "EncodeEstimate",
     "Fields",
     "Job",
     "ThreadsEngine",
@@ -24,6 +27,7 @@ __all__ = [
     "encode",
     "encode_lost_shards",
     "engine_on",
+    "estimate_encode",
     "fill",
     "import_unverified",
     "import_vectors",

@@ -1,6 +1,8 @@
 """Stage two: fit the student to stored vectors by regression. Cannot load a teacher."""
 
 from pipeline.fit import checkpoint, head
+from pipeline.fit.estimate import FitEstimate
+from pipeline.fit.estimate import estimate as estimate_fit
 from pipeline.fit.launch import end_with_parent, launch
 from pipeline.fit.loader import Loader, Position
 from pipeline.fit.ranks import LOST, RankLostError, Ranks, is_one_of_several, joined
@@ -9,6 +11,7 @@ from pipeline.fit.trainer import Trainer, fit
 
 __all__ = [
     "LOST",
+    "FitEstimate",
     "Loader",
     "Position",
     "RankLostError",
@@ -16,6 +19,7 @@ __all__ = [
     "Trainer",
     "checkpoint",
     "end_with_parent",
+    "estimate_fit",
     "fit",
     "head",
     "is_one_of_several",

@@ -17,7 +17,19 @@ from pipeline.fit.loader import TrainingBatch
 from pipeline.fit.losses import LOSSES, Loss
 from pipeline.fit.optimiser import DeviceOptimiser, optimiser_for
 from pipeline.fit.ranks import ALONE, Ranks, check_separable
-from pipeline.model import Batch, Graphs, Student, overwrite, pad, portion, split, staged, traits_of, upload
+from pipeline.model import (
+    Batch,
+    Graphs,
+    Student,
+    bf16_is_fast,
+    overwrite,
+    pad,
+    portion,
+    split,
+    staged,
+    traits_of,
+    upload,
+)
 from pipeline.params import FitParams
 
 SHORTEST = 8  # tokens that the shortest texts are padded to
@@ -52,6 +64,13 @@ def step_for(student: Student, params: FitParams, dtype: torch.dtype, ranks: Ran
         return PackedStep(student, params, dtype, ranks)
     recorder = Graphs(device).recorded if traits.graphs else lambda run: run
     return PaddedStep(student, params, dtype, recorder, ranks)
+
+
+def compute_dtype(params: FitParams, device: torch.device) -> torch.dtype:
+    """Type of the forward and backward passes (`fit.precision`) on a device."""
+    if params.precision == "auto":
+        return torch.bfloat16 if bf16_is_fast(device) else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[params.precision]
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,11 @@ from pipeline.fit.card import write_card
 from pipeline.fit.loader import Loader, Position, TrainingBatch
 from pipeline.fit.optimiser import learning_rate, total_steps
 from pipeline.fit.ranks import ALONE, Ranks
-from pipeline.fit.step import step_for
+from pipeline.fit.step import compute_dtype, step_for
 from pipeline.fit.token_cache import Tokens, token_counts, tokenize
 from pipeline.model import (
     Student,
     best_device,
-    bf16_is_fast,
     build,
     checkpoint_digest,
     pack,
@@ -173,7 +172,7 @@ class Trainer:
         """Builds everything and trains nothing. `digest` is the corpus's."""
         self.corpus, self.source, self.params, self.ranks = corpus, source, params, ranks
         self.device = best_device()
-        self.dtype = _compute_dtype(params, self.device)
+        self.dtype = compute_dtype(params, self.device)
         meta = source.meta
         if params.loss == "cosine" and meta.similarity == "dot":
             raise LeafError(
@@ -433,9 +432,3 @@ class Trainer:
 
 def _snapshot(out: Path, step: int) -> Path:
     return out.with_name(f"{out.name}-snapshots") / f"step-{step}"
-
-
-def _compute_dtype(params: FitParams, device: torch.device) -> torch.dtype:
-    if params.precision == "auto":
-        return torch.bfloat16 if bf16_is_fast(device) else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[params.precision]

@@ -293,6 +293,21 @@ def shard_directory(root: Path, meta: StoreMeta) -> Path:
     return root / f"{meta.fingerprint[:16]}-{meta.dtype}"
 
 
+def finished_keys(path: Path, refused: bool) -> Array:
+    """`[n] V16`, sorted: keys with a vector in the directory of a shard cache, whoever has it open; none if absent.
+
+    With `refused`, also those whose texts the teacher has refused.
+    """
+    names = [entry for entry in path.glob("*/shard.json") if _NAME.fullmatch(entry.parent.name)]
+    keys = [
+        key_array(pl.read_parquet(entry.parent / rows_path(entry.parent.name), columns=["key"])["key"])
+        for entry in names
+    ]
+    if refused:
+        keys.append(key_array(list(RefusedTexts(path / "refused.jsonl"))))
+    return merge_sorted(keys) if keys else key_array([])
+
+
 class ShardWriter:
     """Adds shards to a shard cache for the process that holds its lock, from any process and machine.
 

@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.encode import EncodeEstimate, estimate_encode
-from pipeline.fit import FitEstimate, estimate_fit
 from pipeline.params import EncodeParams, FitParams, TeacherParams, load_section
-from pipeline.teacher import open_teacher
 from stages.common import command, params_option
+
+if TYPE_CHECKING:  # commands that load no model do not wait for torch
+    from pipeline.encode import EncodeEstimate
+    from pipeline.fit import FitEstimate
 
 
 @command
@@ -18,9 +20,7 @@ from stages.common import command, params_option
 @click.option("--seconds", type=click.FloatRange(0), default=60.0, show_default=True, help="Each measurement; 0: none.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Machines like this one.")
 @click.option("--price", type=click.FloatRange(0), help="Of a million tokens, for an API.")
-@click.option(
-    "--ask", type=click.IntRange(0), default=0, help="Texts to ask an API for, to count its tokens; paid for."
-)
+@click.option("--ask", type=click.IntRange(0), default=0, help="Texts to ask an API for, to count tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(
     *, params: Path, corpus: Path, seconds: float, workers: int, price: float | None, ask: int, as_json: bool
@@ -30,6 +30,10 @@ def main(
     Counted on the corpus, but for lengths of texts, which a sample of 20,000 gives. Hours are those of a measured
     minute: they are right where the machine stays as busy as it is now. Sections read: teacher, encode, fit.
     """
+    from pipeline.encode import estimate_encode
+    from pipeline.fit import estimate_fit
+    from pipeline.teacher import open_teacher
+
     settings = load_section(params, "encode", EncodeParams)
     fit_params = load_section(params, "fit", FitParams)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), settings)
@@ -42,14 +46,17 @@ def main(
         return
     for line in [*_encode_lines(encode, workers, price), *_fit_lines(fit)]:
         click.echo(line)
-    click.echo(
-        f"disk    corpus {_size(corpus_bytes)}, store {_size(encode.store_bytes)} (with the shard cache, by hard "
-        f"links), token cache {_size(fit.token_cache_bytes)}, checkpoint {_size(3 * fit.student_bytes)}, student "
-        f"{_size(fit.student_bytes)}; as much again in DVC's cache"
-    )
+    for name, size in [
+        ("corpus", corpus_bytes),
+        ("store, which the shard cache shares by hard links", encode.store_bytes),
+        ("token cache", fit.token_cache_bytes),
+        ("checkpoint of the fit", 3 * fit.student_bytes),
+        ("student", fit.student_bytes),
+    ]:
+        click.echo(f"disk    {_size(size):>8}  {name}")
 
 
-def _encode_lines(encode: EncodeEstimate, workers: int, price: float | None) -> list[str]:
+def _encode_lines(encode: "EncodeEstimate", workers: int, price: float | None) -> list[str]:
     lines = [
         f"encode  {encode.texts:,} texts: {encode.held:,} in the shard cache, {encode.reusable:,} in reused stores, "
         f"{encode.to_encode:,} to encode in {encode.shards:,} shards"
@@ -69,7 +76,7 @@ def _encode_lines(encode: EncodeEstimate, workers: int, price: float | None) -> 
     return [*lines, f"        memory {_size(encode.memory_bytes)} besides the teacher"]
 
 
-def _fit_lines(fit: FitEstimate) -> list[str]:
+def _fit_lines(fit: "FitEstimate") -> list[str]:
     lines = [f"fit     {fit.steps:,} steps, {fit.presentations:,} presentations of {fit.texts:,} texts"]
     if fit.hours is not None:
         lines.append(f"        {fit.hours:,.2f} h at {fit.texts_per_s:,.0f} texts/s")

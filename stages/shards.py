@@ -14,9 +14,7 @@ import click
 from tqdm import tqdm
 
 from pipeline.base import LeafError
-from pipeline.encode import Job, Worker, check_local, plan_shards, read_orders
 from pipeline.params import ClusterParams, EncodeParams, TeacherParams, load_section
-from pipeline.teacher import open_teacher
 from stages.common import command, params_option
 
 orders_option = click.option("--orders", type=Path, required=True, help="File of work orders.")
@@ -31,6 +29,9 @@ def plan(params: Path, corpus: Path, orders: Path) -> None:
 
     They hold until a stage opens the shard cache again. Sections read: teacher, encode.
     """
+    from pipeline.encode import check_local, plan_shards
+    from pipeline.teacher import open_teacher
+
     settings = load_section(params, "encode", EncodeParams)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), settings)
     check_local(teacher, "leaf plan-shards")
@@ -48,6 +49,9 @@ def encode(params: Path, orders: Path, part: int, parts: int) -> None:
 
     Killed and started again, it goes on behind the last finished shard. Sections read: teacher, encode, cluster.
     """
+    from pipeline.encode import Job, Worker, check_local, read_orders
+    from pipeline.teacher import open_teacher
+
     if part >= parts:
         raise LeafError(f"--part: {part} is impossible; with --parts {parts} it must be at most {parts - 1}")
     teacher = load_section(params, "teacher", TeacherParams)

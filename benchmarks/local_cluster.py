@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.common import ROOT
 
 OBJECT_STORE = 80 << 20
-TASK = b"ray::carry_out"
+LOADED = "libtorch"  # in the memory of a worker that has had a task: Ray shows no name of a task that yields results
 
 
 @dataclass
@@ -40,9 +40,9 @@ class LocalCluster:
         return self.nodes[-1]
 
     def workers(self, node: int | None = None) -> list[int]:
-        """Process ids of the workers that carry out a task, of one node or of all."""
+        """Process ids of the workers that have a teacher, of one node or of all."""
         parents = set(self.nodes if node is None else [node])
-        return [child for child, parent, title in _processes() if parent in parents and title.startswith(TASK)]
+        return [child for child, parent, title in _processes() if parent in parents and _is_worker(child, title)]
 
     def kill_node(self, node: int) -> None:
         """End a node as a power cut does: its raylet and all its children at once."""
@@ -74,8 +74,15 @@ def _processes() -> Iterator[tuple[int, int, bytes]]:
 
 
 def workers_of_this_machine() -> list[int]:
-    """Process ids of all workers that carry out a task."""
-    return [process for process, _, title in _processes() if title.startswith(TASK)]
+    """Process ids of all workers that have a teacher."""
+    return [process for process, _, title in _processes() if _is_worker(process, title)]
+
+
+def _is_worker(process: int, title: bytes) -> bool:
+    try:
+        return title.startswith(b"ray::") and LOADED in Path(f"/proc/{process}/maps").read_text()
+    except OSError:  # it has ended meanwhile
+        return False
 
 
 @contextmanager

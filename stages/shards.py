@@ -62,6 +62,10 @@ def encode(params: Path, orders: Path, part: int, parts: int) -> None:
     worker = Worker(Job(job, teacher, settings, fingerprint, threads=None, same_bits=cluster.same_bits))
     encoded = finished = 0
     with tqdm(total=sum(order.rows for order in chosen), unit="text", desc=f"part {part}") as bar:
-        for shard in worker.carry_out(chosen, lambda texts, *_: bar.update(texts)):
+
+        def show(texts: int, tokens: int, seconds: float) -> None:
+            bar.update(texts)
+
+        for shard in worker.carry_out(chosen, show):
             encoded, finished = encoded + (not isinstance(shard, str)), finished + isinstance(shard, str)
     click.echo(f"{socket.gethostname()}: part {part} of {parts}: {encoded:,} shards made, {finished:,} there already")

@@ -26,7 +26,7 @@ from pipeline.teacher import ApiTeacher, LocalTeacher, Teacher
 SAMPLE = 20_000  # texts; of natural texts, their mean length is then within 1 % of that of all
 KEY_BYTES_OF_A_TEXT = 100  # memory for keys, see docs/scale.md
 MEASURED_ROWS = 4096  # of a shard in the measurement of speed
-SHARD_ENTRY_BYTES = 450  # of a shard in store.json
+SHARD_ENTRY_BYTES = 450 + 1000  # of a shard in store.json, and the description of its array
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def estimate(corpus: Path, teacher: Teacher, params: EncodeParams, seconds: floa
     done = merge_sorted([held_keys, *_reusable(teacher, params)])
     held, missing = texts - count_missing(parts, held_keys), count_missing(parts, done)
     order = next(plan(parts, done, min(SAMPLE, max(missing, 1))), None)
-    rows = _Sample.of(order, missing, teacher, ask)
+    rows = _Sample.of(order, missing, teacher, params.shard_rows, ask)
     shards = -(-missing // params.shard_rows)
     return EncodeEstimate(
         texts=texts,
@@ -104,7 +104,7 @@ class _Sample:
     requests: int | None
 
     @classmethod
-    def of(cls, order: WorkOrder | None, missing: int, teacher: Teacher, ask: int) -> "_Sample":
+    def of(cls, order: WorkOrder | None, missing: int, teacher: Teacher, shard_rows: int, ask: int) -> "_Sample":
         """Count on the rows of an order; `missing` are all texts to encode."""
         if order is None:
             return cls(0, 0, 0, 0 if isinstance(teacher, ApiTeacher) else None)
@@ -112,7 +112,7 @@ class _Sample:
         characters = int(rows["text"].str.len_chars().sum())
         requests = tokens = None
         if isinstance(teacher, ApiTeacher):
-            requests = round(teacher.request_count(rows) * scale)
+            requests = round(sum(map(teacher.request_count, rows.iter_slices(shard_rows))) * scale)
             tokens = round(_asked_tokens(teacher, rows.head(ask)) * characters * scale) if ask else None
         elif isinstance(teacher, LocalTeacher):
             tokens = round(sum(map(len, teacher.tokenize_rows(rows))) * scale)
@@ -140,6 +140,7 @@ def _store_bytes(parts: Sequence[Path], texts: int, shard_rows: int, meta: Store
     order = next(plan(parts, key_array([]), min(SAMPLE, texts)))
     rows = read_order(order).drop("text").with_columns(tokens=pl.lit(16, pl.Int32)).select(shard.ROW_SCHEMA.names())
     buffer = io.BytesIO()
+    rows = rows.head(shard_rows)  # each shard has a file of its own
     rows.write_parquet(buffer, compression="zstd", compression_level=3, statistics=True)
     return total + round(buffer.tell() * texts / len(rows))
 

@@ -30,6 +30,7 @@ from tests.store_helpers import contents
 pytest.importorskip("ray", reason="needs Ray: pip install -e '.[cluster]'")
 SHARDS, SHARD_ROWS = 14, 512
 ENDS_WITHIN = 120.0  # seconds from a failure to the end of the run or its message
+STARTED: list["subprocess.Popen[str]"] = []
 Write = Callable[..., None]
 
 
@@ -88,10 +89,20 @@ def write(tmp_path: Path, teacher: Path, cluster: LocalCluster, expected: tuple[
     return write_params
 
 
+@pytest.fixture(autouse=True)
+def none_left() -> Iterator[None]:
+    """Ends the runs of a test that has failed on the way."""
+    yield
+    for process in STARTED:
+        process.kill()
+    STARTED.clear()
+
+
 def start(folder: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "stages.encode", "--corpus", "corpus", "--out", "store", "--metrics", "m.json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE)
+    STARTED.append(subprocess.Popen(command, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE))
+    return STARTED[-1]
 
 
 def finish(process: "subprocess.Popen[str]", seconds: float = ENDS_WITHIN) -> str:

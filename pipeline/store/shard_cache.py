@@ -296,7 +296,7 @@ def shard_directory(root: Path, meta: StoreMeta) -> Path:
 def finished_keys(path: Path, refused: bool) -> Array:
     """`[n] V16`, sorted: keys with a vector in the directory of a shard cache, whoever has it open; none if absent.
 
-    With `refused`, also those whose texts the teacher has refused.
+    With `refused`, also those whose texts the teacher has refused. LeafError where a shard is damaged.
     """
     names = [entry for entry in path.glob("*/shard.json") if _NAME.fullmatch(entry.parent.name)]
     keys = [

@@ -29,7 +29,7 @@ from tests.store_helpers import contents
 
 pytest.importorskip("ray", reason="needs Ray: pip install -e '.[cluster]'")
 SHARDS, SHARD_ROWS = 14, 512
-ENDS_WITHIN = 120.0  # seconds from a failure to the end of the run or its message
+ENDS_WITHIN = 600.0  # seconds after which a test gives up: many times what a run takes on a quiet machine
 STARTED: list["subprocess.Popen[str]"] = []
 Write = Callable[..., None]
 

@@ -5,7 +5,9 @@ was in the hands of a dead one is ordered again here, with a count for each shar
 memory runs out. Through Ray go orders, names and figures: no vector ever does.
 """
 
+import logging
 import os
+import platform
 import signal
 import socket
 import threading
@@ -36,6 +38,7 @@ NO_NODE_SECONDS = 30.0  # without a node that a worker fits on, after which the 
 AHEAD = 2  # tasks for each worker that are submitted at a time
 OBJECT_STORE_BYTES = 80 << 20  # little more than Ray's least: no vector goes there
 GB = 1e9
+logger = logging.getLogger(__name__)
 
 
 class RayEngine:
@@ -60,6 +63,8 @@ class RayEngine:
             threads=self.params.cpus,
             same_bits=self.params.same_bits,
         )
+        for notice in self.teacher.notices():
+            logger.warning("teacher: %s", notice)
         started = time.perf_counter()
         with _connected(ray, self.params) as cluster, tqdm(total=rows, unit="text", desc="encode") as bar:
             figures = _Run(cluster, self.params, job, cache, bar).all(orders)
@@ -70,6 +75,8 @@ class RayEngine:
 @lru_cache(maxsize=1)
 def _worker(job: Job, directory: str) -> Worker:
     """The worker of this process: loaded once, then used by all tasks that come here."""
+    if not Path(directory).is_dir():
+        raise LeafError(f"node {platform.node()}: {directory}: not here: every worker must see the project's directory")
     os.chdir(directory)  # parameters may hold paths relative to the project
     return Worker(job)
 
@@ -151,7 +158,7 @@ class _HeadLostError(LeafError):
 def _connected(ray: Any, params: ClusterParams) -> Iterator[_Cluster]:
     """Connect to the cluster of `cluster.address`, or start one on this machine; ends both at the end."""
     terminate = signal.getsignal(signal.SIGTERM)
-    options: dict[str, Any] = {"logging_level": "ERROR"}
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}  # one bar, not one for each worker
     try:
         if params.address is None:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -299,7 +306,8 @@ class _Run:
                 )
             self.again.append(order)
         self.bar.write(
-            f"a worker was lost ({type(reason).__name__}); {len(unfinished)} shards of its task are computed again"
+            f"a worker was lost ({first_line(reason)[:200]}); what it has not finished of {len(unfinished)} shards is "
+            "computed again"
         )
 
     def _look(self) -> None:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.replicas --params params.yaml [--processes 2] [--every 16 --every 64] [--max-steps STEPS]
 
-Corpus and store are those of a run of the stages (`--corpus`, `--embeddings`). Every row is the stage `fit` as a process
-of its own: the parameters of the file but for what the row names. `--max-steps` is for one process; the others do as
+Corpus and store are those of a run of the stages (`--corpus`, `--embeddings`). Every row is the stage `fit`, started
+with the parameters of the file but for what the row names. `--max-steps` is for one process; the others do as
 many texts. A larger batch has the rates times the root of the factor (arXiv 2507.07101).
 """
 
@@ -42,7 +42,7 @@ def main(
     print(f"{machine()}\n\n| | steps | texts | texts/s | loss | cosine |\n|---|---|---|---|---|---|", flush=True)
     for name, change in ways(given["fit"], processes, every, max_steps):
         sections = {section: {**given.get(section, {}), **change.get(section, {})} for section in {*given, *change}}
-        figures = fitted(sections, corpus.absolute(), embeddings.absolute())
+        figures = fitted(sections, corpus, embeddings)
         end = figures["validation"]
         print(
             f"| {name} | {figures['steps']:,} | {figures['presentations']:,} | {figures['samples_per_s']:,.0f} "
@@ -71,21 +71,17 @@ def ways(
 
 def fitted(sections: dict[str, Any], corpus: Path, embeddings: Path) -> Any:
     """The metrics of a fit with these parameters."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "params.yaml").write_text(yaml.safe_dump(sections))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "params.yaml").write_text(yaml.safe_dump(sections))
+        names = {"params": "params.yaml", "out": "student", "work": "work", "metrics": "fit.json", "curve": "curve.csv"}
+        places = {name: folder / place for name, place in names.items()}
         options = [
-            "--corpus",
-            str(corpus),
-            "--embeddings",
-            str(embeddings),
-            "--out",
-            "student",
-            "--metrics",
-            "fit.json",
+            f"--{name}={place}" for name, place in (places | {"corpus": corpus, "embeddings": embeddings}).items()
         ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-m", "stages.fit", *options], cwd=folder, env=environment, check=True)
-        return json.loads((Path(folder) / "fit.json").read_text())
+        subprocess.run([sys.executable, "-m", "stages.fit", *options], env=environment, check=True)
+        return json.loads((folder / "fit.json").read_text())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks import made
 from benchmarks.common import MINILM, QUICK, ROOT, machine
-from benchmarks.local_cluster import LocalCluster, local_cluster, workers_of_this_machine
+from benchmarks.local_cluster import LocalCluster, local_cluster, signal_all, workers_of_this_machine
 
 SMALL, LARGE = (200, 600) if QUICK else (4_000, 24_000)  # texts of a measurement of throughput
 SHARD_ROWS = 64 if QUICK else 2048
@@ -150,10 +150,10 @@ def _kill(cluster: LocalCluster) -> None:
 def _silence(cluster: LocalCluster) -> None:
     """Stop a node, as a network does that loses it, and end it after two minutes."""
     family = cluster.family(cluster.nodes.pop(0))
-    for number, delay in ((signal.SIGSTOP, 0.0), (signal.SIGKILL, 120.0)):
-        timer = threading.Timer(delay, lambda number=number: [os.kill(process, number) for process in family])
-        timer.daemon = True
-        timer.start()
+    signal_all(family, signal.SIGSTOP)
+    timer = threading.Timer(120.0, signal_all, (family, signal.SIGKILL))
+    timer.daemon = True
+    timer.start()
 
 
 def _wait(condition: Callable[[], Any], process: "subprocess.Popen[bytes]") -> None:

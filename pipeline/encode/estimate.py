@@ -26,6 +26,7 @@ from pipeline.teacher import ApiTeacher, LocalTeacher, Teacher
 SAMPLE = 20_000  # texts; of natural texts, their mean length is then within 1 % of that of all
 KEY_BYTES_OF_A_TEXT = 100  # memory for keys, see docs/scale.md
 MEASURED_ROWS = 4096  # of a shard in the measurement of speed
+FIXED_BYTES = 6000  # of a store's README and of what store.json says of the teacher
 SHARD_ENTRY_BYTES = 450 + 1000  # of a shard in store.json, and the description of its array
 
 
@@ -136,7 +137,7 @@ def _reusable(teacher: Teacher, params: EncodeParams) -> list[Array]:
 def _store_bytes(parts: Sequence[Path], texts: int, shard_rows: int, meta: StoreMeta) -> int:
     """Bytes of the store of all texts, in shards of `shard_rows`; the rows' files as those of the sample compress."""
     full, rest = divmod(texts, shard_rows)
-    total = full * _shard_bytes(shard_rows, meta) + (_shard_bytes(rest, meta) if rest else 0)
+    total = FIXED_BYTES + full * _shard_bytes(shard_rows, meta) + (_shard_bytes(rest, meta) if rest else 0)
     order = next(plan(parts, key_array([]), min(SAMPLE, texts)))
     rows = read_order(order).drop("text").with_columns(tokens=pl.lit(16, pl.Int32)).select(shard.ROW_SCHEMA.names())
     buffer = io.BytesIO()

@@ -28,7 +28,7 @@ def launch(module: str, arguments: Sequence[str], count: int, attempts: int) -> 
         LeafError: they have been lost `attempts` times.
         SystemExit: one has ended with an error, which it has printed.
     """
-    from torch.distributed.elastic.agent.server.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 

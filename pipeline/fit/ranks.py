@@ -82,7 +82,7 @@ class Ranks:
         with _others():
             dist.all_reduce(flat)
         flat /= divisor
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], others: Sequence[Tensor]) -> None:

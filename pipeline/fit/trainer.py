@@ -295,7 +295,8 @@ class Trainer:
         progress, params = self.progress, self.params
         window = max(1, self.total // CURVE_POINTS)
         batches = prefetch(self.batches(), AHEAD)
-        bar = tqdm(total=self.total, initial=progress.step, desc="fit", unit="step", smoothing=0.05, **self._hidden())
+        shown = self.ranks.first
+        bar = tqdm(total=self.total, initial=progress.step, desc="fit", unit="step", smoothing=0.05, disable=not shown)
         while progress.step < self.total:
             began = time.perf_counter()
             batch, prepared = next(batches)
@@ -324,9 +325,6 @@ class Trainer:
                 self._checkpoint(state)
         bar.close()
         batches.close()
-
-    def _hidden(self) -> dict[str, bool]:
-        return {} if self.ranks.first else {"disable": True}
 
     def _due(self, every: int) -> bool:
         """Whether something that is done every so many steps is to be done now, and behind the last step.

@@ -65,7 +65,9 @@ def ways(
             f"{processes} replicas, averaged every {steps}",
             {"fit": {**fewer, "replicas": processes, "average_every": steps}},
         )
-    rates = {name: fit[name] * math.sqrt(processes) for name in ("learning_rate", "learning_rate_end") if name in fit}
+    rates: dict[str, Any] = {
+        name: fit[name] * math.sqrt(processes) for name in ("learning_rate", "learning_rate_end") if name in fit
+    }
     yield f"batches of {size * processes}", {"fit": {**fewer, **rates, "batch_size": size * processes}}
 
 

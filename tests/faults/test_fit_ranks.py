@@ -35,9 +35,7 @@ def weights(student: Path) -> dict[str, Tensor]:
 def check_same(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float = 0.0) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():
-        torch.testing.assert_close(
-            second[name], value, atol=tolerance, rtol=0, msg=lambda text, at=name: f"{at}: {text}"
-        )
+        assert torch.allclose(second[name], value, atol=tolerance, rtol=0), name
 
 
 @pytest.mark.parametrize("number", [2, 3, 5])

@@ -28,7 +28,7 @@ from tests.conftest import ROOT, WORDS, make_model
 from tests.store_helpers import contents
 
 pytest.importorskip("ray", reason="needs Ray: pip install -e '.[cluster]'")
-SHARDS, SHARD_ROWS = 14, 512
+SHARDS, SHARD_ROWS = 12, 256
 ENDS_WITHIN = 600.0  # seconds after which a test gives up: many times what a run takes on a quiet machine
 STARTED: list["subprocess.Popen[str]"] = []
 Write = Callable[..., None]
@@ -64,7 +64,7 @@ def expected(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
             "split": ["train"] * len(made),
         }
     ).sort("key")
-    for number, rows in enumerate(frame.iter_slices(3000)):
+    for number, rows in enumerate(frame.iter_slices(1000)):
         rows.write_parquet(folder / "corpus" / f"part-{number:05d}.parquet")
     params = EncodeParams(shard_rows=SHARD_ROWS, pool=str(folder / "pool"))
     torch.set_num_threads(1)

@@ -6,8 +6,8 @@ from typing import cast
 import click
 
 from pipeline.base import check_writable
-from pipeline.encode import encode
-from pipeline.params import EncodeParams, Permits, TeacherParams, load_section
+from pipeline.encode import encode, engine_on
+from pipeline.params import ClusterParams, EncodeParams, Permits, TeacherParams, load_section
 from pipeline.store import STORE_KIND, Store
 from stages.common import api_options, command, echo, open_teacher, params_option, write_json
 from stages.recorded import check_recorded
@@ -23,14 +23,16 @@ from stages.watched import name_outside
 def main(params: Path, corpus: Path, out: Path, metrics: Path, permits: Permits) -> None:
     """Encode every text of the corpus that the shard cache does not hold yet, and publish the embedding store.
 
-    Killed at any moment, it continues from the last finished shard. Sections read: teacher, encode.
+    Killed at any moment, it continues from the last finished shard. Sections read: teacher, encode, and for
+    where it runs, cluster.
     """
     settings = load_section(params, "encode", EncodeParams)
     check_writable([metrics], {out: STORE_KIND})
     name_outside(settings.reuse, "encode.reuse")
     check_recorded(corpus)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), settings, permits)
-    figures = encode(corpus, teacher, settings, out)
+    cluster = load_section(params, "cluster", ClusterParams, ClusterParams())
+    figures = encode(corpus, teacher, settings, out, engine_on(cluster, teacher, settings))
     write_json(metrics, figures | {"digest": Store.open(out).digest()})
     echo(
         f"encoded {figures['rows_encoded']:,} texts, reused {figures['rows_reused']:,}, "

@@ -19,6 +19,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "export": ("export.main", "The student ready to serve, and its model cards."),
         "report": ("report.main", "A page about the run, for a browser."),
     },
+    "Many machines": {
+        "plan": ("plan.main", "What the corpus and the parameters will cost."),
+        "plan-shards": ("shards.plan", "Orders for the jobs of a batch system."),
+        "encode-shards": ("shards.encode", "Carry out orders: what a job of a batch system runs."),
+    },
     "What they made": {
         "search": ("search.main", "Search the documents."),
         "index": ("index.main", "The stored vectors for other search engines."),

@@ -64,6 +64,7 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
         start_cosine=_figure(start, "cosine"),
         end_cosine=_figure(end, "cosine"),
         steps=f"{metrics['steps']:,}",
+        processes=_processes(metrics.get("processes", {}), params),
         presentations=f"{metrics['presentations']:,}",
         params=_json(public_params(asdict(params))),
         identity=_json(_identity(meta.teacher)),
@@ -79,6 +80,16 @@ def _json(content: dict[str, Any]) -> str:
 def _architecture(student: Student) -> str:
     layers, width = student.backbone.layers, student.width
     return f"{layers} layers, {width} features" if layers else f"a table of token vectors, {width} wide, and no layers"
+
+
+def _processes(counts: dict[int, int], params: FitParams) -> str:
+    """A sentence where not one process computed all steps; `counts` are by the step from which on they did."""
+    if not counts:
+        return ""
+    if params.replicas > 1:
+        return f" {params.replicas} replicas trained side by side and were averaged every {params.average_every} steps."
+    shares = ", ".join(f"{count} from step {step:,}" for step, count in counts.items())
+    return f" So many processes shared each batch: {shares}."
 
 
 def corpus_table(corpus: Path) -> str:

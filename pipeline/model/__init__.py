@@ -7,12 +7,13 @@ from pipeline.model import attention, older_form
 from pipeline.model.backbones.backbone import Backbone, CompiledBackbone
 from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.backbones.registry import backbone_for, find_backbone
-from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack, pad, split, token_batches
+from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack, pad, portion, split, token_batches
 from pipeline.model.cuda import Graphs
 from pipeline.model.device import (
     TRAITS,
     best_device,
     bf16_is_fast,
+    device_name,
     overwrite,
     repeatable,
     staged,
@@ -62,6 +63,7 @@ __all__ = [
     "check_words",
     "checkpoint_digest",
     "code_files",
+    "device_name",
     "find_backbone",
     "in_threads",
     "load_sentence_transformer",
@@ -71,6 +73,7 @@ __all__ = [
     "pack",
     "pad",
     "poolings_of",
+    "portion",
     "read_json",
     "repeatable",
     "resolve_model",

@@ -9,6 +9,7 @@ from pipeline.params.permits import Permits
 from pipeline.params.public import public_name, public_params
 from pipeline.params.sections import (
     ApiParams,
+    ClusterParams,
     CorpusParams,
     EncodeParams,
     EvaluateParams,
@@ -25,6 +26,7 @@ from pipeline.params.sections import (
 
 __all__ = [
     "ApiParams",
+    "ClusterParams",
     "CorpusParams",
     "EncodeParams",
     "EvaluateParams",

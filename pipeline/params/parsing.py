@@ -37,8 +37,8 @@ def one_character(or_none: bool = False) -> dict[str, Check]:
     return {"check": (lambda value: len(value) == 1 or (or_none and not value), f"one character{' or none' * or_none}")}
 
 
-def load_section(file: Path, section: str, cls: type[T]) -> T:
-    """Parse `section` of the YAML file into `cls`.
+def load_section(file: Path, section: str, cls: type[T], default: T | None = None) -> T:
+    """Parse `section` of the YAML file into `cls`; `default` is what a section that may be left out then is.
 
     Raises:
         LeafError: the file cannot be read, or a key is unknown, missing, of the wrong type or impossible.
@@ -51,6 +51,8 @@ def load_section(file: Path, section: str, cls: type[T]) -> T:
         raise LeafError(f"{file}: cannot be read: {error}") from None
     except LeafError as error:
         raise LeafError(f"{file}: {error}") from None
+    if default is not None and isinstance(document, dict) and section not in document:
+        return default
     if not isinstance(document, dict) or section not in document:
         raise LeafError(f"{file}: has no section `{section}`")
     return parse(cls, section, document[section])

@@ -312,6 +312,34 @@ class EncodeParams:
     with 92 %."""
 
 
+@dataclass(frozen=True)
+class ClusterParams:
+    """Section `cluster`: where the stages run. It decides no result and is no input of any stage in `dvc.yaml`."""
+
+    engine: Literal["local", "ray"] = "local"
+    """`local`: stage one runs in the process that is started. `ray`: on the workers of a Ray cluster, all of which see
+    the project's directory, its shard cache and the Python environment under the same paths."""
+    address: str | None = None
+    """Of the cluster's head (`10.0.0.1:6379`; `auto` for the one of this machine). Left out, the run starts a Ray of
+    its own on this machine, for several GPUs or for trying it out."""
+    cpus: int = field(default=2, metadata=positive())
+    """CPU cores of a worker, which are also its threads: vectors are those of a local run with as many."""
+    gpus: float = field(default=0, metadata=bounded(0))
+    """GPUs of a worker."""
+    memory: float | None = field(default=None, metadata=positive())
+    """GB of memory that a worker asks for; left out, it is placed by cores and GPUs alone."""
+    shards_per_task: int = field(default=4, metadata=positive())
+    """Shards that a worker is given at a time: enough for a minute of work."""
+    attempts: int = field(default=3, metadata=positive())
+    """Times that a shard may end with the death of its worker or node before the run stops."""
+    fit_ranks: int = field(default=1, metadata=positive())
+    """Processes of this machine that compute a share of each training batch: GPUs, or several on a CPU. The student is
+    that of one process but for rounding. Several machines are started with `torchrun` (docs/scale.md)."""
+    same_bits: bool = True
+    """Whether all workers must compute the same bits: the same versions, kind of device and number of threads.
+    `false` takes others too, if their vectors of a few texts agree as those of a reused store must."""
+
+
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 """How the vectors of a text's tokens become one: the modes of sentence-transformers' Pooling, in its order."""
 
@@ -399,6 +427,11 @@ class FitParams:
     clip_norm: float | None = field(default=1.0, metadata=positive())
     """Norm to which gradients are clipped; None clips none."""
     batch_size: int = field(default=32, metadata=positive())
+    replicas: int = field(default=1, metadata=positive())
+    """Copies of the student that train side by side, in a process each with batches of its own (post-local SGD, arXiv
+    1808.07217): so many times fewer steps for the same epochs."""
+    average_every: int = field(default=16, metadata=positive())
+    """Steps after which weights and moments of all replicas become their mean."""
     dropout: float = field(default=0.1, metadata=bounded(0, 0.9))
     start_share: float = field(default=0.0, metadata=bounded(0, 0.99))
     """Share of the weights before the first step in the saved weights; the rest are those after the last step (WiSE-FT,

@@ -12,8 +12,8 @@ from pipeline.store.operations import merge, scratch_cache
 from pipeline.store.output import MODEL_KIND, STORE_KIND
 from pipeline.store.places import Listed, find_stores, open_stores, write_list
 from pipeline.store.repair import EncodeAgain, repair, shard_names
-from pipeline.store.shard import MAX_DIM, UNVERIFIED, StoreMeta, read_rows, shard_name
-from pipeline.store.shard_cache import ShardCache, shard_directory
+from pipeline.store.shard import MAX_DIM, UNVERIFIED, ShardInfo, StoreMeta, read_rows, shard_name
+from pipeline.store.shard_cache import ShardCache, ShardWriter, finished_keys, shard_directory
 from pipeline.store.similarity import similarity_note
 from pipeline.store.source import VectorSource
 from pipeline.store.store import Store
@@ -32,12 +32,15 @@ __all__ = [
     "EncodeAgain",
     "Listed",
     "ShardCache",
+    "ShardInfo",
+    "ShardWriter",
     "Store",
     "StoreMeta",
     "VectorSource",
     "check_fitted_to",
     "check_free",
     "find_stores",
+    "finished_keys",
     "formats",
     "joint_license",
     "joint_teacher",

@@ -7,7 +7,7 @@ only one way fits.
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,13 +22,16 @@ from pipeline.params import SourceParams
 FIELD_CHARACTERS = 16_000_000  # so that a quote that is never closed ends here, not at the end of a huge file
 SAMPLE_ROWS = 1000  # at the beginning of a file, from which the way of quoting is told
 DELIMITERS = ",;\t|"
-QUOTE = '"'
+QUOTE, SINGLE_QUOTE = '"', "'"
+ESCAPE = "\\"
+ESCAPES = ("", ESCAPE)  # that are looked for
 _EXCEL_HINT = re.compile(r"sep=(.)[\r\n]", re.IGNORECASE)  # a first line that tells Excel, and us, the delimiter
 
 _LINE_END = re.compile(r"\r\n?|\n")
 _RETURN_INSIDE = re.compile(r"\r(?!\n)")
 _CUT = "unexpected end of data"  # the parser's word for a field in quotes that the end of the sample cuts
 _HOW = "; `delimiter`, `quote` and `escape` say how fields are written (docs/sources.md)"
+_SINGLE_QUOTES = """set `quote: "'"` if they stand around fields, or `quote: '"'` if they are part of the texts"""
 _NO_HEADER = "; if the first line is a record, name the columns: `columns: [id, text]` (docs/sources.md)"
 
 Row = list[str]
@@ -66,6 +69,7 @@ class Dialect:
     def _parser(self, text: Iterable[str]) -> Any:
         """A `csv.reader`."""
         how: dict[str, Any] = {"delimiter": self.delimiter, "quotechar": self.quote, "strict": True}
+        how["skipinitialspace"] = self.delimiter != " "  # people write `1, "a text"`, and the quotes are no letters
         if not self.escape:
             return csv.reader(_without_returns(text), **how)
         # It drops every escape, which before ordinary characters is part of the text (`C:\\new`).
@@ -104,7 +108,7 @@ def _records(source: SourceParams, file: Path) -> Iterator[tuple[str, Record]]:
     """Values of the named columns in each row that is not the header again, with the row's place."""
     csv.field_size_limit(FIELD_CHARACTERS)
     form = text_form(file, source.encoding)
-    dialect = _dialect(source, form)
+    dialect = _dialect(source, file, form)
     text, skipped = lines(file, dialect.form(form)), _hint_lines(form)
     rows = dialect.rows(islice(text, skipped, None))
     is_guess = not dialect.quote and source.quote is None
@@ -143,10 +147,13 @@ def _positions(source: SourceParams, file: Path, header: Row) -> list[int]:
     return [header.index(name) for name in names]
 
 
-def _dialect(source: SourceParams, form: TextForm) -> Dialect:
+def _dialect(source: SourceParams, file: Path, form: TextForm) -> Dialect:
     """How a file is written: as the source says, and else the first way in which all rows at its beginning fit.
 
     If they fit in none, because a row is broken, it is the first one that fits the first row.
+
+    Raises:
+        LeafError: without a header, the rows fit with more than one delimiter; or they seem to be in single quotes.
     """
     hint = _EXCEL_HINT.match(form.head)
     usual = _usual_delimiter(source)
@@ -155,10 +162,28 @@ def _dialect(source: SourceParams, form: TextForm) -> Dialect:
     ways = [Dialect(delimiter, *quoting) for delimiter in delimiters for quoting in _quotings(source)]
     fitting = (way for first in (False, True) for way in ways if _rows_that_fit(source, way, form, first) is not None)
     chosen = next(fitting, ways[0])
-    quoted = replace(chosen, quote=QUOTE)
-    if source.quote is None and not chosen.quote and _look_quoted(_rows_that_fit(source, chosen, form)):
-        return quoted if _rows_that_fit(source, quoted, form) else chosen
+    if source.columns and not chosen.delimiter == usual == "\t":  # people do not type tabs
+        _check_only_delimiter(source, file, form, [chosen, *(way for way in ways if way.delimiter != chosen.delimiter)])
+    if source.quote is not None:
+        return chosen
+    rows = _rows_that_fit(source, chosen, form) or []
+    if _look_quoted(rows, SINGLE_QUOTE):
+        raise LeafError(f"{file}: all of a column is in single quotes; {_SINGLE_QUOTES}")
+    if not chosen.quote and _look_quoted(rows):
+        quoted = (replace(chosen, quote=QUOTE, escape=escape) for escape in ESCAPES)
+        return next((way for way in quoted if _rows_that_fit(source, way, form)), chosen)
     return chosen
+
+
+def _check_only_delimiter(source: SourceParams, file: Path, form: TextForm, ways: list[Dialect]) -> None:
+    """Refuse rows that fit with more than one delimiter: `1;Hello, world` would otherwise be cut at the comma.
+
+    `ways`: the one that was chosen, which fits, and those with other delimiters.
+    """
+    fitting = dict.fromkeys(way.delimiter for way in ways if _rows_that_fit(source, way, form))
+    if len(fitting) > 1:
+        shown = " and with ".join(map(repr, fitting))
+        raise LeafError(f"{file}: its rows have as many fields as `columns` with {shown} between them; set `delimiter`")
 
 
 def _usual_delimiter(source: SourceParams) -> str:
@@ -174,7 +199,7 @@ def _quotings(source: SourceParams) -> list[tuple[str, str]]:
     """Quotes and escapes that come into question, the usual ones of the kind first."""
     quote = QUOTE if source.quote is None else source.quote
     plain = [("", "")] if source.quote is None and source.escape is None and source.kind == "tsv" else []
-    escapes = ("", "\\") if source.escape is None and quote else (source.escape or "",)
+    escapes = ESCAPES if source.escape is None and quote else (source.escape or "",)
     return [*plain, *((quote, escape) for escape in escapes)]
 
 
@@ -201,23 +226,37 @@ def _rows_that_fit(
     return rows if source.columns else rows[1:]
 
 
-def _look_quoted(rows: list[Row] | None) -> bool:
-    """Whether quotes around fields are a way of writing: all fields of a column are in them, or quotes are doubled."""
-    rows = rows or []
-    columns = list(zip(*rows, strict=True)) if len(rows) > 1 else []
-    whole = any(any(column) and all(_is_in_quotes(field) for field in column if field) for column in columns)
-    return whole or any(_is_in_quotes(field) and QUOTE * 2 in field[1:-1] for row in rows for field in row)
+def _look_quoted(rows: list[Row], quote: str = QUOTE) -> bool:
+    """Whether quotes around fields are a way of writing.
+
+    So it is if all fields of a column, most of which is filled, or all of a single row are in them; or if those inside
+    of a field in quotes are doubled or escaped.
+    """
+    whole = any(_are_in_quotes(column, quote) for column in (zip(*rows, strict=True) if len(rows) > 1 else rows))
+    return whole or any(_are_quotes_marked(field, quote) for row in rows for field in row)
 
 
-def _is_in_quotes(field: str) -> bool:
-    """Whether a field, read as it stands, is one in quotes: with any inside of it doubled."""
-    return len(field) > 1 and field[0] == field[-1] == QUOTE and QUOTE not in field[1:-1].replace(QUOTE * 2, "")
+def _are_in_quotes(fields: Sequence[str], quote: str) -> bool:
+    filled = [field for field in fields if field]
+    return len(filled) > 1 and 2 * len(filled) > len(fields) and all(_is_in_quotes(field, quote) for field in filled)
+
+
+def _is_in_quotes(field: str, quote: str) -> bool:
+    """Whether a field, read as it stands, is one in quotes: with any inside of it doubled, or each escaped."""
+    if len(field) < 2 or not field[0] == field[-1] == quote:
+        return False
+    return any(quote not in field[1:-1].replace(mark + quote, "") for mark in (quote, ESCAPE))
+
+
+def _are_quotes_marked(field: str, quote: str = QUOTE) -> bool:
+    """Whether a field is in quotes that could be no letters: it has doubled or escaped ones inside."""
+    return quote in field[1:-1] and _is_in_quotes(field, quote)
 
 
 def _check_unquoted(place: str, field: str) -> None:
     """Refuse a field that shows, too late to be read so, that the file is quoted."""
-    if QUOTE * 2 in field[1:-1] and _is_in_quotes(field):
+    if _are_quotes_marked(field):
         raise LeafError(
-            f"{place}: a field in quotes, with quotes doubled inside, in a file that began without: set `quote: '\"'` "
-            "if it is quoted as CSV, or `quote: ''` if quotes are part of the texts"
+            f"{place}: a field in quotes, with quotes doubled or escaped inside, in a file that began without: set "
+            "`quote: '\"'` if it is quoted as CSV, or `quote: ''` if quotes are part of the texts"
         )

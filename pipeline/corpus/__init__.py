@@ -19,6 +19,7 @@ from pipeline.corpus.parts import (
 from pipeline.corpus.readers.beir import CORPUS, QUERIES, beir_file
 from pipeline.corpus.readers.docstrings import texts
 from pipeline.corpus.readers.lines import json_objects, lines
+from pipeline.corpus.readers.table import read_table
 from pipeline.corpus.text import clean
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "part_files",
     "read_blocks",
     "read_keys",
+    "read_table",
     "rows_within",
     "scan",
     "texts",

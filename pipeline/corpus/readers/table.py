@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -105,49 +106,67 @@ def read(source: SourceParams) -> Frames:
 
 
 def _records(source: SourceParams, file: Path) -> Iterator[tuple[str, Record]]:
-    """Values of the named columns in each row that is not the header again, with the row's place."""
+    """Values of the named columns in each row, with the row's place."""
+    names = column_names(source)
+    header, rows = read_table(source, file, names, "" if source.columns else _NO_HEADER)
+    positions = [header.index(name) for name in names]
+    for place, row in rows:
+        yield place, tuple([row[position] for position in positions])
+
+
+def read_table(
+    source: SourceParams, file: Path, required: Sequence[str], hint: str = ""
+) -> tuple[list[str], Iterator[tuple[str, Row]]]:
+    """The names of a file's columns, and its rows, each with its place, but for the header where it is repeated.
+
+    `source` says how the file is written, as far as it is not told from its beginning; `hint` ends the message that a
+    `required` column is missing.
+
+    Raises:
+        LeafError: a required column is missing or there twice; a row is not like the others.
+    """
     csv.field_size_limit(FIELD_CHARACTERS)
     form = text_form(file, source.encoding)
-    dialect = _dialect(source, file, form)
-    text, skipped = lines(file, dialect.form(form)), _hint_lines(form)
-    rows = dialect.rows(islice(text, skipped, None))
-    is_guess = not dialect.quote and source.quote is None
+    dialect = _dialect(source, required, file, form)
+    skipped = _hint_lines(form)
+    rows = _numbered(source, file, dialect.rows(islice(lines(file, dialect.form(form)), skipped, None)), skipped)
+    first = list(source.columns) or next((row for _, row in rows), None)
+    if first is None:
+        raise LeafError(f"{file}: is empty; its first line must name the columns")
+    header = [name.strip() for name in first]
+    require_columns(file, required, header, hint)
+    if repeated := [name for name in required if header.count(name) > 1]:
+        raise LeafError(f"{file}: has more than one column {repeated[0]:.40}; name all columns anew with `columns`")
+    return header, _checked(rows, first, is_guess=not dialect.quote and source.quote is None)
+
+
+def _numbered(
+    source: SourceParams, file: Path, rows: Iterator[tuple[int, Row]], skipped: int
+) -> Iterator[tuple[str, Row]]:
+    """Rows with their places in the file, of which the first lines are `skipped`."""
     try:
-        header = list(source.columns) or _header(file, rows)
-        positions = _positions(source, file, [name.strip() for name in header])
         for number, row in rows:
-            if row == header:
-                continue
-            place = f"{file}, line {number + skipped}"
-            if len(row) != len(header):
-                raise LeafError(f"{place}: {len(row)} fields where there are {len(header)} columns{_HOW}")
-            if is_guess:
-                for field in row:
-                    if field[:1] == QUOTE:
-                        _check_unquoted(place, field)
-            yield place, tuple([row[position] for position in positions])
+            yield f"{file}, line {number + skipped}", row
     except _RowError as error:
         number, reason = error.args
         raise LeafError(f"{file}, line {number + skipped}: not {source.kind.upper()}: {reason}{_HOW}") from None
 
 
-def _header(file: Path, rows: Iterable[tuple[int, Row]]) -> Row:
-    header = next((row for _, row in rows), None)
-    if header is None:
-        raise LeafError(f"{file}: is empty; its first line must name the columns")
-    return header
+def _checked(rows: Iterator[tuple[str, Row]], header: Row, is_guess: bool) -> Iterator[tuple[str, Row]]:
+    """Rows that are not the header again; `is_guess`: whether quotes are taken for letters without being told so."""
+    for place, row in rows:
+        if row == header:
+            continue
+        if len(row) != len(header):
+            raise LeafError(f"{place}: {len(row)} fields where there are {len(header)} columns{_HOW}")
+        if is_guess:
+            for field in row:
+                if field[:1] == QUOTE:
+                    _check_unquoted(place, field)
+        yield place, row
 
 
-def _positions(source: SourceParams, file: Path, header: Row) -> list[int]:
-    """Where the named columns stand in a row."""
-    names = column_names(source)
-    require_columns(file, names, header, "" if source.columns else _NO_HEADER)
-    if repeated := [name for name in names if header.count(name) > 1]:
-        raise LeafError(f"{file}: has more than one column {repeated[0]:.40}; name all columns anew with `columns`")
-    return [header.index(name) for name in names]
-
-
-def _dialect(source: SourceParams, file: Path, form: TextForm) -> Dialect:
+def _dialect(source: SourceParams, names: Sequence[str], file: Path, form: TextForm) -> Dialect:
     """How a file is written: as the source says, and else the first way in which all rows at its beginning fit.
 
     If they fit in none, because a row is broken, it is the first one that fits the first row.
@@ -160,30 +179,25 @@ def _dialect(source: SourceParams, file: Path, form: TextForm) -> Dialect:
     told = source.delimiter or (hint[1] if hint else None)
     delimiters = [told] if told else sorted(DELIMITERS, key=lambda delimiter: delimiter != usual)
     ways = [Dialect(delimiter, *quoting) for delimiter in delimiters for quoting in _quotings(source)]
-    fitting = (way for first in (False, True) for way in ways if _rows_that_fit(source, way, form, first) is not None)
+    rows_that_fit = partial(_rows_that_fit, source, names, form)
+    fitting = (way for first in (False, True) for way in ways if rows_that_fit(way, only_first=first) is not None)
     chosen = next(fitting, ways[0])
     if source.columns and not chosen.delimiter == usual == "\t":  # people do not type tabs
-        _check_only_delimiter(source, file, form, [chosen, *(way for way in ways if way.delimiter != chosen.delimiter)])
+        others = (way for way in ways if way.delimiter != chosen.delimiter)
+        if rows_that_fit(chosen) and (other := next((way for way in others if rows_that_fit(way)), None)):
+            raise LeafError(
+                f"{file}: its rows have as many fields as `columns` with {chosen.delimiter!r} and with "
+                f"{other.delimiter!r} between them; set `delimiter`"
+            )
     if source.quote is not None:
         return chosen
-    rows = _rows_that_fit(source, chosen, form) or []
+    rows = rows_that_fit(chosen) or []
     if _look_quoted(rows, SINGLE_QUOTE):
         raise LeafError(f"{file}: all of a column is in single quotes; {_SINGLE_QUOTES}")
     if not chosen.quote and _look_quoted(rows):
         quoted = (replace(chosen, quote=QUOTE, escape=escape) for escape in ESCAPES)
-        return next((way for way in quoted if _rows_that_fit(source, way, form)), chosen)
+        return next((way for way in quoted if rows_that_fit(way)), chosen)
     return chosen
-
-
-def _check_only_delimiter(source: SourceParams, file: Path, form: TextForm, ways: list[Dialect]) -> None:
-    """Refuse rows that fit with more than one delimiter: `1;Hello, world` would otherwise be cut at the comma.
-
-    `ways`: the one that was chosen, which fits, and those with other delimiters.
-    """
-    fitting = dict.fromkeys(way.delimiter for way in ways if _rows_that_fit(source, way, form))
-    if len(fitting) > 1:
-        shown = " and with ".join(map(repr, fitting))
-        raise LeafError(f"{file}: its rows have as many fields as `columns` with {shown} between them; set `delimiter`")
 
 
 def _usual_delimiter(source: SourceParams) -> str:
@@ -204,7 +218,7 @@ def _quotings(source: SourceParams) -> list[tuple[str, str]]:
 
 
 def _rows_that_fit(
-    source: SourceParams, dialect: Dialect, form: TextForm, only_first: bool = False
+    source: SourceParams, names: Sequence[str], form: TextForm, dialect: Dialect, only_first: bool = False
 ) -> list[Row] | None:
     """Rows at the beginning of a file, without a header, or only what follows the header from the first row.
 
@@ -221,7 +235,7 @@ def _rows_that_fit(
     header = list(source.columns) or [name.strip() for name in next(iter(rows), [])]
     # A single column fits with any delimiter that does not occur.
     is_told = source.delimiter or len(header) > 1 or dialect.delimiter == _usual_delimiter(source)
-    if not is_told or {len(row) for row in rows} != {len(header)} or not set(column_names(source)) <= set(header):
+    if not is_told or {len(row) for row in rows} != {len(header)} or not set(names) <= set(header):
         return None
     return rows if source.columns else rows[1:]
 

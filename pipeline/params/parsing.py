@@ -49,8 +49,15 @@ def load_section(file: Path, section: str, cls: type[T]) -> T:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LeafError(f"{file}: no such parameter file") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{file}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(file)
+        raise LeafError(
+            f"{place}: cannot be read as YAML: {error.problem or error.context}; what has brackets or braces, `: ` or "
+            "` #` in it stands in quotes"
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LeafError(f"{file}: cannot be read as YAML: {error}") from None
+        raise LeafError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict) or section not in document:
         raise LeafError(f"{file}: has no section `{section}`")
     return parse(cls, section, document[section])

@@ -22,6 +22,7 @@ from pipeline.corpus.preview import Preview, preview
 from pipeline.corpus.readers.beir import CORPUS, QUERIES, beir_file
 from pipeline.corpus.readers.docstrings import texts
 from pipeline.corpus.readers.lines import json_objects, lines
+from pipeline.corpus.readers.table import read_table
 from pipeline.corpus.text import clean
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "preview",
     "read_blocks",
     "read_keys",
+    "read_table",
     "rows_within",
     "scan",
     "texts",

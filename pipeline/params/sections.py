@@ -82,7 +82,7 @@ class SourceParams:
     """Kinds `csv` and `tsv`: names of the columns of a file whose first line is a record."""
     delimiter: str | None = field(default=None, metadata=one_character())
     """Kinds `csv` and `tsv`: what separates fields. Left out, the first of the kind's own, comma, semicolon, tab and
-    bar in which the rows at the file's beginning fit."""
+    bar in which the rows at the file's beginning fit; more than one is refused where `columns` stand for a header."""
     quote: str | None = field(default=None, metadata=one_character(or_none=True))
     """Kinds `csv` and `tsv`: what stands around a field, twice for itself inside; `""` if quotes are letters. Left out,
     double quotes in CSV, and in TSV if the file's beginning shows that they are used so."""

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from pipeline.base.errors import LeafError
 from pipeline.base.keys import keys
+from pipeline.encode import importing, vector_files
 from pipeline.encode.encoding import encode
 from pipeline.encode.importing import _draw
 from pipeline.params.sections import EncodeParams, TeacherParams
@@ -136,8 +137,8 @@ def test_a_block_of_foreign_rows_is_found_wherever_it_lies(
 
 
 def test_the_sample_is_spread_over_all_rows_and_not_the_same_twice() -> None:
-    first, second = _draw(10_000, 64), _draw(10_000, 64)
-    assert (first // 156.25).astype(int).tolist() == list(range(64))
+    first, second = _draw(9_984, 64), _draw(9_984, 64)
+    assert (first // 156).tolist() == list(range(64))
     assert first.tolist() != second.tolist()
     assert _draw(3, 64).tolist() == [0, 1, 2]
 
@@ -165,6 +166,26 @@ def test_unverified_vectors_are_marked_for_good_and_join_no_others(
     listed = {entry["store"]: entry for entry in leaf("list", ".")}
     assert listed["./ours"]["why"].startswith("is unverified")
     assert listed["./store"]["fits"]
+
+
+@pytest.mark.parametrize("unverified", [True, False])
+def test_a_text_that_occurs_again_anywhere_must_have_the_same_vector(
+    leaf: Callable[..., Any], frame: pl.DataFrame, unverified: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in another batch, when its first vector has been written long since."""
+    monkeypatch.setattr(vector_files, "BATCH_ROWS", 20)
+    monkeypatch.setattr(importing, "REPEATS_BYTES", 5 * 4 * 32)  # five rows
+    arguments = ["import", "twice.parquet", "--out", "twice", *(["--unverified"] if unverified else [])]
+    vectors = frame["vector"].to_numpy()
+    for row in (3, 12, 149):
+        other = frame[row : row + 1].with_columns(pl.Series("vector", vectors[[row - 2]]))
+        pl.concat([frame, frame, other]).write_parquet("twice.parquet")
+        assert "the text of id `300` occurs twice, with vectors of cosine" in leaf(*arguments, status=1)
+        assert not Path("twice").exists()
+    pl.concat([frame, frame]).write_parquet("twice.parquet")
+    figures = leaf(*arguments)
+    assert figures["rows"] == len(set(frame["text"].str.strip_chars()))
+    assert figures["rows"] + figures["rows_duplicate"] == 2 * ROWS
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import hashlib
 import json
 import secrets
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -64,7 +66,8 @@ def import_vectors(
             raise LeafError(f"{files.path}: no row that was drawn has a text: nothing could be compared")
         with workspace(out, "import") as directory:
             view = cache.publish(directory / "store", cache.keys())
-            filling.repeats.check(view)
+            with _named(files.path):
+                filling.repeats.check(view)
             similarities = compare(str(files.path), texts, view, teacher)
         cache.publish(out, cache.keys())
     return figures | {
@@ -98,10 +101,19 @@ def import_unverified(
         filling = _Filling(cache, params.shard_rows, source, np.empty(0, np.int64))
         figures = filling.fill(files)
         if filling.repeats.rows:
-            with workspace(out, "import") as directory:
+            with workspace(out, "import") as directory, _named(files.path):
                 filling.repeats.check(cache.publish(directory / "store", cache.keys()))
         cache.publish(out, cache.keys())
     return figures | {"unverified": UNVERIFIED}
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Begin a LeafError of the block, which speaks of rows, with the files that they are from."""
+    try:
+        yield
+    except LeafError as error:
+        raise LeafError(f"{path}: {error}") from None
 
 
 def _draw(rows: int, count: int) -> Array:
@@ -160,10 +172,12 @@ class _Filling:
         start = 0
         with tqdm(total=files.rows, desc="import", unit="row") as bar:
             for batch in files.batches():
-                self._add(batch, start)
+                with _named(files.path):
+                    self._add(batch, start)
                 start += len(batch.frame)
                 bar.update(len(batch.frame))
-        self._write(last=True)
+        with _named(files.path):
+            self._write(last=True)
         if not self.figures["rows"]:
             raise LeafError(f"{files.path}: holds no text with a vector")
         return dict(self.figures)

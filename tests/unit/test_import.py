@@ -180,7 +180,8 @@ def test_a_text_that_occurs_again_anywhere_must_have_the_same_vector(
     for row in (3, 12, 149):
         other = frame[row : row + 1].with_columns(pl.Series("vector", vectors[[row - 2]]))
         pl.concat([frame, frame, other]).write_parquet("twice.parquet")
-        assert "the text of id `300` occurs twice, with vectors of cosine" in leaf(*arguments, status=1)
+        refused = leaf(*arguments, status=1)
+        assert "twice.parquet: the text of id `300` occurs twice, with vectors of cosine" in refused
         assert not Path("twice").exists()
     pl.concat([frame, frame]).write_parquet("twice.parquet")
     figures = leaf(*arguments)
@@ -202,6 +203,7 @@ def test_a_text_that_occurs_again_anywhere_must_have_the_same_vector(
         (["nothing.parquet"], "no such file"),
         (["empty"], "holds no *.parquet"),
         (["twice.parquet", "--sample", "1"], "occurs twice, with vectors of cosine"),
+        (["zero.npy", "--texts", "texts.csv", "--unverified"], "zero.npy: 1 vectors are zero as float32"),
         (["vectors.parquet", "--role-field", "name"], "must hold query or document"),
     ],
 )
@@ -211,6 +213,8 @@ def test_bad_files_are_one_message(
     write(frame, "parquet", tmp_path)
     write(frame, "csv", tmp_path)
     frame.head(10).drop("vector").write_csv("short.csv")
+    frame.drop("vector").write_csv("texts.csv")
+    np.save("zero.npy", np.where(np.arange(ROWS)[:, None] == 7, 0, frame["vector"].to_numpy()))
     np.save("pickled.npy", np.array([{}], object), allow_pickle=True)
     narrow = frame.with_columns(vector=pl.col("vector").arr.to_list().list.head(5))
     narrow.write_parquet("narrow.parquet")

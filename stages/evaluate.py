@@ -7,9 +7,8 @@ import click
 import polars as pl
 
 from pipeline.base import Array, LeafError, check_writable
-from pipeline.corpus import scan
 from pipeline.encode import vectors_on_demand
-from pipeline.evaluate import cost, evaluate, plots
+from pipeline.evaluate import cost, evaluate, needs_of_teacher, plots
 from pipeline.model import StudentEncoder
 from pipeline.params import EncodeParams, EvaluateParams, Permits, TeacherParams, load_section
 from pipeline.serve import MODES
@@ -53,7 +52,7 @@ def main(
     settings = load_section(params, "evaluate", EvaluateParams)
     costs, pictures = costs or (COST if out == OUT else None), pictures or (PLOTS if out == OUT else None)
     check_writable([out, *([costs] if costs else []), *(plots.files(pictures) if pictures else [])])
-    check_recorded(corpus, embeddings, model)
+    check_recorded(*(() if no_corpus else (corpus,)), embeddings, model)
     for key in ("beir", "sts", "classification"):
         name_outside(getattr(settings, key), f"evaluate.{key}")
     warn_unwatched([*settings.beir, *settings.sts, *settings.classification], "evaluate")
@@ -61,7 +60,7 @@ def main(
     store = Store.open(embeddings)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), encode, permits, store)
     check_student(model, store.meta.fingerprint, store.name, teacher)
-    _check_teacher(teacher, settings, measures_cost=costs is not None)
+    _check_teacher(teacher, settings, store, measures_cost=costs is not None)
 
     def teacher_vectors(texts: pl.DataFrame) -> Array:
         return vectors_on_demand(teacher, encode, store)(texts)
@@ -71,8 +70,8 @@ def main(
     write_json(out, result.figures)
     if pictures:
         written += plots.write(result, pictures)
-    if costs and not no_corpus:
-        figures = cost(teacher, model, encode.token_budget, _timed_texts(corpus, settings), settings)
+    if costs:
+        figures = cost(teacher, model, encode.token_budget, result.timed, settings)
         write_json(costs, figures)
         if "left_out" in figures:
             echo(f"cost: left out: {figures['left_out']}")
@@ -80,27 +79,18 @@ def main(
     echo("\n".join([*table(result.figures), *map(str, written)]))
 
 
-def _check_teacher(teacher: Teacher, settings: EvaluateParams, *, measures_cost: bool) -> None:
+def _check_teacher(teacher: Teacher, settings: EvaluateParams, store: Store, *, measures_cost: bool) -> None:
     """Refuse now a teacher that is not there and will be needed, at the latest after all else is measured."""
-    needs = [name for name in ("beir", "sts", "classification") if getattr(settings, name)]
-    needs += ["cost"] if measures_cost and settings.cost.texts else []
     try:
-        if needs and teacher.directory is not None:
+        if teacher.directory is not None:
             _ = teacher.meta
     except LeafError as error:
-        names = ", ".join(f"evaluate.{name}" for name in needs)
-        raise LeafError(f"{error}; the teacher is needed for {names}, so leave that out where it is not") from None
-
-
-def _timed_texts(corpus: Path, settings: EvaluateParams) -> tuple[list[str], list[str]]:
-    """Held-out documents and queries for `cost`; a role without held-out texts takes the other's."""
-    heldout = scan(corpus).filter(pl.col("split") == "heldout")
-    counts = {"document": settings.cost.texts, "query": settings.cost.queries}
-    texts = {
-        role: heldout.filter(pl.col("role") == role).head(count).collect()["text"].to_list()
-        for role, count in counts.items()
-    }
-    return texts["document"] or texts["query"], texts["query"] or texts["document"]
+        needs = needs_of_teacher(settings, store) + (["evaluate.cost"] if measures_cost and settings.cost.texts else [])
+        if needs:
+            raise LeafError(
+                f"{error}; the teacher is needed for {', '.join(needs)}, so leave that out where it is not "
+                "(`cost: {texts: 0}`; collections whose texts the store has need no teacher)"
+            ) from None
 
 
 def table(figures: dict[str, Any]) -> list[str]:

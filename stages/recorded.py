@@ -62,7 +62,9 @@ def removed_by_dvc(paths: Sequence[Path]) -> list[str]:
     """
     lost = [place for place in _locked_directories() if not place.exists() and _is_below(place, paths)]
     return [
-        f"{place} is gone, as DVC removes outputs before a run: `dvc checkout {place}` restores it" for place in lost
+        f"{place} is gone, as DVC removes outputs before a run: `dvc checkout {place}` restores it; if it was never "
+        f"here, `dvc pull {place}` fetches it"
+        for place in lost
     ]
 
 

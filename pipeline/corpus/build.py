@@ -14,6 +14,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from pipeline.base import LeafError, key_array, keys, written_directory
+from pipeline.corpus.caps import Drawn, draw
 from pipeline.corpus.counts import Counts
 from pipeline.corpus.external_sort import PARTITIONS, SCHEMA, Parts, Spill
 from pipeline.corpus.further_records import FurtherRecords
@@ -22,7 +23,7 @@ from pipeline.corpus.passages import FindModel, Passages
 from pipeline.corpus.readers.source import batches, check
 from pipeline.corpus.scripts import shorter
 from pipeline.corpus.shared_texts import SharedTexts
-from pipeline.corpus.split import below, record_hashes, sampled
+from pipeline.corpus.split import below, draw_hashes, record_hashes
 from pipeline.corpus.text import clean
 from pipeline.params import CorpusParams, SourceParams
 
@@ -116,8 +117,8 @@ def _texts(
             counts.passages[source.name] += len(cut) - len(batch)
             rows = _cleaned(cut, source.name, params.min_characters, counts)
             kept += len(rows)
-            ids, roles, texts = (rows[name].to_list() for name in ("id", "role", "text"))
-            row_keys, records = keys(roles, texts), record_hashes(source.name, ids)
+            pages, roles, texts = (rows[name].to_list() for name in ("page", "role", "text"))
+            row_keys, records = keys(roles, texts), record_hashes(source.name, pages)
             frame = rows.select(
                 pl.Series("key", row_keys, dtype=pl.Binary),
                 "id",
@@ -139,22 +140,24 @@ def _texts(
 
 
 def _selected(source: SourceParams, seed: int, counts: Counts) -> Iterator[pl.DataFrame]:
-    """Texts of the records in the source's sample, up to `limit` records.
+    """Texts of the records that are drawn by `sample` and `cap`, up to `limit` records.
 
-    Neighbouring texts with the same id belong to one record, which may continue in the next batch.
+    Neighbouring texts of the same page belong to one record, which may continue in the next batch.
     """
-    left, last_id = source.limit, None
+    drawn = draw(source, seed) if source.cap else None
+    counts.draw(source.name, drawn)
+    left, last_page = source.limit, None
     for frame in batches(source):
         counts.read[source.name] += len(frame)
         batch = frame
-        if source.sample < 1:
-            chosen = sampled(source.name, batch["id"].to_list(), source.sample, seed)
+        if source.sample < 1 or drawn:
+            chosen = _chosen(source, batch, drawn, seed)
             counts.drop(source.name, "sampled_out", len(batch) - int(chosen.sum()))
             batch = batch.filter(chosen)
         if left is not None and len(batch):
             # Number of each text's record, counted from 1; 0 is the record that the batch before began.
-            record = batch["id"].rle_id() + int(batch["id"][0] != last_id)
-            last_id, records = batch["id"][-1], int(record[-1])
+            record = batch["page"].rle_id() + int(batch["page"][0] != last_page)
+            last_page, records = batch["page"][-1], int(record[-1])
             limited = batch.filter(record <= left)
             counts.read[source.name] -= len(batch) - len(limited)
             yield limited
@@ -163,6 +166,12 @@ def _selected(source: SourceParams, seed: int, counts: Counts) -> Iterator[pl.Da
             left -= records
         else:
             yield batch
+
+
+def _chosen(source: SourceParams, batch: pl.DataFrame, drawn: Drawn | None, seed: int) -> pl.Series:
+    """Which texts are of records that `sample` and `cap` take: `[n]` Boolean."""
+    hashes = draw_hashes(source.name, batch["page"].to_list(), seed)
+    return pl.Series(below(hashes, source.sample) & (True if drawn is None else drawn.contains(hashes)))
 
 
 def _cleaned(batch: pl.DataFrame, source: str, minimum: int, counts: Counts) -> pl.DataFrame:

@@ -75,6 +75,9 @@ class SourceParams:
     """Field that holds a document."""
     id_suffix: str | None = None
     """Regular expression that is removed from ids, so that a query and its document get the same id (`/q$`)."""
+    page_suffix: str | None = None
+    """Regular expression that is removed from ids, after `id_suffix`, to know the records of one page (`\\.[0-9]+$`):
+    they are sampled, drawn and held out together, and each keeps its id and so its own queries."""
     encoding: str | None = None
     """Of files of text, where it is not UTF-8 and no byte-order mark tells it (`cp1252`, what Excel writes in Western
     Europe; `gb18030`)."""
@@ -103,6 +106,14 @@ class SourceParams:
     """Most records to take, counted after sampling; all if it is left out."""
     sample: float = field(default=1.0, metadata=bounded(0, 1))
     """Share of the records to take, chosen by record id and `corpus.seed`."""
+    source_field: str | None = None
+    """Field that says where a record is from, in a file of several origins: what `cap` counts by."""
+    cap: int | None = field(default=None, metadata=positive())
+    """Most records of each origin (of the whole source without `source_field`), drawn by record id and `corpus.seed`;
+    those of a page count as one. Files are read twice."""
+    balance: Literal["cap", "square_root"] = "cap"
+    """With `cap`: `square_root` gives the largest origin `cap` records, and the others as many as are in proportion to
+    the square root of what they have: neither do large ones crowd out small ones, nor do they count for no more."""
     heldout: float | None = field(default=None, metadata=bounded(0, 1))
     """Share of the records to hold out of training; `corpus.heldout` if it is left out."""
     passages: PassageParams | None = None

@@ -112,6 +112,100 @@ def test_parts_hold_exactly_shard_rows_and_are_sorted_by_key_throughout(tmp_path
     assert metrics["total"] == 1000
 
 
+def mixed(directory: Path, sizes: dict[str, int], **fields: Any) -> SourceParams:
+    """Pages of some origins: each a document `x`, its questions `x/q` and `x/q2`, and a further passage `x.2`."""
+    rows = [
+        {"id": f"{origin}-{page}{suffix}", "role": role, "origin": origin, "text": f"{origin} {page} {suffix} text"}
+        for origin, pages in sizes.items()
+        for page in range(pages)
+        for suffix, role in (("", "document"), ("/q", "query"), ("/q2", "query"), (".2", "document"), (".2/q", "query"))
+    ]
+    pl.DataFrame(rows).sort("id").write_parquet(directory / "mixed.parquet")
+    named = {"id_field": "id", "role_field": "role", "source_field": "origin"}
+    suffixes = {"id_suffix": "/q[0-9]*$", "page_suffix": r"\.[0-9]+$"}
+    return SourceParams(name="s", kind="parquet", path=str(directory / "mixed.parquet"), **named, **suffixes, **fields)
+
+
+def pages_of(rows: pl.DataFrame) -> dict[str, Counter[str]]:
+    """By origin, how many texts of each page are there."""
+    counts: dict[str, Counter[str]] = {}
+    for number in rows["id"].to_list():
+        page = number.partition(".")[0]
+        counts.setdefault(page.partition("-")[0], Counter())[page] += 1
+    return counts
+
+
+def test_a_cap_draws_so_many_whole_pages_of_each_origin_and_not_the_first_ones(tmp_path: Path) -> None:
+    rows, metrics = built(tmp_path, mixed(tmp_path, {"news": 200, "law": 50, "faq": 5}, cap=20), heldout=0.2)
+    pages = pages_of(rows)
+    assert {origin: len(counts) for origin, counts in pages.items()} == {"news": 20, "law": 20, "faq": 5}
+    assert all(set(counts.values()) == {5} for counts in pages.values())
+    drawn = sorted(int(page.partition("-")[2]) for page in pages["news"])
+    assert drawn[-1] > 100 and drawn != list(range(20))
+    assert metrics["origins"] == {
+        "s": {
+            "faq": {"records": 5, "drawn": 5},
+            "law": {"records": 50, "drawn": 20},
+            "news": {"records": 200, "drawn": 20},
+        }
+    }
+    assert metrics["dropped"]["s"]["sampled_out"] == 5 * (255 - 45)
+    sides = (
+        rows.with_columns(page=pl.col("id").str.replace(r"\..*$", "")).group_by("page").agg(pl.col("split").n_unique())
+    )
+    assert sides["split"].to_list() == [1] * 45
+
+
+def test_a_larger_cap_draws_the_same_pages_and_more_and_another_seed_draws_others(tmp_path: Path) -> None:
+    few, more, other = (
+        set(pages_of(built(tmp_path, mixed(tmp_path, {"news": 200}, cap=cap), seed=seed)[0])["news"])
+        for cap, seed in ((20, 0), (40, 0), (20, 1))
+    )
+    assert few < more
+    assert other != few
+
+
+def test_square_root_balance_takes_of_each_origin_in_proportion_to_the_root_of_its_records(tmp_path: Path) -> None:
+    balanced = mixed(tmp_path, {"news": 400, "law": 100, "faq": 4}, cap=60, balance="square_root")
+    rows, _ = built(tmp_path, balanced)
+    # 60 of 400; sqrt(100 / 400) of 60; sqrt(4 / 400) of 60 would be 6, and 4 are there.
+    assert {origin: len(counts) for origin, counts in pages_of(rows).items()} == {"news": 60, "law": 30, "faq": 4}
+
+
+def test_a_cap_counts_within_the_sample_and_before_the_limit(tmp_path: Path) -> None:
+    sampled = pages_of(built(tmp_path, mixed(tmp_path, {"news": 200}, sample=0.5))[0])["news"]
+    capped = pages_of(built(tmp_path, mixed(tmp_path, {"news": 200}, sample=0.5, cap=30))[0])["news"]
+    limited = pages_of(built(tmp_path, mixed(tmp_path, {"news": 200}, sample=0.5, cap=30, limit=10))[0])["news"]
+    assert set(limited) < set(capped) < set(sampled)
+    assert (len(capped), len(limited)) == (30, 10)
+
+
+def test_a_cap_without_origins_is_one_of_the_whole_source(tmp_path: Path) -> None:
+    rows, metrics = built(tmp_path, source(tmp_path, many(300), cap=25))
+    assert len(rows) == 25 and max(map(int, rows["id"])) > 100
+    assert metrics["origins"] == {"s": {"": {"records": 300, "drawn": 25}}}
+
+
+def test_questions_of_a_page_belong_to_their_own_passage(tmp_path: Path) -> None:
+    rows, _ = built(tmp_path, mixed(tmp_path, {"news": 30}), heldout=0.5)
+    pairs = next(heldout_pairs(rows.filter(pl.col("split") == "heldout"), further_records(tmp_path / "corpus")))
+    assert all(len(grades) == 1 for grades in pairs.judged)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"balance": "square_root", "cap": 3}, "needs `source_field` and `cap`"),
+        ({"balance": "square_root", "source_field": "role"}, "needs `source_field` and `cap`"),
+        ({"page_suffix": "["}, "page_suffix '\\[' is not a regular expression"),
+        ({"source_field": "missing"}, "has no column missing"),
+    ],
+)
+def test_caps_that_cannot_be_are_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(LeafError, match=message):
+        built(tmp_path, source(tmp_path, many(10), **fields))
+
+
 def test_the_same_sources_give_the_same_bytes_however_they_are_batched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,7 +52,7 @@ def check(source: SourceParams) -> None:
 
     Raises:
         LeafError: no role or more than one rule for it, no path, no packages, a parameter that the kind does not have,
-            or an `id_suffix` that does not compile.
+            a balance without origins, or a suffix that does not compile.
     """
     place, reader = f"corpus.sources `{source.name}`", READERS[source.kind]
     if not getattr(source, reader.location):
@@ -60,17 +60,22 @@ def check(source: SourceParams) -> None:
         raise LeafError(f"{place}: kind {source.kind} needs `{reader.location}`{hint}")
     paired = source.query_field or source.document_field
     role_rules = sum(map(bool, (source.role, source.role_field, paired)))
-    if not reader.has_fields and (paired or source.role_field or source.text_field or source.title_field):
+    fields = (paired, source.role_field, source.text_field, source.title_field, source.source_field)
+    if not reader.has_fields and any(fields):
         raise LeafError(f"{place}: kind {source.kind} has no fields to name; only `role` applies to it")
     if role_rules > 1 or (role_rules == 0 and not reader.knows_roles):
         raise LeafError(f"{place}: needs one of `role`, `role_field`, or `query_field` and/or `document_field`")
     if paired and source.text_field:
         raise LeafError(f"{place}: `text_field` and `query_field`/`document_field` exclude each other")
+    if source.balance != "cap" and not (source.cap and source.source_field):
+        raise LeafError(f"{place}: balance `{source.balance}` is among origins: it needs `source_field` and `cap`")
     _check_options(place, source)
-    try:
-        re.compile(source.id_suffix or "")
-    except re.error as error:
-        raise LeafError(f"{place}: id_suffix {source.id_suffix!r} is not a regular expression: {error}") from None
+    for name in ("id_suffix", "page_suffix"):
+        expression = getattr(source, name) or ""
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise LeafError(f"{place}: {name} {expression!r} is not a regular expression: {error}") from None
 
 
 def _check_options(place: str, source: SourceParams) -> None:
@@ -90,19 +95,26 @@ def _check_options(place: str, source: SourceParams) -> None:
 
 
 def batches(source: SourceParams) -> Frames:
-    """Frames `id, text, role` of the source's texts, in its own order, each of bounded size.
+    """Frames `id, text, role, page` of the source's texts, in its own order, each of bounded size.
+
+    `page` is the id of all records of a page (`page_suffix`); `origin` is there too if the source has a `source_field`.
 
     Raises:
         LeafError: a file is missing, empty, damaged, no text, or lacks a column; the message names the place.
     """
     check(source)
-    suffix = re.compile(source.id_suffix) if source.id_suffix else None
     rows = 0
     for frame in READERS[source.kind].read(source):
         rows += len(frame)
-        if suffix:
-            ids = pl.Series("id", [suffix.sub("", value) for value in frame["id"].to_list()], dtype=pl.String)
-            frame = frame.with_columns(ids)  # noqa: PLW2901
-        yield frame
+        ids = _without(source.id_suffix, frame["id"])
+        yield frame.with_columns(ids, _without(source.page_suffix, ids).alias("page"))
     if rows == 0:
         raise LeafError(f"corpus.sources `{source.name}`: {source.path or ', '.join(source.packages)} has no texts")
+
+
+def _without(suffix: str | None, ids: pl.Series) -> pl.Series:
+    """Ids without what the regular expression matches."""
+    if not suffix:
+        return ids
+    expression = re.compile(suffix)
+    return pl.Series(ids.name, [expression.sub("", value) for value in ids.to_list()], dtype=pl.String)

@@ -9,10 +9,10 @@ import polars as pl
 from pipeline.base import Array, LeafError, check_writable
 from pipeline.corpus import scan
 from pipeline.encode import vectors_on_demand
-from pipeline.evaluate import cost, evaluate, plots
-from pipeline.model import StudentEncoder
-from pipeline.params import EncodeParams, EvaluateParams, TeacherParams, load_section
-from pipeline.serve import MODES
+from pipeline.evaluate import StudentVectors, cost, evaluate, plots
+from pipeline.model import StudentEncoder, untouched
+from pipeline.params import EncodeParams, EvaluateParams, FitParams, TeacherParams, load_section
+from pipeline.serve import MODES, START
 from pipeline.store import Store
 from pipeline.teacher import Teacher, open_teacher
 from stages.common import check_student, command, params_option, write_json
@@ -46,7 +46,8 @@ def main(
     """Measure a student on the held-out texts of the corpus and on the collections and files of the section evaluate.
 
     Texts of BEIR directories and files that the store does not hold go through the shard cache of the encode stage.
-    Sections read: teacher, encode, evaluate.
+    Sections read: teacher, encode, evaluate; of fit, the checkpoint that the student was made from, which is measured
+    beside it.
     """
     encode = load_section(params, "encode", EncodeParams)
     settings = load_section(params, "evaluate", EvaluateParams)
@@ -63,7 +64,9 @@ def main(
     def teacher_vectors(texts: pl.DataFrame) -> Array:
         return vectors_on_demand(teacher, encode, store)(texts)
 
-    result = evaluate(None if no_corpus else corpus, store, student.encode, teacher_vectors, settings)
+    result = evaluate(
+        None if no_corpus else corpus, store, student.encode, teacher_vectors, settings, start=_start(params)
+    )
     written = [out]
     write_json(out, result.figures)
     if pictures:
@@ -75,6 +78,16 @@ def main(
             click.echo(f"cost: left out: {figures['left_out']}")
         written.append(costs)
     click.echo("\n".join([*table(result.figures), *map(str, written)]))
+
+
+def _start(params: Path) -> StudentVectors | None:
+    """The encoder of the untouched checkpoint of `fit.student`; None, with a word, where it cannot be had."""
+    try:
+        checkpoint = load_section(params, "fit", FitParams).student
+        return StudentEncoder(untouched(checkpoint)).encode
+    except LeafError as error:
+        click.echo(f"the untouched checkpoint is left out: {error}", err=True)
+        return None
 
 
 def _check_teacher(teacher: Teacher, settings: EvaluateParams, *, measures_cost: bool) -> None:
@@ -107,8 +120,9 @@ def table(figures: dict[str, Any]) -> list[str]:
     lines += figures.get("notices", [])
     lines += [f"{'data set':{width}}  {'mode':10}  nDCG@10  recall@100  MRR@10  retention  (95 % interval)"]
     for name, result in figures["retrieval"].items():
-        for mode in MODES:
-            row = result[mode]
+        for mode in (*MODES, START):
+            if (row := result.get(mode)) is None:
+                continue
             line = f"{name:{width}}  {mode:10}  {row['ndcg@10']:7.4f}  {row['recall@100']:10.4f}  {row['mrr@10']:6.4f}"
             if row.get("retention") is not None:
                 line += f"  {row['retention']:9.4f}"

@@ -5,6 +5,7 @@
 
 from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
+from pipeline.corpus.further_records import NAME as FURTHER_RECORDS
 from pipeline.corpus.further_records import further_records
 from pipeline.corpus.parts import (
     check_rows,
@@ -23,6 +24,7 @@ from pipeline.corpus.text import clean
 
 __all__ = [
     "CORPUS",
+    "FURTHER_RECORDS",
     "QUERIES",
     "beir_file",
     "build",

@@ -33,9 +33,10 @@ from pipeline.model.model_files import (
     settings,
     weights_sha256,
 )
+from pipeline.model.nearest import keep_best, none_yet
 from pipeline.model.parallel import in_threads, vectors_in_parts, worker_count
 from pipeline.model.pooling import Pooling, poolings_of
-from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build, write_errors
+from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build, untouched, write_errors
 
 __all__ = [
     "TOKEN_BUDGET",
@@ -62,7 +63,9 @@ __all__ = [
     "code_files",
     "find_backbone",
     "in_threads",
+    "keep_best",
     "load_sentence_transformer",
+    "none_yet",
     "older_form",
     "overwrite",
     "pack",
@@ -77,6 +80,7 @@ __all__ = [
     "synchronize",
     "token_batches",
     "traits_of",
+    "untouched",
     "upload",
     "vectors_in_parts",
     "weights_sha256",

@@ -321,6 +321,23 @@ class EncodeParams:
     trusted, besides a row of each of its shards; 0 compares none."""
 
 
+@dataclass(frozen=True)
+class FilterParams:
+    """Section `filter`: an optional stage between encode and fit, which judges pairs by the stored vectors alone."""
+
+    nearest: int | None = field(default=50, metadata=positive())
+    """A query and its documents stay if one of these is among so many documents that the teacher finds for the query in
+    the whole corpus (KaLM-Embedding, arXiv 2501.01028, takes 50; Arctic-Embed, arXiv 2412.04506, takes 20). None drops
+    nothing."""
+    candidates: int = field(default=20, metadata=bounded(0))
+    """Nearest documents of each query that are written with their similarities, for losses that rank; 0 writes none."""
+
+    def __post_init__(self) -> None:
+        """Refuse a stage that does nothing."""
+        if self.nearest is None and not self.candidates:
+            raise LeafError("filter: neither drops pairs (filter.nearest) nor writes candidates (filter.candidates)")
+
+
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 """How the vectors of a text's tokens become one: the modes of sentence-transformers' Pooling, in its order."""
 

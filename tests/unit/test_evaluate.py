@@ -283,6 +283,32 @@ def test_a_beir_directory_is_measured_beside_the_pairs(tiny_corpus: Path, store:
     assert figures["wings"]["teacher"]["ndcg@10"] > 0.3
 
 
+def test_the_untouched_checkpoint_is_a_fourth_mode_and_a_loss_by_fitting_outside_the_corpus_is_told(
+    tiny_corpus: Path, store: Store, tmp_path: Path
+) -> None:
+    params = replace(PARAMS, beir=(str(write_collection(tmp_path / "wings", corpus_frame(200)["text"].to_list())),))
+
+    def noisy(texts: Sequence[str], role: str = "document") -> np.ndarray:
+        noise = [np.random.default_rng(list(text.encode())).normal(size=DIM) for text in texts]
+        return (bag_of_words(texts) + np.array(noise)).astype(np.float32)
+
+    def wider(texts: Sequence[str], role: str = "document") -> np.ndarray:
+        return np.concatenate([bag_of_words(texts), np.zeros((len(texts), 3), np.float32)], axis=1)
+
+    worse = evaluate(tiny_corpus, store, noisy, teacher_vectors, params, start=wider).figures
+    for result in worse["retrieval"].values():
+        assert result["start"]["ndcg@10"] == result["teacher"]["ndcg@10"]  # a width of its own, the same similarities
+        change = result["standard"]["ndcg@10"] - result["start"]["ndcg@10"]
+        assert result["standard"]["since_start"]["mean"] == pytest.approx(change, abs=2e-6)
+    [notice] = [notice for notice in worse["notices"] if "untouched checkpoint" in notice]
+    assert notice.startswith("wings: fitting has made standard mode worse") and "fit.start_share" in notice
+
+    better = evaluate(tiny_corpus, store, bag_of_words, teacher_vectors, params, start=noisy).figures
+    assert better["retrieval"]["wings"]["standard"]["since_start"]["verdict"] == "higher"
+    assert not any("untouched checkpoint" in notice for notice in better.get("notices", []))
+    assert "start" not in evaluate(tiny_corpus, store, noisy, teacher_vectors, params).figures["retrieval"]["wings"]
+
+
 @pytest.mark.parametrize(
     ("names", "message"), [(["a/x", "b/x"], "two directories are named `x`"), (["a/tiny"], "`tiny` is a source of")]
 )
@@ -406,6 +432,7 @@ def test_the_stage_writes_metrics_and_plots_and_a_short_table(
     assert figures["similarity"] == "cosine"
     assert set(figures) == {"similarity", "alignment", "neighbours", "retrieval", "truncation", "quantisation"}
     assert set(figures["retrieval"]) == {"tiny", "wings"}
+    assert {"start", "standard"} < set(figures["retrieval"]["wings"]) and "start" in done.stdout
     costs = json.loads(Path("metrics/cost.json").read_text())
     assert costs["models"]["teacher"]["parameters"] > costs["models"]["student"]["parameters"] > 0
     for turn in costs["threads"].values():

@@ -54,7 +54,9 @@ def main(
     costs, pictures = costs or (COST if out == OUT else None), pictures or (PLOTS if out == OUT else None)
     check_writable([out, *([costs] if costs else []), *(plots.files(pictures) if pictures else [])])
     check_recorded(corpus, embeddings)
-    warn_unwatched([*settings.beir, *settings.sts, *settings.classification], COLLECTIONS, "evaluate")
+    warn_unwatched(
+        [*settings.beir, *settings.sts, *settings.classification, *settings.clustering], COLLECTIONS, "evaluate"
+    )
     student = StudentEncoder.load(model)
     store = Store.open(embeddings)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), encode, store)
@@ -92,7 +94,7 @@ def _start(params: Path) -> StudentVectors | None:
 
 def _check_teacher(teacher: Teacher, settings: EvaluateParams, *, measures_cost: bool) -> None:
     """Refuse now a teacher that is not there and will be needed, at the latest after all else is measured."""
-    needs = [name for name in ("beir", "sts", "classification") if getattr(settings, name)]
+    needs = [name for name in ("beir", "sts", "classification", "clustering") if getattr(settings, name)]
     needs += ["cost"] if measures_cost and settings.cost.texts else []
     try:
         if needs and teacher.directory is not None:

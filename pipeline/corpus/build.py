@@ -25,6 +25,7 @@ from pipeline.corpus.scripts import shorter
 from pipeline.corpus.shared_texts import SharedTexts
 from pipeline.corpus.split import below, draw_hashes, record_hashes
 from pipeline.corpus.text import clean
+from pipeline.corpus.views import views_of, views_source
 from pipeline.params import CorpusParams, SourceParams
 
 
@@ -37,6 +38,7 @@ def build(params: CorpusParams, out: Path, find_model: FindModel = Path) -> dict
         LeafError: a source is unusable, nothing is left of one, `out` cannot be written, or another run writes it.
     """
     names = [source.name for source in params.sources]
+    names += [views_source(source) for source in params.sources if source.views]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise LeafError(f"corpus.sources: the name {repeated[0]!r} is given twice; split and counts go by name")
     if not names:
@@ -60,14 +62,17 @@ def _build(params: CorpusParams, passages: Mapping[str, Passages], directory: Pa
     partitions.mkdir()
     spill, shared, counts = Spill(partitions), SharedTexts(partitions), Counts(params)
     parts, further = Parts(directory, params.shard_rows), FurtherRecords(directory)
+    views = [views_source(source) for source in params.sources if source.views]
     try:
         near = NearDuplicates(params.near_duplicates, params.seed) if params.near_duplicates else None
         for number, source in enumerate(params.sources):
             for rows in _texts(source, params, counts, near, passages.get(source.name)):
-                _link(shared, rows, number, by_key=near is not None)
+                _link(shared, rows, number, by_key=near is not None, are_views=rows["source"][0] in views)
                 spill.add(rows)
         regrouped = shared.regrouped([_share(source, params) for source in params.sources])
         for spilled in tqdm(spill.sorted(), desc="sort", unit=" partitions", total=PARTITIONS, disable=None):
+            if views:  # a text that is a view of another one stands in the corpus by itself
+                spilled = spilled.sort("key", pl.col("source").is_in(views), maintain_order=True)  # noqa: PLW2901
             rows = _split(regrouped.apply(spilled))
             first = rows["key"].is_first_distinct()
             kept = rows if first.all() else rows.filter(first)
@@ -83,8 +88,11 @@ def _build(params: CorpusParams, passages: Mapping[str, Passages], directory: Pa
     return counts.metrics(regrouped)
 
 
-def _link(shared: SharedTexts, rows: pl.DataFrame, source: int, *, by_key: bool) -> None:
+def _link(shared: SharedTexts, rows: pl.DataFrame, source: int, *, by_key: bool, are_views: bool) -> None:
     """Note which records have which texts; `by_key` too where near duplicates have the keys of what stays for them."""
+    if are_views:  # of records that are counted already
+        shared.link(rows["text"].hash().to_numpy(), rows["record"].to_numpy(), source)
+        return
     if by_key:
         key_hashes = key_array(rows["key"]).view(np.uint64).reshape(-1, 2)[:, 0]
         shared.link(key_hashes, rows["record"].to_numpy(), source)
@@ -117,26 +125,38 @@ def _texts(
             counts.passages[source.name] += len(cut) - len(batch)
             rows = _cleaned(cut, source.name, params.min_characters, counts)
             kept += len(rows)
-            pages, roles, texts = (rows[name].to_list() for name in ("page", "role", "text"))
-            row_keys, records = keys(roles, texts), record_hashes(source.name, pages)
-            frame = rows.select(
-                pl.Series("key", row_keys, dtype=pl.Binary),
-                "id",
-                "text",
-                "role",
-                source=pl.lit(source.name),
-                record=pl.Series(records),
-                heldout=pl.Series(below(records, _share(source, params))),
-            )
-            if near:
-                stays = pl.Series("key", near.stand_ins(row_keys, roles, texts), dtype=pl.Binary)
-                dropped = stays != frame["key"]
-                counts.drop(source.name, "near_duplicate", int(dropped.sum()))
-                frame = frame.with_columns(stays, text=pl.when(~dropped).then("text").otherwise(pl.lit("")))
-            yield frame
+            yield _keyed(rows, source, params, counts, near)
+            if source.views and len(made := views_of(rows, source.views, params.seed)):
+                counts.read[views_source(source)] += len(made)
+                views = _cleaned(made, views_source(source), params.min_characters, counts)
+                if len(views):
+                    yield _keyed(views, source, params, counts).with_columns(source=pl.lit(views_source(source)))
     if kept == 0 and not counts.dropped[source.name]["sampled_out"]:
         reasons = ", ".join(f"{n} {reason}" for reason, n in counts.dropped[source.name].items() if n)
         raise LeafError(f"corpus.sources `{source.name}`: no text is left ({reasons}); see corpus.min_characters")
+
+
+def _keyed(
+    rows: pl.DataFrame, source: SourceParams, params: CorpusParams, counts: Counts, near: NearDuplicates | None = None
+) -> pl.DataFrame:
+    """Cleaned texts (frame `id, text, role, page`) with the columns of SPILLED."""
+    pages, roles, texts = (rows[name].to_list() for name in ("page", "role", "text"))
+    row_keys, records = keys(roles, texts), record_hashes(source.name, pages)
+    frame = rows.select(
+        pl.Series("key", row_keys, dtype=pl.Binary),
+        "id",
+        "text",
+        "role",
+        source=pl.lit(source.name),
+        record=pl.Series(records),
+        heldout=pl.Series(below(records, _share(source, params))),
+    )
+    if near is None:
+        return frame
+    stays = pl.Series("key", near.stand_ins(row_keys, roles, texts), dtype=pl.Binary)
+    dropped = stays != frame["key"]
+    counts.drop(source.name, "near_duplicate", int(dropped.sum()))
+    return frame.with_columns(stays, text=pl.when(~dropped).then("text").otherwise(pl.lit("")))
 
 
 def _selected(source: SourceParams, seed: int, counts: Counts) -> Iterator[pl.DataFrame]:

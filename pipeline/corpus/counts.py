@@ -9,6 +9,7 @@ import polars as pl
 from pipeline.base import ROLES
 from pipeline.corpus.caps import Drawn
 from pipeline.corpus.shared_texts import Regrouped
+from pipeline.corpus.views import views_source
 from pipeline.params import CorpusParams
 
 REASONS = ("sampled_out", "empty", "too_short", "duplicate", "near_duplicate")
@@ -20,6 +21,7 @@ class Counts:
 
     def __init__(self, params: CorpusParams) -> None:
         names = [source.name for source in params.sources]
+        names += [views_source(source) for source in params.sources if source.views]
         self._shares = [params.heldout if source.heldout is None else source.heldout for source in params.sources]
         self.read: Counter[str] = Counter(dict.fromkeys(names, 0))
         self.passages: Counter[str] = Counter(dict.fromkeys(names, 0))

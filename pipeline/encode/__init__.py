@@ -10,6 +10,7 @@ from pipeline.encode.importing import import_unverified, import_vectors
 from pipeline.encode.lost_shards import encode_lost_shards
 from pipeline.encode.migration import migrate
 from pipeline.encode.on_demand import vectors_on_demand
+from pipeline.encode.rotation import turn
 from pipeline.encode.vector_files import Fields, VectorFiles
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "import_unverified",
     "import_vectors",
     "migrate",
+    "turn",
     "vectors_on_demand",
 ]

@@ -197,6 +197,10 @@ def evaluate(
         figures["classification"] = {
             name: tasks.classification(file, encoders.computed, params) for name, file in files.items()
         }
+    if files := _by_name(params.clustering, "clustering"):
+        figures["clustering"] = {
+            name: tasks.clustering(file, encoders.computed, params) for name, file in files.items()
+        }
     return Evaluation(
         metrics.rounded(figures),
         {role: cosines(of_role.student, of_role.teacher) for role, of_role in by_role.items()},

@@ -36,7 +36,15 @@ from pipeline.model.model_files import (
 from pipeline.model.nearest import keep_best, none_yet
 from pipeline.model.parallel import in_threads, vectors_in_parts, worker_count
 from pipeline.model.pooling import Pooling, poolings_of
-from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build, untouched, write_errors
+from pipeline.model.student import (
+    TOKEN_BUDGET,
+    Student,
+    StudentEncoder,
+    build,
+    model_directory,
+    untouched,
+    write_errors,
+)
 
 __all__ = [
     "TOKEN_BUDGET",
@@ -65,6 +73,7 @@ __all__ = [
     "in_threads",
     "keep_best",
     "load_sentence_transformer",
+    "model_directory",
     "none_yet",
     "older_form",
     "overwrite",

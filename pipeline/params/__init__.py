@@ -18,6 +18,7 @@ from pipeline.params.sections import (
     SourceParams,
     StudentParams,
     TeacherParams,
+    ViewParams,
     pooling_modes,
     public_name,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "SourceParams",
     "StudentParams",
     "TeacherParams",
+    "ViewParams",
     "load_section",
     "pooling_modes",
     "public_name",

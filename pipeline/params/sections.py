@@ -46,6 +46,23 @@ class PassageParams:
 
 
 @dataclass(frozen=True)
+class ViewParams:
+    """`views` of a source: further texts made of its documents, each a text of its own for the teacher.
+
+    They stand under the source `NAME/views`, on the same side of the split as their document, and are in no pairs.
+    """
+
+    crops: int = field(default=0, metadata=bounded(0, 8))
+    """Pieces of each document, each of 1 to 10 sentences in a row."""
+    first_sentence: bool = False
+    """The first sentence of each document."""
+    title: bool = False
+    """The title of each document (`title_field`), as a query."""
+    share: float = field(default=1.0, metadata=bounded(0, 1))
+    """Share of the documents that have views, chosen by their text and `corpus.seed`."""
+
+
+@dataclass(frozen=True)
 class SourceParams:
     """An entry of `corpus.sources`. Which keys a kind needs is checked by `pipeline.corpus.readers.source`."""
 
@@ -118,6 +135,8 @@ class SourceParams:
     """Share of the records to hold out of training; `corpus.heldout` if it is left out."""
     passages: PassageParams | None = None
     """Cuts documents into passages; left out, documents stay whole, however much of them the teacher reads."""
+    views: ViewParams | None = None
+    """Adds crops, first sentences or titles of the documents as texts of their own."""
 
 
 @dataclass(frozen=True)
@@ -470,6 +489,8 @@ class EvaluateParams:
     """Semantic textual similarity: files with the columns sentence1, sentence2, score."""
     classification: tuple[str, ...] = ()
     """Files with the columns text, label and, if the split is fixed, split (train, test)."""
+    clustering: tuple[str, ...] = ()
+    """Files with the columns text and label: texts are put into as many clusters as there are labels."""
     dims: tuple[int, ...] = field(
         default=(768, 512, 384, 256, 128, 64), metadata={"check": (lambda dims: min(dims, default=1) > 0, "positive")}
     )

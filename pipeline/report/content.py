@@ -14,6 +14,11 @@ SPEED_FIGURES = {
     "latency_p50_ms": "latency p50, ms",
     "latency_p95_ms": "latency p95, ms",
 }
+TASKS = (
+    ("sts", "spearman", "Similarity"),
+    ("classification", "accuracy", "Classification"),
+    ("clustering", "v_measure", "Clustering"),
+)
 PROFILE_NOTE = (
     "A profile is the share of its own full nDCG@10 that a mode keeps. Of its differences to the teacher's the largest "
     "is named, with the interval at that place, which makes no allowance for its having been picked."
@@ -252,7 +257,7 @@ def _cost(costs: Mapping[str, Any]) -> Section:
 
 def _tasks(evaluated: Mapping[str, Any]) -> Section:
     tables = []
-    for kind, name, title in (("sts", "spearman", "Similarity"), ("classification", "accuracy", "Classification")):
+    for kind, name, title in TASKS:
         rows = [
             (
                 f"{task}, {mode}",
@@ -265,7 +270,7 @@ def _tasks(evaluated: Mapping[str, Any]) -> Section:
         ]
         if rows:
             tables.append(Table(title, ("task, mode", "n", name, "less teacher's"), rows))
-    return Section("tasks", "Similarity and classification", tables=tables)
+    return Section("tasks", "Similarity, classification, clustering", tables=tables)
 
 
 def _alignment(evaluated: Mapping[str, Any], rows: Rows) -> Section:

@@ -33,7 +33,7 @@ from pipeline.corpus.readers import records
 from pipeline.corpus.shared_texts import SharedTexts
 from pipeline.corpus.text import clean
 from pipeline.evaluate.datasets import heldout_pairs
-from pipeline.params.sections import CorpusParams, SourceParams
+from pipeline.params.sections import CorpusParams, SourceParams, ViewParams
 from tests.store_helpers import contents
 
 ROOT = Path(__file__).parents[2]
@@ -204,6 +204,72 @@ def test_questions_of_a_page_belong_to_their_own_passage(tmp_path: Path) -> None
 def test_caps_that_cannot_be_are_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(LeafError, match=message):
         built(tmp_path, source(tmp_path, many(10), **fields))
+
+
+def essay(number: int, sentences: int) -> str:
+    return " ".join(f"Sentence {place} of essay {number} is here, e.g. as this." for place in range(sentences))
+
+
+def titled(directory: Path, records: list[dict[str, str]], **fields: Any) -> SourceParams:
+    pl.DataFrame(records).write_ndjson(directory / "titled.jsonl")
+    named = {"id_field": "id", "title_field": "title", "query_field": "q", "document_field": "text"}
+    return SourceParams(name="s", kind="jsonl", path=str(directory / "titled.jsonl"), **named, **fields)
+
+
+def test_views_are_texts_of_their_own_on_the_side_of_their_document_and_in_no_pairs(tmp_path: Path) -> None:
+    records = [{"id": str(i), "title": f"Title {i}", "q": f"question {i}", "text": essay(i, 14)} for i in range(60)]
+    plain, _ = built(tmp_path, titled(tmp_path, records), heldout=0.3)
+    views = ViewParams(crops=2, first_sentence=True, title=True)
+    rows, metrics = built(tmp_path, titled(tmp_path, records, views=views), heldout=0.3)
+    assert rows.filter(pl.col("source") == "s").equals(plain)
+    made = rows.filter(pl.col("source") == "s/views").with_columns(pl.col("id").str.split("#")).to_dicts()
+    documents = plain.filter(pl.col("role") == "document")
+    split_of, text_of = (dict(documents.select("id", name).iter_rows()) for name in ("split", "text"))
+    kinds = Counter(row["id"][1] for row in made)
+    assert kinds["title"] == kinds["first"] == 60 and kinds["crop1"] + kinds["crop2"] >= 110
+    for row in made:
+        record, kind = row["id"]
+        assert row["split"] == split_of[record]
+        assert row["key"] == key(row["role"], row["text"])
+        if kind == "title":
+            assert (row["text"], row["role"]) == (f"Title {record}", "query")
+            continue
+        assert row["role"] == "document" and row["text"] in text_of[record] and row["text"] != text_of[record]
+        ends = row["text"].endswith("as this.") and row["text"].count("as this.") <= 10
+        assert ends and re.match(r"(Title \d+ )?Sentence", row["text"])
+        assert kind != "first" or row["text"].count("Sentence") == 1
+    assert metrics["read"] == {"s": 120, "s/views": 240}
+    assert metrics["rows"]["s/views"]["query"]["heldout"] == sum(split == "heldout" for split in split_of.values())
+    pairs = list(heldout_pairs(rows.filter(pl.col("split") == "heldout"), further_records(tmp_path / "corpus")))
+    assert [one.source for one in pairs] == ["s"]
+
+
+def test_a_text_that_is_also_a_view_stands_by_itself_and_their_records_are_held_out_together(tmp_path: Path) -> None:
+    first = "The first sentence is a text of its own."
+    records = [{"id": "a", "title": "", "q": "one", "text": f"{first} Another sentence."}] + [
+        {"id": f"b{i}", "title": "", "q": f"two {i}", "text": f"Filler {i}."} for i in range(40)
+    ]
+    late = {"id": "late", "title": "", "q": "three", "text": first}
+    views = ViewParams(first_sentence=True)
+    for share in (0.2, 0.5, 0.8):
+        rows, _ = built(tmp_path, titled(tmp_path, [*records, late], views=views), heldout=share)
+        own = rows.filter(pl.col("text") == first).to_dicts()
+        assert [(row["id"], row["source"]) for row in own] == [("late", "s")]
+        assert own[0]["split"] == rows.filter(pl.col("id") == "a")["split"][0]
+
+
+def test_a_share_of_the_documents_has_views_and_single_sentences_have_none(tmp_path: Path) -> None:
+    records = [{"id": str(i), "title": "", "q": "", "text": essay(i, 1 + i % 2)} for i in range(200)]
+    rows, _ = built(tmp_path, titled(tmp_path, records, views=ViewParams(first_sentence=True, share=0.4)))
+    chosen = set(rows.filter(pl.col("source") == "s/views")["id"])
+    assert 25 < len(chosen) < 55 and all(int(name.partition("#")[0]) % 2 for name in chosen)
+    again, _ = built(tmp_path, titled(tmp_path, records, views=ViewParams(first_sentence=True, share=0.6)))
+    assert chosen < set(again.filter(pl.col("source") == "s/views")["id"])
+
+
+def test_views_of_titles_without_titles_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LeafError, match=r"views\.title needs `title_field`"):
+        built(tmp_path, source(tmp_path, many(5), views=ViewParams(title=True)))
 
 
 def test_the_same_sources_give_the_same_bytes_however_they_are_batched(

@@ -12,7 +12,7 @@ from pipeline.params import SourceParams
 SCHEMA = {"id": pl.String, "text": pl.String, "role": pl.String}
 
 Frames = Iterator[pl.DataFrame]
-"""Frames with the columns of SCHEMA, and `origin` where the source has a `source_field`.
+"""Frames with the columns of SCHEMA, `origin` where the source has a `source_field`, and `title` where views want it.
 
 `text` may be null; the texts of a record follow each other and share its id."""
 
@@ -129,9 +129,16 @@ def records_frame(source: SourceParams, columns: list[pl.Series], first: int, pl
         # A title belongs to documents: a question that stands beside its document does not have it.
         if source.title_field and not (role == "query" and source.document_field):
             frame = frame.with_columns(others[0].alias("title"))
-        names = *SCHEMA, *(origin.name for origin in origins)
+        elif keeps_titles(source):
+            frame = frame.with_columns(title=pl.lit(None, pl.String))
+        names = *SCHEMA, *(origin.name for origin in origins), *(["title"] if keeps_titles(source) else [])
         parts.append(_titled(_exploded(source, frame, place)).select("row", *names))
     return parts[0].drop("row") if len(parts) == 1 else pl.concat(parts).sort("row", maintain_order=True).drop("row")
+
+
+def keeps_titles(source: SourceParams) -> bool:
+    """Whether titles are texts of their own too."""
+    return source.views is not None and source.views.title
 
 
 def _text_roles(source: SourceParams) -> list[str]:

@@ -13,7 +13,7 @@ import polars as pl
 
 from pipeline.base import LeafError
 from pipeline.corpus.readers import beir, docstrings, huggingface, jsonl, parquet, plain_text, table
-from pipeline.corpus.readers.fields import Frames, column_names, require_columns
+from pipeline.corpus.readers.fields import Frames, column_names, keeps_titles, require_columns
 from pipeline.params import SourceParams
 
 
@@ -52,7 +52,7 @@ def check(source: SourceParams) -> None:
 
     Raises:
         LeafError: no role or more than one rule for it, no path, no packages, a parameter that the kind does not have,
-            a balance without origins, or a suffix that does not compile.
+            a balance without origins, views of titles without titles, or a suffix that does not compile.
     """
     place, reader = f"corpus.sources `{source.name}`", READERS[source.kind]
     if not getattr(source, reader.location):
@@ -69,6 +69,8 @@ def check(source: SourceParams) -> None:
         raise LeafError(f"{place}: `text_field` and `query_field`/`document_field` exclude each other")
     if source.balance != "cap" and not (source.cap and source.source_field):
         raise LeafError(f"{place}: balance `{source.balance}` is among origins: it needs `source_field` and `cap`")
+    if keeps_titles(source) and not source.title_field:
+        raise LeafError(f"{place}: views.title needs `title_field`, the field that holds the title")
     _check_options(place, source)
     for name in ("id_suffix", "page_suffix"):
         expression = getattr(source, name) or ""

@@ -117,11 +117,12 @@ def _timed_texts(corpus: Path, settings: EvaluateParams) -> tuple[list[str], lis
 
 def table(figures: dict[str, Any]) -> list[str]:
     """The figures as lines for people: a row per data set and mode, then alignment and neighbours."""
-    width = max([len("data set"), *map(len, figures["retrieval"])])
+    results = figures["retrieval"] | figures.get("indexes", {})
+    width = max([len("data set"), *map(len, results)])
     lines = [figures["similarity_note"]] if "similarity_note" in figures else []
     lines += figures.get("notices", [])
     lines += [f"{'data set':{width}}  {'mode':10}  nDCG@10  recall@100  MRR@10  retention  (95 % interval)"]
-    for name, result in figures["retrieval"].items():
+    for name, result in results.items():
         for mode in (*MODES, START):
             if (row := result.get(mode)) is None:
                 continue

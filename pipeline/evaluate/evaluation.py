@@ -28,7 +28,7 @@ from pipeline.evaluate.datasets import (
 )
 from pipeline.evaluate.moved_queries import moved_queries
 from pipeline.evaluate.quantisation import Calibration, quantisation
-from pipeline.evaluate.retrieval import neighbours, retrieval
+from pipeline.evaluate.retrieval import neighbours, ranking_figures, retrieval
 from pipeline.evaluate.truncation import truncation
 from pipeline.evaluate.vector_map import Point, map_points
 from pipeline.params import EvaluateParams
@@ -146,10 +146,10 @@ def evaluate(
         LeafError: bad corpus, source, BEIR directory or file; a held-out text has no stored vector; the student's
             vectors have another dimension than the teacher's; nothing to evaluate on.
     """
-    collections = _collections(params)
+    collections, indexes = _collections(params)
     texts = source.answered(scan(corpus) if corpus else pl.LazyFrame(schema=_NO_CORPUS))
     heldout = texts.filter(pl.col("split") == "heldout").sort("role", "key").collect()
-    if heldout.is_empty() and not collections:
+    if heldout.is_empty() and not collections and not indexes:
         raise LeafError(
             f"{corpus or 'no corpus'}: holds no held-out texts and evaluate.beir names no collections: name one, or "
             "hold out a larger share (corpus.heldout) of more records"
@@ -185,6 +185,8 @@ def evaluate(
     }
     if note := source.meta.similarity_note:
         figures["similarity_note"] = note
+    if indexes:
+        figures["indexes"] = {index.name: _search_index(index, encoders, params) for index in indexes}
     notices = [f"{data.name}: {notice}" for data in datasets for notice in data.notices]
     outside = [data.name for data in datasets if not data.heldout]
     if notices := [*notices, *_losses_by_fitting({name: figures["retrieval"][name] for name in outside})]:
@@ -304,8 +306,29 @@ def _by_name(files: Sequence[str], kind: str) -> dict[str, Path]:
     return paths
 
 
-def _collections(params: EvaluateParams) -> list[beir.Collection]:
+def _search_index(index: beir.Index, encoders: Encoders, params: EvaluateParams) -> dict[str, Any]:
+    """Retrieval in an index of vectors without texts: by the teacher's queries, and by the student's.
+
+    Raises:
+        LeafError: the vectors have another dimension than the teacher's.
+    """
+    dim = encoders.source.meta.dim
+    if index.vectors.shape[1] != dim:
+        raise LeafError(
+            f"evaluate.beir: {index.name}: holds vectors of {index.vectors.shape[1]} dimensions, but the teacher's have"
+            f" {dim}: it is an index of another model"
+        )
+    queries = encoders.computed(index.queries)
+    modes = {"teacher": (queries.teacher, index.vectors), "asymmetric": (queries.student, index.vectors)}
+    figures = ranking_figures(modes, index.judged, params, None, encoders.source.meta.similarity)
+    return {"judgments": index.judgments.figures(), **figures}
+
+
+def _collections(params: EvaluateParams) -> tuple[list[beir.Collection], list[beir.Index]]:
+    """The directories of `evaluate.beir`: collections with texts, and indexes of vectors alone."""
     names = [Path(path).expanduser().resolve().name for path in params.beir]
     if twice := [name for name in names if names.count(name) > 1]:
         raise LeafError(f"evaluate.beir: two directories are named `{twice[0]}`; rename one")
-    return [beir.read(Path(path)) for path in params.beir]
+    paths = [Path(path) for path in params.beir]
+    indexes = [beir.read_index(path) for path in paths if beir.is_index(path)]
+    return [beir.read(path) for path in paths if not beir.is_index(path)], indexes

@@ -484,7 +484,9 @@ class EvaluateParams:
     """Section `evaluate`: what the student is measured on."""
 
     beir: tuple[str, ...] = ()
-    """Retrieval collections: directories in BEIR's layout, named by the last part of the path."""
+    """Retrieval collections: directories in BEIR's layout, named by the last part of the path. In one that has
+    `vectors.parquet` (columns id, vector) in the place of `corpus.jsonl`, the documents are these vectors alone: it is
+    searched by the queries of teacher and student."""
     sts: tuple[str, ...] = ()
     """Semantic textual similarity: files with the columns sentence1, sentence2, score."""
     classification: tuple[str, ...] = ()

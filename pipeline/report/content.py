@@ -79,7 +79,7 @@ def sections(metrics: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Sec
     evaluated = metrics["evaluate"]
     every = [
         Section("answers", "In short", PROFILE_NOTE, sentences=list(_answers(evaluated))),
-        _retrieval(evaluated["retrieval"]),
+        _retrieval(evaluated["retrieval"], evaluated.get("indexes", {})),
         _truncation(evaluated.get("truncation", {}), tables["truncation"]),
         _quantisation(evaluated.get("quantisation", {}), tables["quantisation"]),
         _cost(metrics["cost"]),
@@ -124,24 +124,26 @@ def _largest_differences(largest: Mapping[str, Any], unit: str) -> str:
     return f"Largest difference between its profile and the teacher's: {'; '.join(parts) or 'none known'}."
 
 
-def _retrieval(results: Mapping[str, Any]) -> Section:
+def _retrieval(results: Mapping[str, Any], indexes: Mapping[str, Any]) -> Section:
+    """Collections with texts, and indexes of vectors alone, which are in the table only."""
     header = ("data set, mode", "n", "nDCG@10", "recall@100", "MRR@10", "retention", "nDCG@10 less teacher's")
     rows = []
-    for name, result in results.items():
+    for name, result in {**results, **indexes}.items():
         for mode in _modes_of(result):
             entry, spans = result[mode], result[mode]["interval"]
             measured = [number(entry[key], spans[key]) for key in ("ndcg@10", "recall@100", "mrr@10")]
             kept = number(entry.get("retention"), spans.get("retention"))
             rows.append((f"{name}, {mode}", f"{entry['n']:,}", *measured, kept, change(entry.get("difference"))))
-    if not rows:
-        return Section("retrieval", "Retrieval")
+    tables = [Table("Retention", header, rows)] if rows else []
+    if not results:
+        return Section("retrieval", "Retrieval", tables=tables)
     alt = "Bars of nDCG@10. " + " ".join(
         f"{name}: " + ", ".join(f"{mode} {result[mode]['ndcg@10']:.3f}" for mode in _modes_of(result)) + "."
         for name, result in results.items()
     )
     plot = Plot("retrieval", "nDCG@10 of the modes, with intervals.", alt, 3.0, figures.bars(results))
     text = START_NOTE if any(START in result for result in results.values()) else ""
-    return Section("retrieval", "Retrieval", text, [plot], [Table("Retention", header, rows)])
+    return Section("retrieval", "Retrieval", text, [plot], tables)
 
 
 def _modes_of(result: Mapping[str, Any]) -> list[str]:

@@ -207,13 +207,18 @@ def test_the_teacher_clusters_labelled_texts_better_than_a_noisy_student(tmp_pat
         for number in range(60)
     ]
     pl.DataFrame(rows).write_csv(tmp_path / "kinds.csv")
-    figures = clustering(tmp_path / "kinds.csv", encode, PARAMS)
+
+    def encode_noisily(frame: pl.DataFrame) -> PairedVectors:
+        texts = frame["text"].to_list()
+        return PairedVectors(words(texts), words(texts, 8.0))
+
+    figures = clustering(tmp_path / "kinds.csv", encode_noisily, PARAMS)
     assert figures["clusters"] == 3 and figures["teacher"]["n"] == 180
     assert figures["teacher"]["v_measure"] > figures["standard"]["v_measure"] + 0.1
     assert figures["standard"]["difference"]["verdict"] == "lower"
     low, high = figures["teacher"]["interval"]
     assert low <= figures["teacher"]["v_measure"] + 0.05 and figures["teacher"]["v_measure"] <= high
-    assert clustering(tmp_path / "kinds.csv", encode, PARAMS) == figures
+    assert clustering(tmp_path / "kinds.csv", encode_noisily, PARAMS) == figures
     (tmp_path / "one.csv").write_text("text,label\na b,x\nc d,x\n")
     with pytest.raises(LeafError, match="at least two labels"):
         clustering(tmp_path / "one.csv", encode, PARAMS)

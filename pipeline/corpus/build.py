@@ -67,7 +67,7 @@ def _build(params: CorpusParams, passages: Mapping[str, Passages], directory: Pa
         near = NearDuplicates(params.near_duplicates, params.seed) if params.near_duplicates else None
         for number, source in enumerate(params.sources):
             for rows in _texts(source, params, counts, near, passages.get(source.name)):
-                _link(shared, rows, number, by_key=near is not None, are_views=rows["source"][0] in views)
+                _link(shared, rows, number, by_key=near is not None, are_views=rows["source"].first() in views)
                 spill.add(rows)
         regrouped = shared.regrouped([_share(source, params) for source in params.sources])
         for spilled in tqdm(spill.sorted(), desc="sort", unit=" partitions", total=PARTITIONS, disable=None):
@@ -125,8 +125,10 @@ def _texts(
             counts.passages[source.name] += len(cut) - len(batch)
             rows = _cleaned(cut, source.name, params.min_characters, counts)
             kept += len(rows)
-            yield _keyed(rows, source, params, counts, near)
-            if source.views and len(made := views_of(rows, source.views, params.seed)):
+            frame = _keyed(rows, source, params, counts, near)
+            yield frame
+            stay = rows if near is None else rows.filter(frame["text"] != "")
+            if source.views and len(made := views_of(stay, source.views, params.seed)):
                 counts.read[views_source(source)] += len(made)
                 views = _cleaned(made, views_source(source), params.min_characters, counts)
                 if len(views):

@@ -111,7 +111,7 @@ def _bare_vectors(file: Path) -> tuple[list[str], Array]:
         raise LeafError(f"{file}: must have an id in each row, and vectors of one length, not of {dims[:5]}")
     if (repeated := frame["id"].is_duplicated()).any():
         raise LeafError(f"{file}: the id {frame['id'].filter(repeated)[0]!r:.60} occurs twice; ids must be unique")
-    vectors = frame["vector"].explode().to_numpy().reshape(len(frame), -1)
+    vectors = np.array(frame["vector"].explode(), np.float32).reshape(len(frame), -1)
     bad = ~np.isfinite(vectors).all(1) | ~vectors.any(1)
     if bad.any():
         raise LeafError(f"{file}: the vector of id {frame['id'][int(bad.argmax())]!r:.60} is zero or not finite")

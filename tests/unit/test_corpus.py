@@ -258,6 +258,14 @@ def test_a_text_that_is_also_a_view_stands_by_itself_and_their_records_are_held_
         assert own[0]["split"] == rows.filter(pl.col("id") == "a")["split"][0]
 
 
+def test_a_near_duplicate_that_is_dropped_has_no_views(tmp_path: Path) -> None:
+    page = essay(1, 12)
+    records = [{"id": f"{i}", "title": "", "q": "", "text": text} for i, text in enumerate([page, f"{page} One more."])]
+    rows, metrics = built(tmp_path, titled(tmp_path, records, views=ViewParams(crops=1)), near_duplicates=0.8)
+    assert metrics["dropped"]["s"]["near_duplicate"] == 1
+    assert rows["id"].to_list() in (["0", "0#crop1"], ["0#crop1", "0"])
+
+
 def test_a_share_of_the_documents_has_views_and_single_sentences_have_none(tmp_path: Path) -> None:
     records = [{"id": str(i), "title": "", "q": "", "text": essay(i, 1 + i % 2)} for i in range(200)]
     rows, _ = built(tmp_path, titled(tmp_path, records, views=ViewParams(first_sentence=True, share=0.4)))

@@ -8,10 +8,10 @@ import polars as pl
 
 from pipeline.base import Array, LeafError, check_writable
 from pipeline.encode import vectors_on_demand
-from pipeline.evaluate import cost, evaluate, needs_of_teacher, plots
-from pipeline.model import StudentEncoder
-from pipeline.params import EncodeParams, EvaluateParams, Permits, TeacherParams, load_section
-from pipeline.serve import MODES
+from pipeline.evaluate import StudentVectors, cost, evaluate, needs_of_teacher, plots
+from pipeline.model import StudentEncoder, untouched
+from pipeline.params import EncodeParams, EvaluateParams, FitParams, Permits, TeacherParams, load_section
+from pipeline.serve import MODES, START
 from pipeline.store import Store
 from pipeline.teacher import Teacher
 from stages.common import api_options, check_student, command, echo, open_teacher, params_option, write_json
@@ -46,16 +46,18 @@ def main(
     """Measure a student on the held-out texts of the corpus and on the collections and files of the section evaluate.
 
     Texts of BEIR directories and files that the store does not hold go through the shard cache of the encode stage.
-    Sections read: teacher, encode, evaluate.
+    Sections read: teacher, encode, evaluate; of fit, the checkpoint that the student was made from, which is measured
+    beside it.
     """
     encode = load_section(params, "encode", EncodeParams)
     settings = load_section(params, "evaluate", EvaluateParams)
     costs, pictures = costs or (COST if out == OUT else None), pictures or (PLOTS if out == OUT else None)
     check_writable([out, *([costs] if costs else []), *(plots.files(pictures) if pictures else [])])
     check_recorded(*(() if no_corpus else (corpus,)), embeddings, model)
-    for key in ("beir", "sts", "classification"):
-        name_outside(getattr(settings, key), f"evaluate.{key}")
-    warn_unwatched([*settings.beir, *settings.sts, *settings.classification], "evaluate")
+    read = {key: getattr(settings, key) for key in ("beir", "sts", "classification", "clustering")}
+    for key, paths in read.items():
+        name_outside(paths, f"evaluate.{key}")
+    warn_unwatched([path for paths in read.values() for path in paths], "evaluate")
     student = StudentEncoder.load(model)
     store = Store.open(embeddings)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), encode, permits, store)
@@ -65,7 +67,9 @@ def main(
     def teacher_vectors(texts: pl.DataFrame) -> Array:
         return vectors_on_demand(teacher, encode, store)(texts)
 
-    result = evaluate(None if no_corpus else corpus, store, student.encode, teacher_vectors, settings)
+    result = evaluate(
+        None if no_corpus else corpus, store, student.encode, teacher_vectors, settings, start=_start(params)
+    )
     written = [out]
     write_json(out, result.figures)
     if pictures:
@@ -77,6 +81,16 @@ def main(
             echo(f"cost: left out: {figures['left_out']}")
         written.append(costs)
     echo("\n".join([*table(result.figures), *map(str, written)]))
+
+
+def _start(params: Path) -> StudentVectors | None:
+    """The encoder of the untouched checkpoint of `fit.student`; None, with a word, where it cannot be had."""
+    try:
+        checkpoint = load_section(params, "fit", FitParams).student
+        return StudentEncoder(untouched(checkpoint)).encode
+    except LeafError as error:
+        echo(f"the untouched checkpoint is left out: {error}", err=True)
+        return None
 
 
 def _check_teacher(teacher: Teacher, settings: EvaluateParams, store: Store, *, measures_cost: bool) -> None:
@@ -95,13 +109,15 @@ def _check_teacher(teacher: Teacher, settings: EvaluateParams, store: Store, *, 
 
 def table(figures: dict[str, Any]) -> list[str]:
     """The figures as lines for people: a row per data set and mode, then alignment and neighbours."""
-    width = max([len("data set"), *map(len, figures["retrieval"])])
+    results = figures["retrieval"] | figures.get("indexes", {})
+    width = max([len("data set"), *map(len, results)])
     lines = [figures["similarity_note"]] if "similarity_note" in figures else []
     lines += figures.get("notices", [])
     lines += [f"{'data set':{width}}  {'mode':10}  nDCG@10  recall@100  MRR@10  retention  (95 % interval)"]
-    for name, result in figures["retrieval"].items():
-        for mode in MODES:
-            row = result[mode]
+    for name, result in results.items():
+        for mode in (*MODES, START):
+            if (row := result.get(mode)) is None:
+                continue
             line = f"{name:{width}}  {mode:10}  {row['ndcg@10']:7.4f}  {row['recall@100']:10.4f}  {row['mrr@10']:6.4f}"
             if row.get("retention") is not None:
                 line += f"  {row['retention']:9.4f}"

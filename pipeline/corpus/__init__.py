@@ -5,6 +5,7 @@
 
 from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
+from pipeline.corpus.further_records import NAME as FURTHER_RECORDS
 from pipeline.corpus.further_records import further_records
 from pipeline.corpus.guess import Fields, field_names, guess_sources
 from pipeline.corpus.output import CORPUS_KIND
@@ -28,6 +29,7 @@ from pipeline.corpus.text import clean
 __all__ = [
     "CORPUS",
     "CORPUS_KIND",
+    "FURTHER_RECORDS",
     "QUERIES",
     "Fields",
     "Preview",

@@ -12,6 +12,7 @@ from pipeline.encode.importing import import_unverified, import_vectors
 from pipeline.encode.lost_shards import encode_lost_shards
 from pipeline.encode.migration import migrate
 from pipeline.encode.on_demand import vectors_on_demand
+from pipeline.encode.rotation import turn
 from pipeline.encode.vector_files import Fields, VectorFiles
 from pipeline.encode.worker import Job, Worker, read_orders
 
@@ -34,5 +35,6 @@ __all__ = [
     "migrate",
     "plan_shards",
     "read_orders",
+    "turn",
     "vectors_on_demand",
 ]

@@ -1,4 +1,4 @@
-"""Semantic textual similarity (STS) and classification from local files, with the vectors of teacher and student."""
+"""Semantic textual similarity (STS), classification and clustering of local files, by teacher and by student."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +20,8 @@ Encode = Callable[[pl.DataFrame], PairedVectors]  # frame key, role, id, source,
 TEST_SHARE = 0.2  # of a file without a column `split`
 TEXT_COLUMNS = {"sts": ("sentence1", "sentence2"), "classification": ("text",)}
 MAX_ITERATIONS = 1000  # of the classifier's solver
+CLUSTERINGS = 3  # runs of k-means, from different starts, whose v-measures are averaged
+CLUSTERING_BATCH = 500  # texts of a step of k-means, as in MTEB
 
 
 def keyed(texts: pl.Series, source: str) -> pl.DataFrame:
@@ -118,6 +120,57 @@ def _train_classifier(vectors: Array, labels: Array) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(max_iter=MAX_ITERATIONS).fit(vectors, labels)
+
+
+def clustering(path: Path, encode: Encode, params: EvaluateParams) -> dict[str, Any]:
+    """V-measure of k-means against the labels in the three modes, with intervals over the texts.
+
+    As in MTEB (arXiv 2210.07316): mini-batch k-means with as many clusters as there are labels. Asymmetric mode finds
+    the clusters in the teacher's vectors and assigns the student's to the nearest.
+
+    Raises:
+        LeafError: the file is not as `EvaluateParams.clustering` says, or has fewer than two labels.
+    """
+    from sklearn.cluster import MiniBatchKMeans
+
+    frame = read(path, {"text": "text", "label": "text"}, "clustering")
+    names, labels = np.unique(frame["label"].to_numpy(), return_inverse=True)
+    if len(names) < 2:
+        raise LeafError(f"evaluate.clustering: {path}: needs at least two labels")
+    vectors = encode_column(frame["text"], path.stem, encode)
+    random, n = np.random.default_rng(params.seed), len(frame)
+    weights = random.multinomial(n, np.full(n, 1 / n), size=params.bootstrap)
+    values, samples = np.zeros(len(MODES)), np.zeros((params.bootstrap, len(MODES)))
+    for run in range(CLUSTERINGS):
+        means = MiniBatchKMeans(len(names), batch_size=CLUSTERING_BATCH, n_init="auto", random_state=params.seed + run)
+        clusters = {
+            "standard": means.fit(vectors.student).labels_,
+            "teacher": means.fit(vectors.teacher).labels_,
+            "asymmetric": means.predict(vectors.student.astype(vectors.teacher.dtype)),
+        }
+        for m, mode in enumerate(MODES):
+            pairs = labels * len(names) + clusters[mode]
+            values[m] += v_measure(np.bincount(pairs, minlength=len(names) ** 2)) / CLUSTERINGS
+            for sample, counts in enumerate(weights):
+                samples[sample, m] += v_measure(np.bincount(pairs, counts, len(names) ** 2)) / CLUSTERINGS
+    return {"clusters": len(names), **_by_mode("v_measure", values, samples, n)}
+
+
+def v_measure(counts: Array) -> float:
+    """Harmonic mean of homogeneity and completeness (Rosenberg and Hirschberg, 2007).
+
+    `counts` are those of texts by label and cluster, `[labels x clusters]`, as many of the one as of the other.
+    """
+    table = counts.reshape(round(len(counts) ** 0.5), -1) / counts.sum()
+    of_label, of_cluster = table.sum(1), table.sum(0)
+    both, label, cluster = _entropy(table.reshape(-1)), _entropy(of_label), _entropy(of_cluster)
+    shared = label + cluster - both  # mutual information, which is homogeneity of the labels' entropy
+    return float(2 * shared / (label + cluster)) if label + cluster > 0 else 1.0
+
+
+def _entropy(shares: Array) -> float:
+    positive = shares[shares > 0]
+    return float(-(positive * np.log(positive)).sum())
 
 
 def _by_mode(name: str, values: Array, samples: Array, n: int) -> dict[str, Any]:

@@ -34,9 +34,18 @@ from pipeline.model.model_files import (
     weights_sha256,
 )
 from pipeline.model.model_settings import read_json, settings
+from pipeline.model.nearest import keep_best, none_yet
 from pipeline.model.parallel import in_threads, vectors_in_parts, worker_count
 from pipeline.model.pooling import Pooling, poolings_of
-from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build, write_errors
+from pipeline.model.student import (
+    TOKEN_BUDGET,
+    Student,
+    StudentEncoder,
+    build,
+    model_directory,
+    untouched,
+    write_errors,
+)
 from pipeline.model.trust import SETTINGS_FILES
 
 __all__ = [
@@ -66,8 +75,11 @@ __all__ = [
     "device_name",
     "find_backbone",
     "in_threads",
+    "keep_best",
     "load_sentence_transformer",
+    "model_directory",
     "model_sha256",
+    "none_yet",
     "older_form",
     "overwrite",
     "pack",
@@ -83,6 +95,7 @@ __all__ = [
     "synchronize",
     "token_batches",
     "traits_of",
+    "untouched",
     "upload",
     "vectors_in_parts",
     "weights_sha256",

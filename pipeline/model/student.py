@@ -6,6 +6,7 @@ Normalize), which `SentenceTransformer(path)` loads with no code of this project
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,25 @@ def build(
     backbone.set_dropout(dropout)
     head = nn.Linear(backbone.width, dim, bias=params.head_bias)
     return Student(backbone, head, normalize, similarity)
+
+
+def untouched(params: StudentParams) -> Student:
+    """The checkpoint that a student starts from: the layers and pooling that it keeps, no head, vectors of length 1.
+
+    Raises:
+        LeafError: it says nothing by itself (its weights are drawn at random, or its table is computed from a corpus),
+            or as `build`.
+    """
+    if params.weights == "random":
+        raise LeafError("a checkpoint with random weights says nothing before it is fitted")
+    if params.architecture == "static":
+        directory = resolve_model(params.model, params.revision)
+        if first_module(directory)[0] != "StaticEmbedding":
+            raise LeafError("the table of a static student is made by its corpus, and is no checkpoint of its own")
+    built = build(replace(params, vocabulary="checkpoint"), 1, normalize=True)
+    head = nn.Linear(built.width, built.width, bias=False)
+    nn.init.eye_(head.weight)
+    return Student(built.backbone, head, normalize=True).eval()
 
 
 def _table(directory: Path, params: StudentParams) -> Backbone:

@@ -14,6 +14,7 @@ from pipeline.params.sections import (
     EncodeParams,
     EvaluateParams,
     ExportParams,
+    FilterParams,
     FitParams,
     PassageParams,
     Pooling,
@@ -21,6 +22,7 @@ from pipeline.params.sections import (
     SourceParams,
     StudentParams,
     TeacherParams,
+    ViewParams,
     pooling_modes,
 )
 
@@ -31,6 +33,7 @@ __all__ = [
     "EncodeParams",
     "EvaluateParams",
     "ExportParams",
+    "FilterParams",
     "FitParams",
     "PassageParams",
     "Permits",
@@ -39,6 +42,7 @@ __all__ = [
     "SourceParams",
     "StudentParams",
     "TeacherParams",
+    "ViewParams",
     "commented",
     "explained",
     "load_section",

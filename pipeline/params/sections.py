@@ -45,6 +45,23 @@ class PassageParams:
 
 
 @dataclass(frozen=True)
+class ViewParams:
+    """`views` of a source: further texts made of its documents, each a text of its own for the teacher.
+
+    They stand under the source `NAME/views`, on the same side of the split as their document, and are in no pairs.
+    """
+
+    crops: int = field(default=0, metadata=bounded(0, 8))
+    """Pieces of each document, each of 1 to 10 sentences in a row."""
+    first_sentence: bool = False
+    """The first sentence of each document."""
+    title: bool = False
+    """The title of each document (`title_field`), as a query."""
+    share: float = field(default=1.0, metadata=bounded(0, 1))
+    """Share of the documents that have views, chosen by their text and `corpus.seed`."""
+
+
+@dataclass(frozen=True)
 class SourceParams:
     """An entry of `corpus.sources`. Which keys a kind needs is checked by `pipeline.corpus.readers.source`."""
 
@@ -75,6 +92,9 @@ class SourceParams:
     id_suffix: str | None = None
     """Regular expression that is removed from ids, so that a query and its document get the same id (`/q$`). As Polars
     reads it: without references to what was matched before, and without looking around."""
+    page_suffix: str | None = None
+    """Regular expression that is removed from ids, after `id_suffix`, to know the records of one page (`\\.[0-9]+$`):
+    they are sampled, drawn and held out together, and each keeps its id and so its own queries."""
     encoding: str | None = None
     """Of files of text, where it is not UTF-8 and no byte-order mark tells it (`cp1252`, what Excel writes in Western
     Europe; `gb18030`)."""
@@ -103,10 +123,20 @@ class SourceParams:
     """Most records to take, counted after sampling; all if it is left out."""
     sample: float = field(default=1.0, metadata=bounded(0, 1))
     """Share of the records to take, chosen by record id and `corpus.seed`."""
+    source_field: str | None = None
+    """Field that says where a record is from, in a file of several origins: what `cap` counts by."""
+    cap: int | None = field(default=None, metadata=positive())
+    """Most records of each origin (of the whole source without `source_field`), drawn by record id and `corpus.seed`;
+    those of a page count as one. Files are read twice."""
+    balance: Literal["cap", "square_root"] = "cap"
+    """With `cap`: `square_root` gives the largest origin `cap` records, and the others as many as are in proportion to
+    the square root of what they have: neither do large ones crowd out small ones, nor do they count for no more."""
     heldout: float | None = field(default=None, metadata=bounded(0, 1))
     """Share of the records to hold out of training; `corpus.heldout` if it is left out."""
     passages: PassageParams | None = None
     """Cuts documents into passages; left out, documents stay whole, however much of them the teacher reads."""
+    views: ViewParams | None = None
+    """Adds crops, first sentences or titles of the documents as texts of their own."""
 
 
 @dataclass(frozen=True)
@@ -340,6 +370,23 @@ class ClusterParams:
     `false` takes others too, if their vectors of a few texts agree as those of a reused store must."""
 
 
+@dataclass(frozen=True)
+class FilterParams:
+    """Section `filter`: an optional stage between encode and fit, which judges pairs by the stored vectors alone."""
+
+    nearest: int | None = field(default=50, metadata=positive())
+    """A query and its documents stay if one of these is among so many documents that the teacher finds for the query in
+    the whole corpus (KaLM-Embedding, arXiv 2501.01028, takes 50; Arctic-Embed, arXiv 2412.04506, takes 20). None drops
+    nothing."""
+    candidates: int = field(default=20, metadata=bounded(0))
+    """Nearest documents of each query that are written with their similarities, for losses that rank; 0 writes none."""
+
+    def __post_init__(self) -> None:
+        """Refuse a stage that does nothing."""
+        if self.nearest is None and not self.candidates:
+            raise LeafError("filter: neither drops pairs (filter.nearest) nor writes candidates (filter.candidates)")
+
+
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 """How the vectors of a text's tokens become one: the modes of sentence-transformers' Pooling, in its order."""
 
@@ -472,11 +519,15 @@ class EvaluateParams:
     """Section `evaluate`: what the student is measured on."""
 
     beir: tuple[str, ...] = ()
-    """Retrieval collections: directories in BEIR's layout, named by the last part of the path."""
+    """Retrieval collections: directories in BEIR's layout, named by the last part of the path. In one that has
+    `vectors.parquet` (columns id, vector) in the place of `corpus.jsonl`, the documents are these vectors alone: it is
+    searched by the queries of teacher and student."""
     sts: tuple[str, ...] = ()
     """Semantic textual similarity: files with the columns sentence1, sentence2, score."""
     classification: tuple[str, ...] = ()
     """Files with the columns text, label and, if the split is fixed, split (train, test)."""
+    clustering: tuple[str, ...] = ()
+    """Files with the columns text and label: texts are put into as many clusters as there are labels."""
     dims: tuple[int, ...] = field(
         default=(768, 512, 384, 256, 128, 64), metadata={"check": (lambda dims: min(dims, default=1) > 0, "positive")}
     )

@@ -112,7 +112,7 @@ class LocalTeacher:
         return dimension(self.params, self.layout)
 
     @cached_property
-    def _width(self) -> int:
+    def width(self) -> int:
         """Dimension of what the modules give, before any dimensions are cut off."""
         return full_width(self.params, self.layout)
 
@@ -204,10 +204,10 @@ class LocalTeacher:
         with torch.inference_mode():
             with self._run_errors(f"breaks off at a text of {max(map(len, inputs))} tokens"):
                 vectors = runner.forward(inputs)
-            if vectors.shape[1] != self._width:
+            if vectors.shape[1] != self.width:
                 raise LeafError(
                     f"teacher `{self.params.model}`: gives vectors of {vectors.shape[1]} dimensions, but its "
-                    f"configuration files name {self._width}; correct the width in those of its modules"
+                    f"configuration files name {self.width}; correct the width in those of its modules"
                 )
             vectors = vectors[:, : self.dim].float()
             if self._normalizes:

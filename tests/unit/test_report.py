@@ -17,7 +17,7 @@ from pipeline.evaluate.moved_queries import overlap
 from pipeline.params.sections import EvaluateParams
 from pipeline.report.page import Sources, render
 from tests.conftest import corpus_frame
-from tests.unit.test_evaluate import blurred, teacher_vectors, write_store
+from tests.unit.test_evaluate import bag_of_words, blurred, teacher_vectors, write_store
 from tests.unit.test_tasks import labelled, pairs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -83,9 +83,15 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     files: dict[str, Any] = {
         "sts": (str(pairs(root / "pairs.csv")),),
         "classification": (str(labelled(root / "kinds.csv", split=True)),),
+        "clustering": (str(root / "kinds.csv"),),
     }
     result = evaluate(
-        root / "corpus", store, blurred, teacher_vectors, EvaluateParams(bootstrap=50, dims=(8, 4), **files)
+        root / "corpus",
+        store,
+        blurred,
+        teacher_vectors,
+        EvaluateParams(bootstrap=50, dims=(8, 4), **files),
+        start=bag_of_words,
     )
     (root / "metrics").mkdir()
     plots.write(result, root / "plots")
@@ -121,7 +127,8 @@ def page(sources: Sources) -> str:
 
 def test_the_page_holds_every_figure_table_and_the_run(page: str) -> None:
     assert set(re.findall(r'<figure id="figure-([^"]+)"', page)) == FIGURES
-    for words in ("Retention", "Spearman", "accuracy", "words", "tiny-student", "ab" * 32, "Moved rankings"):
+    assert "tiny, start" in page and "The untouched checkpoint keeps" in page
+    for words in ("Retention", "Spearman", "accuracy", "v_measure", "tiny-student", "ab" * 32, "Moved rankings"):
         assert words.lower() in page.lower(), words
     assert page.count('<article class="moved">') == 20
     assert page.count('role="img" aria-labelledby') == len(FIGURES)

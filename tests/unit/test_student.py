@@ -21,7 +21,7 @@ from pipeline.fit.losses import LOSSES
 from pipeline.fit.optimiser import learning_rate, total_steps
 from pipeline.model.batch import pack
 from pipeline.model.model_files import model_sha256
-from pipeline.model.student import Student, StudentEncoder, build, model_directory
+from pipeline.model.student import Student, StudentEncoder, build, model_directory, untouched
 from pipeline.params.sections import FitParams, StudentParams
 from tests.conftest import make_model, sentence
 
@@ -62,6 +62,19 @@ def test_sentence_transformers_reads_a_saved_student_and_gives_its_vectors(tiny_
     assert not any(plain.prompts.values())
     assert (tmp_path / "student" / "README.md").read_text() == "a card"
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_the_untouched_checkpoint_gives_the_vectors_of_its_own_model(tiny_student: Path) -> None:
+    encoder = StudentEncoder(untouched(StudentParams(model=str(tiny_student), vocabulary="corpus")))
+    texts = ["open the file", "sort this list by key and value"]
+    expected = SentenceTransformer(str(tiny_student), device="cpu").encode(texts, normalize_embeddings=True)
+    assert np.abs(encoder.encode(texts) - expected).max() < 0.02  # bfloat16 where the processor has it
+    for params in (
+        StudentParams(model=str(tiny_student), weights="random"),
+        StudentParams(model=str(tiny_student), architecture="static"),
+    ):
+        with pytest.raises(LeafError, match=r"random weights|static student"):
+            untouched(params)
 
 
 def test_the_kept_layers_are_those_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pipeline.base.errors import LeafError
 from pipeline.evaluate.datasets import PairedVectors
 from pipeline.evaluate.task_files import read
-from pipeline.evaluate.tasks import classification, spearman, sts
+from pipeline.evaluate.tasks import classification, clustering, spearman, sts, v_measure
 from pipeline.params.sections import EvaluateParams
 
 DIM = 16
@@ -214,3 +214,41 @@ def test_lists_and_objects_are_no_labels(tmp_path: Path) -> None:
     pl.DataFrame(rows).write_parquet(tmp_path / "rows.parquet")
     with pytest.raises(LeafError, match="`label` must hold text, not List"):
         classification(tmp_path / "rows.parquet", encode, PARAMS)
+
+
+def test_the_v_measure_is_that_of_scikit_learn() -> None:
+    from sklearn.metrics import v_measure_score
+
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        labels, clusters = random.integers(5, size=80), random.integers(5, size=80)
+        assert v_measure(np.bincount(labels * 5 + clusters, minlength=25)) == pytest.approx(
+            v_measure_score(labels, clusters), abs=1e-12
+        )
+    assert v_measure(np.bincount([0, 0, 0, 0, 8, 8, 8, 8], minlength=9)) == pytest.approx(1)
+
+
+def test_the_teacher_clusters_labelled_texts_better_than_a_noisy_student(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    kinds = {"colour": "red blue green", "size": "tall small huge", "pace": "quick slow idle"}
+    rows = [
+        {"label": label, "text": " ".join([*random.choice(names.split(), 3), f"w{number}"]), "split": "test"}
+        for label, names in kinds.items()
+        for number in range(60)
+    ]
+    pl.DataFrame(rows).write_csv(tmp_path / "kinds.csv")
+
+    def encode_noisily(frame: pl.DataFrame) -> PairedVectors:
+        texts = frame["text"].to_list()
+        return PairedVectors(words(texts), words(texts, 8.0))
+
+    figures = clustering(tmp_path / "kinds.csv", encode_noisily, PARAMS)
+    assert figures["clusters"] == 3 and figures["teacher"]["n"] == 180
+    assert figures["teacher"]["v_measure"] > figures["standard"]["v_measure"] + 0.1
+    assert figures["standard"]["difference"]["verdict"] == "lower"
+    low, high = figures["teacher"]["interval"]
+    assert low <= figures["teacher"]["v_measure"] + 0.05 and figures["teacher"]["v_measure"] <= high
+    assert clustering(tmp_path / "kinds.csv", encode_noisily, PARAMS) == figures
+    (tmp_path / "one.csv").write_text("text,label\na b,x\nc d,x\n")
+    with pytest.raises(LeafError, match="at least two labels"):
+        clustering(tmp_path / "one.csv", encode, PARAMS)

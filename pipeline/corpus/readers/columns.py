@@ -65,7 +65,7 @@ class Columns:
                 yield f"{self._place}, row {next(numbers)}", row
 
     def _series(self, name: str, column: pa.Array, place: Place) -> pl.Series:
-        """A column as strings: text, and in ids and roles whole numbers."""
+        """A column as strings: text, and in ids, roles and origins whole numbers."""
         if pa.types.is_dictionary(column.type):
             column = _decoded(column)
         if isinstance(column.type, pa.UuidType):
@@ -75,7 +75,8 @@ class Columns:
             return pl.Series(name, [None] * len(column), dtype=pl.String)
         if any(is_kind(kind) for is_kind in _TEXT):
             return _checked_text(name, column, place)
-        if name in (self._source.id_field, self._source.role_field) and any(is_kind(kind) for is_kind in _NUMBER):
+        labels = (self._source.id_field, self._source.role_field, self._source.source_field)
+        if name in labels and any(is_kind(kind) for is_kind in _NUMBER):
             return _whole_numbers(name, column, place)
         raise LeafError(f"{self._place}: column `{name}` must hold text, not {kind}")
 

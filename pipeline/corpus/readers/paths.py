@@ -62,7 +62,7 @@ class Field:
     steps: Steps
     """What leads to it from there."""
     is_label: bool
-    """Whether it is an id or a role, of which a record has one."""
+    """Whether it is an id, a role or an origin, of which a record has one."""
     may_be_number: bool
     """Whether a whole number is taken as text."""
 
@@ -79,7 +79,7 @@ class Fields:
         """The lists, from the outermost on, whose innermost elements are the records."""
         self.outer = _common([path.lists for path in paths])[:1]
         """The outermost list, if all fields lie in it: a large file can be read by its elements."""
-        labels = {source.role_field, source.id_field}
+        labels = {source.role_field, source.source_field, source.id_field}
         numbers = labels if typed else {*labels, *names}
         self.fields = [
             self._field(name, path, name in labels, name in numbers) for name, path in zip(names, paths, strict=True)
@@ -208,8 +208,8 @@ def _cell(place: str, field: Field, stack: tuple[Any, ...]) -> Any:
         return text(place, field.name, value, field.is_label, field.may_be_number)
     if field.is_label:
         raise LeafError(
-            f"{place}: column `{field.name}` holds {len(value)} values; a record has one id and one role. A list whose "
-            "elements are records has `[]` in the paths of all its fields (docs/sources.md)"
+            f"{place}: column `{field.name}` holds {len(value)} values; a record has one id, one role, one origin. A "
+            "list whose elements are records has `[]` in the paths of all its fields (docs/sources.md)"
         )
     return [text(place, field.name, item) for item in _flat(value)]
 

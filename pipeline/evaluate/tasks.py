@@ -18,7 +18,7 @@ from pipeline.serve import MODES
 
 Encode = Callable[[pl.DataFrame], PairedVectors]  # frame key, role, id, source, text -> vectors of both models
 TEST_SHARE = 0.2  # of a file without a column `split`
-TEXT_COLUMNS = {"sts": ("sentence1", "sentence2"), "classification": ("text",)}
+TEXT_COLUMNS = {"sts": ("sentence1", "sentence2"), "classification": ("text",), "clustering": ("text",)}
 MAX_ITERATIONS = 1000  # of the classifier's solver
 CLUSTERINGS = 3  # runs of k-means, from different starts, whose v-measures are averaged
 CLUSTERING_BATCH = 500  # texts of a step of k-means, as in MTEB
@@ -43,7 +43,7 @@ def encode_column(texts: pl.Series, source: str, encode: Encode) -> PairedVector
 
 
 def task_texts(path: Path, task: str) -> pl.DataFrame:
-    """All texts of a file of the task `sts` or `classification`, `keyed`; LeafError as `read`."""
+    """All texts of a file of the task `sts`, `classification` or `clustering`, `keyed`; LeafError as `read`."""
     frame = read(path, dict.fromkeys(TEXT_COLUMNS[task], "text"), task)
     return pl.concat([keyed(frame[column], path.stem) for column in TEXT_COLUMNS[task]])
 

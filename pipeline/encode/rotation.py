@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pipeline.base import Array, LeafError, workspace, write_json
+from pipeline.base import Array, LeafError, check_replaceable, workspace, write_json
 from pipeline.encode.comparison import misfit, sample
 from pipeline.model import load_sentence_transformer, model_directory
 from pipeline.params import EncodeParams, TeacherParams
-from pipeline.store import CHUNK_ROWS, Store, check_replaceable, scratch_cache
+from pipeline.store import CHUNK_ROWS, STORE_KIND, Store, scratch_cache
 from pipeline.teacher import LocalTeacher, trusted_revision
 
 MARK = "turned_from.json"  # in a turned model's directory: the fingerprint of the teacher that it was made from
@@ -54,7 +54,7 @@ def turn(
             f"{store.name}: holds the first {store.meta.dim} of {plain.width} dimensions: turn the whole, and cut then "
             "(teacher.dim)"
         )
-    check_replaceable(out)
+    check_replaceable(out, STORE_KIND)
     if model.exists() and not (model / MARK).exists():
         raise LeafError(f"{model}: holds something else than a turned teacher; name another place, or move it away")
     covariance = _covariance(store, rows)

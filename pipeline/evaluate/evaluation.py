@@ -224,7 +224,9 @@ def needs_of_teacher(params: EvaluateParams, source: VectorSource) -> list[str]:
     Raises:
         LeafError: a collection or file cannot be read.
     """
-    tables = [("beir", frame) for data in _collections(params) for frame in (data.documents, data.queries)]
+    collections, indexes = _collections(params)
+    tables = [("beir", frame) for data in collections for frame in (data.documents, data.queries)]
+    tables += [("beir", index.queries) for index in indexes]
     for task in tasks.TEXT_COLUMNS:
         tables += [(task, tasks.task_texts(file, task)) for file in _by_name(getattr(params, task), task).values()]
     missing = {name for name, frame in tables if (source.locate(frame["key"].to_list()) < 0).any()}

@@ -121,8 +121,8 @@ def mixed(directory: Path, sizes: dict[str, int], **fields: Any) -> SourceParams
         for suffix, role in (("", "document"), ("/q", "query"), ("/q2", "query"), (".2", "document"), (".2/q", "query"))
     ]
     pl.DataFrame(rows).sort("id").write_parquet(directory / "mixed.parquet")
-    named = {"id_field": "id", "role_field": "role", "source_field": "origin"}
-    suffixes = {"id_suffix": "/q[0-9]*$", "page_suffix": r"\.[0-9]+$"}
+    named: dict[str, Any] = {"id_field": "id", "role_field": "role", "source_field": "origin"}
+    suffixes: dict[str, Any] = {"id_suffix": "/q[0-9]*$", "page_suffix": r"\.[0-9]+$"}
     return SourceParams(name="s", kind="parquet", path=str(directory / "mixed.parquet"), **named, **suffixes, **fields)
 
 
@@ -212,7 +212,7 @@ def essay(number: int, sentences: int) -> str:
 
 def titled(directory: Path, records: list[dict[str, str]], **fields: Any) -> SourceParams:
     pl.DataFrame(records).write_ndjson(directory / "titled.jsonl")
-    named = {"id_field": "id", "title_field": "title", "query_field": "q", "document_field": "text"}
+    named: dict[str, Any] = {"id_field": "id", "title_field": "title", "query_field": "q", "document_field": "text"}
     return SourceParams(name="s", kind="jsonl", path=str(directory / "titled.jsonl"), **named, **fields)
 
 

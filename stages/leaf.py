@@ -2,7 +2,7 @@
 
 import click
 
-from stages import index, push_hub, search, store
+from stages import index, push_hub, search, soup, store
 
 
 @click.group()
@@ -13,6 +13,7 @@ def main() -> None:
 main.add_command(search.main, "search")
 main.add_command(index.main, "index")
 main.add_command(push_hub.main, "push-hub")
+main.add_command(soup.main, "soup")
 main.add_command(store.main, "store")
 
 

@@ -24,14 +24,14 @@ class Checkpoint:
 
 
 def capture(
-    model: nn.Module, optimiser: torch.optim.Optimizer, progress: dict[str, Any], initial_weights: dict[str, Tensor]
+    model: nn.Module, optimiser: torch.optim.Optimizer, progress: dict[str, Any], earlier: dict[str, Tensor]
 ) -> Checkpoint:
     """The state of a run between two steps. The tensors are not copies: save before the next step.
 
-    `initial_weights` are the weights before the first step, where they have a share in the saved ones.
+    `earlier` are weights of steps before, where they have a share in the saved ones.
     """
     tensors = {f"model.{name}": value for name, value in _weights(model).items()}
-    tensors |= {f"initial.{name}": value for name, value in initial_weights.items()}
+    tensors |= {f"earlier.{name}": value for name, value in earlier.items()}
     for number, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
     tensors["random.cpu"] = torch.get_rng_state()
@@ -44,12 +44,12 @@ def capture(
 def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
     """Put model, optimiser and random state back to where `capture` took them."""
     tensors = checkpoint.tensors
-    saved = _with_prefix(tensors, "model.")
+    saved = with_prefix(tensors, "model.")
     with torch.no_grad():
         for name, value in _weights(model).items():
             value.copy_(saved[name])
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _with_prefix(tensors, "optimiser.").items():
+    for name, value in with_prefix(tensors, "optimiser.").items():
         number, _, field = name.partition(".")
         state.setdefault(int(number), {})[field] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
@@ -59,9 +59,9 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Opt
         torch.get_device_module(device).set_rng_state(tensors[f"random.{device.type}"])
 
 
-def initial_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights before the first step that `capture` was given."""
-    return _with_prefix(checkpoint.tensors, "initial.")
+def earlier_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights of earlier steps that `capture` was given."""
+    return with_prefix(checkpoint.tensors, "earlier.")
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
@@ -71,7 +71,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in weights.items() if names.setdefault(id(value), name) == name}
 
 
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose name begins with `prefix`, under the rest of the name."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 

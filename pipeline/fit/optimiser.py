@@ -1,10 +1,11 @@
 """Optimiser and learning-rate schedule of the fit.
 
-Schedule: the run's steps are split evenly into `cycles`; within each the learning rate falls linearly from
-`learning_rate` to `learning_rate_end`, then starts again. `max_steps` shortens the run: all cycles are kept and become
+Schedule: the run's steps are split evenly into `cycles`; within each the learning rate falls from `learning_rate` to
+`learning_rate_end` by the `schedule`, then starts again. `max_steps` shortens the run: all cycles are kept and become
 shorter. Warm-up multiplies the rate over the first `warmup_steps` of the run.
 """
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -25,8 +26,17 @@ def learning_rate(step: int, total: int, params: FitParams) -> float:
     cycle = step * params.cycles // total
     start, stop = -(-cycle * total // params.cycles), -(-(cycle + 1) * total // params.cycles)
     share = (step - start) / max(1, stop - start - 1)
-    rate = params.learning_rate + share * (params.learning_rate_end - params.learning_rate)
+    rate = params.learning_rate + _fallen(share, params) * (params.learning_rate_end - params.learning_rate)
     return rate * min(1.0, (step + 1) / params.warmup_steps) if params.warmup_steps else rate
+
+
+def _fallen(share: float, params: FitParams) -> float:
+    """How much of its way down the learning rate has gone, 0 to 1, after this share of a cycle."""
+    if params.schedule == "cosine":
+        return (1 - math.cos(math.pi * share)) / 2
+    if params.schedule == "stable":
+        return max(0.0, 1 - (1 - share) / params.decay_share) if params.decay_share else 0.0
+    return share
 
 
 def adamw(student: nn.Module, params: FitParams, **options: Any) -> torch.optim.AdamW:
@@ -43,6 +53,9 @@ class Optimiser(Protocol):
     """AdamW with clipped gradient norm."""
 
     adamw: torch.optim.AdamW
+
+    def begin(self, *, head_only: bool) -> None:
+        """Called before the backward pass of a step, which gives only the head a gradient, or all that trains."""
 
     def step(self, ids: Tensor, rate: float) -> None:
         """One step at learning rate `rate`, after the backward pass of a batch with tokens `ids`; clears gradients."""
@@ -72,7 +85,12 @@ class RowsOptimiser:
         self.dense = [p for p in trained if not self.by_rows or p is not self.table]
         if self.by_rows:
             token_embeddings.sparse = True
-            self.table.grad = torch.zeros_like(self.table)
+            self._table_gradient = torch.zeros_like(self.table)
+
+    def begin(self, *, head_only: bool) -> None:
+        """See `Optimiser.begin`."""
+        if self.by_rows:
+            self.table.grad = None if head_only else self._table_gradient  # AdamW decays whatever has a gradient
 
     def step(self, ids: Tensor, rate: float) -> None:
         """See `Optimiser.step`."""
@@ -112,6 +130,9 @@ class DeviceOptimiser:
         self.rate = torch.tensor(params.learning_rate, device=device)
         self.adamw = adamw(student, params, lr=self.rate, capturable=traits_of(device).graphs)
         self.clip_norm = params.clip_norm
+
+    def begin(self, *, head_only: bool) -> None:
+        """See `Optimiser.begin`; gradients that no backward pass has made yet do not exist."""
 
     def set_rate(self, rate: float) -> None:
         """Set the learning rate of the steps to come."""

@@ -34,8 +34,11 @@ class Step(Protocol):
     def prepare(self, batch: TrainingBatch) -> Any:
         """The batch as `run` takes it. Called ahead and in another thread."""
 
-    def run(self, prepared: Any, rate: float) -> Tensor:
-        """Update all weights at learning rate `rate`; returns the batch's loss before that, until the next call."""
+    def run(self, prepared: Any, rate: float, *, head_only: bool = False) -> Tensor:
+        """Update all weights, or the head's alone, at learning rate `rate`.
+
+        Returns the batch's loss before that; it holds until the next call.
+        """
 
 
 def step_for(student: Student, params: FitParams, dtype: torch.dtype) -> Step:
@@ -60,18 +63,26 @@ class PackedStep:
         """See `Step.prepare`."""
         return batch
 
-    def run(self, prepared: TrainingBatch, rate: float) -> Tensor:
+    def run(self, prepared: TrainingBatch, rate: float, *, head_only: bool = False) -> Tensor:
         """See `Step.run`."""
         self.student.train()
+        self.optimiser.begin(head_only=head_only)
         total = torch.zeros((), device=self.device)
         for texts, rows in split(prepared.texts, traits_of(self.device).fit_tokens):
-            vectors = self.student(texts.to(self.device), self.dtype)
+            vectors = _vectors(self.student, texts.to(self.device), self.dtype, head_only=head_only)
             losses = self.loss(vectors, upload(prepared.targets[rows], self.device))
             loss = losses.mean() * (len(rows) / len(prepared.targets))
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         self.optimiser.step(prepared.texts.ids, rate)
         return total
+
+
+def _vectors(student: Student, texts: Batch, dtype: torch.dtype, *, head_only: bool) -> Tensor:
+    """`[texts, dim]`, with gradients for all that trains, or for the head alone."""
+    with torch.set_grad_enabled(not head_only):
+        features = student.features(texts, dtype)
+    return student.finish(features)
 
 
 @dataclass(frozen=True)
@@ -107,8 +118,9 @@ class PaddedStep:
         self.optimiser = DeviceOptimiser(student, params)
         self.adamw = self.optimiser.adamw
         self.total = torch.zeros((), device=self.device)
-        self._gradients: dict[int, tuple[PaddedPart, Callable[[], None]]] = {}
-        self._update = recorder(self.optimiser.update)
+        # Recorded for each length, and for steps of the head alone.
+        self._gradients: dict[tuple[int, bool], tuple[PaddedPart, Callable[[], None]]] = {}
+        self._updates = {head_only: recorder(self.optimiser.update) for head_only in (False, True)}
 
     def prepare(self, batch: TrainingBatch) -> list[PaddedPart]:
         """See `Step.prepare`."""
@@ -122,28 +134,29 @@ class PaddedStep:
         parts = zip(*(torch.split(tensor, size) for tensor in (ids, lengths, targets, weights)), strict=True)
         return [PaddedPart(*part).each(lambda tensor: staged(tensor, self.device)) for part in parts]
 
-    def run(self, prepared: list[PaddedPart], rate: float) -> Tensor:
+    def run(self, prepared: list[PaddedPart], rate: float, *, head_only: bool = False) -> Tensor:
         """See `Step.run`."""
         self.student.train()
         self.total.zero_()
         self.optimiser.set_rate(rate)
         for part in prepared:
-            length = part.ids.shape[1]
-            if length not in self._gradients:
-                self._gradients[length] = self._for_shape_of(part)
-            buffers, add_gradients = self._gradients[length]
+            kind = part.ids.shape[1], head_only
+            if kind not in self._gradients:
+                self._gradients[kind] = self._for_shape_of(part, head_only=head_only)
+            buffers, add_gradients = self._gradients[kind]
             for own, new in zip(buffers.tensors(), part.tensors(), strict=True):
                 overwrite(own, new)
             add_gradients()
-        self._update()
+        self._updates[head_only]()
         return self.total
 
-    def _for_shape_of(self, part: PaddedPart) -> tuple[PaddedPart, Callable[[], None]]:
+    def _for_shape_of(self, part: PaddedPart, *, head_only: bool) -> tuple[PaddedPart, Callable[[], None]]:
         """Memory on the device for such a part, and the function that adds the gradients of what lies there."""
         buffers = part.each(lambda tensor: torch.empty_like(tensor, device=self.device))
 
         def add_gradients() -> None:
-            vectors = self.student(Batch.padded(buffers.ids, buffers.lengths), self.dtype)
+            texts = Batch.padded(buffers.ids, buffers.lengths)
+            vectors = _vectors(self.student, texts, self.dtype, head_only=head_only)
             loss = (self.loss(vectors, buffers.targets) * buffers.weights).sum()
             loss.backward()  # type: ignore[no-untyped-call]
             self.total.add_(loss.detach())

@@ -1,6 +1,5 @@
 """Stage two: fit the student to the stored vectors by regression. The teacher is not loaded."""
 
-import copy
 import hashlib
 import json
 import shutil
@@ -23,6 +22,7 @@ from pipeline.fit import checkpoint, head
 from pipeline.fit.card import write_card
 from pipeline.fit.loader import Loader, Position, TrainingBatch
 from pipeline.fit.optimiser import learning_rate, total_steps
+from pipeline.fit.saved_weights import SavedWeights
 from pipeline.fit.step import step_for
 from pipeline.fit.token_cache import Tokens, token_counts, tokenize
 from pipeline.model import (
@@ -31,6 +31,7 @@ from pipeline.model import (
     bf16_is_fast,
     build,
     checkpoint_digest,
+    freeze,
     pack,
     repeatable,
     resolve_model,
@@ -39,9 +40,9 @@ from pipeline.model import (
     traits_of,
 )
 from pipeline.params import FitParams
-from pipeline.store import VectorSource
+from pipeline.store import FittedTo, VectorSource
 
-STATE_FORMAT = 2  # of what a checkpoint holds; part of a run's name, so that an earlier format is never read
+STATE_FORMAT = 3  # of what a checkpoint holds; part of a run's name, so that an earlier format is never read
 KEEP_BYTES = 40 << 20
 """malloc keeps freed buffers of up to this size. No buffer of a training step is larger, but vocabulary tables and
 parts of the store are: kept on the heap, those would leave holes for as long as the process runs."""
@@ -164,11 +165,13 @@ class Trainer:
             raise LeafError(f"fit.snapshots: step {beyond[0]} is impossible; the run has {self.total} steps")
         self.validation = self.loader.validation(params.validation_rows)
         self.student.to(self.device)
+        if params.frozen_layers:
+            freeze(self.student, params.frozen_layers)
         self.step = step_for(self.student, params, self.dtype)
         self.progress = Progress()
         # Losses are added up on the device: reading each would make a GPU wait for the host at every step.
         self.window = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.initial_weights: dict[str, Tensor] = {}  # empty unless they have a share in the saved weights
+        self.saved = SavedWeights(self.student, params, self.total)
 
     def train(self, state: Path, out: Path) -> None:
         """Run all steps that are still to do, then save the student."""
@@ -184,8 +187,8 @@ class Trainer:
             self._checkpoint(state)
         else:
             checkpoint.restore(saved, self.student, self.step.adamw)
-            self.initial_weights = checkpoint.initial_weights(saved)
             self.progress = Progress.parse(saved.progress)
+            self.saved.restore(checkpoint.earlier_weights(saved), self.progress.step, self.device)
             self.window.fill_(self.progress.window_loss)
         self._steps(state, out)
         self._save(out)
@@ -220,8 +223,7 @@ class Trainer:
             head.rotation(self._features(rows, targets), self.student.head)
         else:
             head.ridge(self._features(rows, targets), self.student.head, settings.ridge)
-        if self.params.start_share:
-            self.initial_weights = {name: value.clone() for name, value in self.student.state_dict().items()}
+        self.saved.begin(self.student)
         self.progress.start = self._validate(self.student)
         torch.manual_seed(self.params.seed)
 
@@ -244,7 +246,8 @@ class Trainer:
             began = time.perf_counter()
             batch, prepared = next(batches)
             ready = time.perf_counter()
-            self.window += self.step.run(prepared, learning_rate(progress.step, self.total, params))
+            rate, head_only = learning_rate(progress.step, self.total, params), progress.step < params.head_steps
+            self.window += self.step.run(prepared, rate, head_only=head_only)
             self._advance(batch)
             last = progress.step == self.total
             window_ends = last or progress.step % window == 0
@@ -279,6 +282,7 @@ class Trainer:
         progress.position = batch.following
         progress.presentations += len(batch.targets)
         progress.window_steps += 1
+        self.saved.advance(self.student, progress.step)
 
     def _close_window(self) -> str:
         """Add the mean loss since the last call to the curve; returns what the progress bar shows."""
@@ -296,7 +300,7 @@ class Trainer:
         return f"loss {loss:.4f}, {rate:.0f} texts/s"
 
     def _record_validation(self) -> None:
-        self.progress.end = self._validate(self._averaged())
+        self.progress.end = self._validate(self.saved.of(self.student))
         if self.progress.end:
             self.progress.curve.append((self.progress.step, "validation", round(self.progress.end["loss"], 6)))
 
@@ -322,23 +326,13 @@ class Trainer:
         self.progress.window_loss = float(self.window)
         if not np.isfinite(self.progress.window_loss):
             return  # the end of the window will report it; the checkpoint before is still good
-        captured = checkpoint.capture(self.student, self.step.adamw, asdict(self.progress), self.initial_weights)
+        captured = checkpoint.capture(self.student, self.step.adamw, asdict(self.progress), self.saved.tensors())
         checkpoint.save(captured, state)
 
-    def _averaged(self) -> Student:
-        """The student as it is measured and saved: its weights, averaged with the initial ones by `start_share`."""
-        if not self.initial_weights:
-            return self.student
-        share, averaged = self.params.start_share, copy.deepcopy(self.student)
-        now = self.student.state_dict()
-        initial = {name: value.to(self.device) for name, value in self.initial_weights.items()}  # restored on the CPU
-        averaged.load_state_dict({name: torch.lerp(now[name], value, share) for name, value in initial.items()})
-        return averaged
-
     def _save(self, path: Path) -> None:
-        student = self._averaged()
+        student = self.saved.of(self.student)
         card = write_card(self.source.meta, self.corpus, self.params, self.metrics(), student)
-        student.save(path, card, self.source.meta)
+        student.save(path, card, FittedTo.of(self.source.meta))
 
 
 def _snapshot(out: Path, step: int) -> Path:

@@ -9,6 +9,7 @@ from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.backbones.registry import backbone_for, find_backbone
 from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack, pad, split, token_batches
 from pipeline.model.cuda import Graphs
+from pipeline.model.depth import freeze, weight_depths
 from pipeline.model.device import (
     TRAITS,
     best_device,
@@ -61,6 +62,7 @@ __all__ = [
     "checkpoint_digest",
     "code_files",
     "find_backbone",
+    "freeze",
     "in_threads",
     "load_sentence_transformer",
     "older_form",
@@ -79,6 +81,7 @@ __all__ = [
     "traits_of",
     "upload",
     "vectors_in_parts",
+    "weight_depths",
     "weights_sha256",
     "worker_count",
     "write_errors",

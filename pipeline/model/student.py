@@ -34,7 +34,7 @@ from pipeline.model.parallel import vectors_in_parts
 from pipeline.model.pooling import stored_pooling
 from pipeline.model.vocabulary import cut_vocabulary
 from pipeline.params import StudentParams, pooling_modes
-from pipeline.store import StoreMeta, write_fitted_to
+from pipeline.store import FittedTo, write_fitted_to
 
 TOKEN_BUDGET = 8192  # tokens computed at once in inference
 PROBE_TOKENS = 16  # by which a backbone is compared before and after its vocabulary is cut
@@ -98,10 +98,10 @@ class Student(nn.Module):
         """A copy of the tokenizer that cuts at `max_length` and does not pad."""
         return self.backbone.tokenizer()
 
-    def save(self, path: Path, card: str | None = None, meta: StoreMeta | None = None) -> None:
+    def save(self, path: Path, card: str | None = None, fitted: FittedTo | None = None) -> None:
         """Write a sentence-transformers directory; what was at `path` is replaced only once the new one is whole.
 
-        `card` becomes its README.md; `meta`, of the vectors that it was fitted to, is recorded.
+        `card` becomes its README.md; `fitted`, the vectors that it was fitted to, is recorded.
 
         Raises:
             LeafError: it cannot be written; the disk is full, say.
@@ -118,8 +118,8 @@ class Student(nn.Module):
         with model_directory(path, card) as directory:
             model.save(str(directory), create_model_card=False, safe_serialization=True)
             write_older_form(directory, modules)
-            if meta is not None:
-                write_fitted_to(directory, meta)
+            if fitted is not None:
+                write_fitted_to(directory, fitted)
 
     @classmethod
     def load(cls, path: Path) -> "Student":

@@ -387,9 +387,14 @@ class FitParams:
     epochs_per_cycle: int = field(default=10, metadata=positive())
     """An epoch visits every training text once."""
     learning_rate: float = field(default=1e-4, metadata=positive())
-    """Learning rate at the start of each cycle, from which it decays linearly to `learning_rate_end`."""
+    """Learning rate at the start of each cycle, from which it falls to `learning_rate_end` by the `schedule`."""
     learning_rate_end: float = field(default=1e-5, metadata=bounded(0))
     """Learning rate at the end of each cycle."""
+    schedule: Literal["linear", "cosine", "stable"] = "linear"
+    """How the learning rate falls within a cycle: evenly, by half a cosine wave, or not at all until the last
+    `decay_share` of the cycle's steps, in which it falls linearly (warm-up, stable, decay: WSD, arXiv 2404.06395)."""
+    decay_share: float = field(default=0.2, metadata=bounded(0, 1))
+    """With `schedule: stable`: the share of a cycle's steps in which the learning rate falls."""
     warmup_steps: int = field(default=0, metadata=bounded(0))
     """Steps at the very start over which the learning rate rises linearly from 0."""
     weight_decay: float = field(default=0.01, metadata=bounded(0))
@@ -402,6 +407,19 @@ class FitParams:
     """Share of the weights before the first step in the saved weights; the rest are those after the last step (WiSE-FT,
     arXiv 2109.01903). Above 0 the student ranks texts unlike the corpus better, and follows the teacher less closely on
     texts like it."""
+    start_share_first: float | None = field(default=None, metadata=bounded(0, 0.99))
+    """The same share in the embeddings and the first layer; from there it goes linearly to `start_share` in the last
+    layer and the head (LiNeS, arXiv 2410.17146). Left out, it is `start_share` everywhere."""
+    average_last: int = field(default=1, metadata=positive())
+    """The saved weights are the mean of those after the last step and at so many - 1 points before it (LAWA, arXiv
+    2209.14981)."""
+    average_every: int = field(default=100, metadata=positive())
+    """Steps between the points of `average_last`."""
+    head_steps: int = field(default=0, metadata=bounded(0))
+    """First steps, which train the head alone and take less than half the time (LP-FT, arXiv 2202.10054)."""
+    frozen_layers: int = field(default=0, metadata=bounded(0))
+    """So many of the student's first layers, and the embeddings, keep their weights, which saves the backward pass
+    through them and their part of the update; 0 trains everything."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward and backward passes; `auto` is bfloat16 on devices where that is fast."""
     seed: int = field(default=0, metadata=bounded(0))

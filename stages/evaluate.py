@@ -15,7 +15,7 @@ from pipeline.params import EncodeParams, EvaluateParams, TeacherParams, load_se
 from pipeline.serve import MODES
 from pipeline.store import Store
 from pipeline.teacher import Teacher, open_teacher
-from stages.common import check_student, command, params_option, write_json
+from stages.common import check_student, command, params_option, with_part, write_json
 from stages.recorded import check_recorded
 from stages.watched import warn_unwatched
 
@@ -54,10 +54,11 @@ def main(
     check_writable([out, *([costs] if costs else []), *(plots.files(pictures) if pictures else [])])
     check_recorded(corpus, embeddings)
     warn_unwatched([*settings.beir, *settings.sts, *settings.classification], COLLECTIONS, "evaluate")
-    student = StudentEncoder.load(model)
     store = Store.open(embeddings)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), encode, store)
     check_student(model, store.meta.fingerprint, store.name, teacher)
+    model = with_part(model, store.meta.fingerprint)
+    student = StudentEncoder.load(model)
     _check_teacher(teacher, settings, measures_cost=costs is not None)
 
     def teacher_vectors(texts: pl.DataFrame) -> Array:

@@ -10,7 +10,7 @@ from pipeline.export import EXPORTERS, export
 from pipeline.params import EncodeParams, ExportParams, FitParams, TeacherParams, load_section
 from pipeline.store import Store
 from pipeline.teacher import open_teacher
-from stages.common import check_student, command, params_option, write_json
+from stages.common import check_student, command, params_option, with_part, write_json
 from stages.recorded import check_recorded
 
 EVALUATION = Path("metrics/evaluate.json")
@@ -43,7 +43,7 @@ def main(
     figures = export(
         corpus,
         store,
-        model,
+        with_part(model, store.meta.fingerprint),
         out,
         teacher=teacher,
         checkpoint=checkpoint,

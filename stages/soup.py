@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from pipeline.base import check_writable
-from pipeline.fit import soup
 from stages.common import command
 
 
@@ -18,6 +17,8 @@ def main(models: tuple[Path, ...], out: Path) -> None:
     They must have started from one checkpoint with one head: runs that differ in texts, order or parameters, or
     snapshots of one run.
     """
+    from pipeline.fit import soup  # only now: `leaf` answers without waiting for torch
+
     check_writable([], [out])
     soup(models, out)
     click.echo(out)

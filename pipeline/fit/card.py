@@ -84,6 +84,13 @@ def corpus_table(corpus: Path) -> str:
 def _documents(teacher: dict[str, Any], prompt: str) -> str:
     """Code that embeds documents with the teacher."""
     name = public_name(str(teacher.get("model", "unknown")))
+    if teacher.get("kind") == "several":
+        return (
+            "# These vectors are those of several teachers side by side, each of length one, scaled to length one:\n"
+            + "\n".join(f"# {part['dim']} dimensions of {part['model']}" for part in teacher["parts"])
+            + "\n# To compare with one teacher's documents, take its columns of the student's vectors.\n"
+            "documents = ..."
+        )
     if teacher.get("kind") == "api":
         texts = json.dumps([f"{prompt}A text.", f"{prompt}Another text."], ensure_ascii=False)
         fields = (teacher.get("extra") or {}).get("document")
@@ -100,6 +107,10 @@ def _documents(teacher: dict[str, Any], prompt: str) -> str:
 def _public_params(params: FitParams) -> dict[str, Any]:
     shown = asdict(params)
     shown["student"]["model"] = public_name(params.student.model)
+    shown["further_stores"] = [public_name(place) for place in params.further_stores]
+    for section, name in (("anchor", "store"), ("candidates", "path")):
+        if shown[section]:
+            shown[section][name] = public_name(shown[section][name])
     return shown
 
 

@@ -7,23 +7,25 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
 from pipeline.base import LeafError, keep_pages, locked, prefetch, release_pages
-from pipeline.corpus import corpus_digest
+from pipeline.corpus import corpus_digest, corpus_keys, numbered_column
 from pipeline.fit import checkpoint, head
+from pipeline.fit.candidates import Candidates, candidates_digest, open_candidates
 from pipeline.fit.card import write_card
 from pipeline.fit.loader import Loader, Position, TrainingBatch
 from pipeline.fit.optimiser import learning_rate, total_steps
 from pipeline.fit.saved_weights import SavedWeights
 from pipeline.fit.step import step_for
+from pipeline.fit.teachers import JoinedSource, open_teachers
 from pipeline.fit.token_cache import Tokens, token_counts, tokenize
 from pipeline.model import (
     Student,
@@ -94,6 +96,8 @@ class FitResult:
 def fit(corpus: Path, source: VectorSource, params: FitParams, out: Path, work: Path) -> FitResult:
     """Train a student on every training text of `corpus`, write it to `out`, and return what was measured.
 
+    `source` has the teacher's vectors of the corpus; those of further teachers are in the stores that `params` name.
+
     Checkpoints lie below `work`: a run that was killed continues there, and ends with the weights that it would have
     had. The last one stays until `FitResult.discard_state`. Snapshots of a student `out` go to `out-snapshots/step-N`.
 
@@ -101,6 +105,7 @@ def fit(corpus: Path, source: VectorSource, params: FitParams, out: Path, work: 
         LeafError: bad input of any kind, a damaged store or checkpoint, or another run under way.
     """
     keep_pages(KEEP_BYTES)
+    source = open_teachers(source, params)
     digests = _input_digests(corpus, source, params)
     state = work / _run_name(params, digests)
     place = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
@@ -110,6 +115,8 @@ def fit(corpus: Path, source: VectorSource, params: FitParams, out: Path, work: 
         locked(work / f"{state.name}.lock", "fit with these parameters"),
     ):
         source.verify()
+        if isinstance(source, JoinedSource):
+            source.align(corpus_keys(corpus), work)
         trainer = Trainer(corpus, source, params, digests["corpus"], work)
         trainer.train(state, out)
         return FitResult(trainer.metrics(), trainer.progress.curve, state)
@@ -123,6 +130,7 @@ def _input_digests(corpus: Path, source: VectorSource, params: FitParams) -> dic
         "corpus": corpus_digest(corpus),
         "store": source.digest(),
         "student": checkpoint_digest(model, params.student.weights == "checkpoint"),
+        **({"candidates": digest} if (digest := candidates_digest(params.candidates)) else {}),
     }
 
 
@@ -158,8 +166,18 @@ class Trainer:
             similarity=meta.similarity,
             count_tokens=lambda tokenizer: token_counts(tokens_by(tokenizer)),
         )
+        self.student.add_further(params.assistants.depths)
         tokens = tokens_by(self.student.tokenizer())
-        self.loader = Loader(source, tokens, params.batch_size, params.buffer_rows, params.seed)
+        self.loader = Loader(
+            source,
+            tokens,
+            params.batch_size,
+            params.buffer_rows,
+            params.seed,
+            groups=numbered_column(corpus, "source")[1] if params.one_source_batches else None,
+            candidates=_candidates(params, tokens, source, work),
+        )
+        self._check_terms()
         self.total = total_steps(params, self.loader.batches_per_epoch)
         if beyond := [step for step in params.snapshots if step > self.total]:
             raise LeafError(f"fit.snapshots: step {beyond[0]} is impossible; the run has {self.total} steps")
@@ -172,6 +190,20 @@ class Trainer:
         # Losses are added up on the device: reading each would make a GPU wait for the host at every step.
         self.window = torch.zeros((), dtype=torch.float64, device=self.device)
         self.saved = SavedWeights(self.student, params, self.total)
+
+    def _check_terms(self) -> None:
+        """Refuse terms of the loss that do not fit student and stores."""
+        dims, student = self.params.prefixes, self.student
+        if wide := [dim for dim in dims if dim >= student.dim]:
+            raise LeafError(
+                f"fit.prefixes: {wide[0]} is impossible; the student's vectors have {student.dim} dimensions"
+            )
+        anchor = self.source.anchor if isinstance(self.source, JoinedSource) else None
+        if anchor is not None and anchor.meta.dim != student.width:
+            raise LeafError(
+                f"fit.anchor.store: the vectors of {anchor.name} have {anchor.meta.dim} dimensions, but the student's "
+                f"features {student.width}: it must hold vectors by the student's own checkpoint"
+            )
 
     def train(self, state: Path, out: Path) -> None:
         """Run all steps that are still to do, then save the student."""
@@ -192,6 +224,7 @@ class Trainer:
             self.window.fill_(self.progress.window_loss)
         self._steps(state, out)
         self._save(out)
+        self._save_further(out)
 
     def metrics(self) -> dict[str, Any]:
         """What is known of the run so far."""
@@ -205,7 +238,7 @@ class Trainer:
             "loss": self.params.loss,
             "steps": progress.step,
             "presentations": progress.presentations,
-            "parameters": sum(p.numel() for p in self.student.parameters()),
+            "parameters": _parameters(self.student),
             "samples_per_s": round(progress.presentations / max(progress.training, 1e-9), 1),
             "seconds": round(progress.total, 1),
             "seconds_waiting": round(progress.waiting, 2),
@@ -213,29 +246,42 @@ class Trainer:
 
     def _start(self) -> None:
         """Set the head in closed form, from features without dropout; measure the student before the first step."""
-        settings = self.params.student
-        rows, targets = self.loader.sample(settings.head_rows)
-        if settings.head == "rotation":
-            if not self.source.meta.normalized:
-                raise LeafError(
-                    "fit.student.head: `rotation` is for a teacher whose vectors are normalised; use `ridge`"
-                )
-            head.rotation(self._features(rows, targets), self.student.head)
-        else:
-            head.ridge(self._features(rows, targets), self.student.head, settings.ridge)
+        settings, heads = self.params.student, [*self.student.further_heads.values(), self.student.head]
+        if settings.head == "rotation" and not self.source.meta.normalized:
+            raise LeafError("fit.student.head: `rotation` is for a teacher whose vectors are normalised; use `ridge`")
+        for place, linear in enumerate(heads):
+            if settings.head == "rotation":
+                head.rotation(self._features(place), cast(nn.Linear, linear))
+            else:
+                head.ridge(self._features(place), cast(nn.Linear, linear), settings.ridge)
         self.saved.begin(self.student)
         self.progress.start = self._validate(self.student)
         torch.manual_seed(self.params.seed)
 
     @torch.no_grad()
-    def _features(self, rows: np.ndarray, targets: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of features and targets of these training items."""
+    def _features(self, place: int) -> Iterator[tuple[Tensor, ...]]:
+        """Batches of features for head number `place`, targets, and maybe weights, of `head_rows` training items."""
         self.student.eval()
-        lengths = self.loader.tokens.lengths(self.loader.items.text[rows])
-        for batch in token_batches(lengths, traits_of(self.device).encode_tokens):
-            texts = self.loader.pack(rows[batch], self.student.backbone.shortest).to(self.device)
-            features = self.student.features(texts, self.dtype)
-            yield features, torch.from_numpy(targets[batch])
+        weights = self._row_weights()
+        for rows, targets in self.loader.samples(self.params.student.head_rows):
+            lengths = self.loader.tokens.lengths(self.loader.items.text[rows])
+            for batch in token_batches(lengths, traits_of(self.device).encode_tokens):
+                texts = self.loader.pack(rows[batch], self.student.backbone.shortest).to(self.device)
+                features = self.student.all_features(texts, self.dtype)[place]
+                expected = torch.from_numpy(targets[batch]).float()[:, : self.student.dim]
+                yield (features, expected) if weights is None else (features, expected, weights[rows[batch]])
+
+    def _row_weights(self) -> Tensor | None:
+        """`[training items]`: weights in the closed form by `head_queries`; None if all are equal."""
+        share = self.params.student.head_queries
+        if share is None:
+            return None
+        names, numbers = numbered_column(self.corpus, "role")
+        queries = np.array(names)[numbers[self.loader.items.text]] == "query"
+        if queries.all() or not queries.any():
+            return None
+        weights = np.where(queries, share / queries.mean(), (1 - share) / (1 - queries.mean()))
+        return torch.from_numpy(weights)
 
     def _steps(self, state: Path, out: Path) -> None:
         progress, params = self.progress, self.params
@@ -247,7 +293,7 @@ class Trainer:
             batch, prepared = next(batches)
             ready = time.perf_counter()
             rate, head_only = learning_rate(progress.step, self.total, params), progress.step < params.head_steps
-            self.window += self.step.run(prepared, rate, head_only=head_only)
+            self.window += self.step.run(prepared, rate, progress.step / self.total, head_only=head_only)
             self._advance(batch)
             last = progress.step == self.total
             window_ends = last or progress.step % window == 0
@@ -314,10 +360,10 @@ class Trainer:
         lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
         loss = cosine = 0.0
         for rows in token_batches(lengths, traits_of(self.device).encode_tokens):
-            expected = torch.from_numpy(targets[rows]).to(self.device)
+            expected = torch.from_numpy(targets[rows, : student.dim]).to(self.device)
             texts = pack([token_ids[row] for row in rows], student.backbone.shortest).to(self.device)
             vectors = student(texts, self.dtype)
-            loss += float(self.step.loss(vectors, expected).mean()) * len(rows)
+            loss += float(self.step.objective.loss(vectors, expected).mean()) * len(rows)
             cosine += float(functional.cosine_similarity(vectors, expected).sum())
         release_pages()
         return {"loss": loss / len(token_ids), "cosine": cosine / len(token_ids)}
@@ -333,6 +379,33 @@ class Trainer:
         student = self.saved.of(self.student)
         card = write_card(self.source.meta, self.corpus, self.params, self.metrics(), student)
         student.save(path, card, FittedTo.of(self.source.meta))
+
+    def _save_further(self, out: Path) -> None:
+        """Save the students of fewer layers, each with what it measures."""
+        averaged = self.saved.of(self.student)
+        for depth in self.student.depths:
+            student = averaged.at_depth(depth)
+            measured = {"validation": self._validate(student), "validation_at_start": {}}
+            figures = self.metrics() | measured | {"parameters": _parameters(student)}
+            card = write_card(self.source.meta, self.corpus, self.params, figures, student)
+            student.save(out.with_name(f"{out.name}-depths") / str(depth), card, FittedTo.of(self.source.meta))
+
+
+def _candidates(params: FitParams, tokens: Tokens, source: VectorSource, work: Path) -> Candidates | None:
+    """Those that `params` name, by the first teacher's vectors."""
+    if params.candidates is None:
+        return None
+    teacher = source.teachers[0] if isinstance(source, JoinedSource) else source
+    if teacher.meta.similarity == "dot":
+        raise LeafError(
+            f"fit.candidates: needs vectors that are compared by cosine, and those of {teacher.name} are not"
+        )
+    return open_candidates(params.candidates, tokens, teacher, work)
+
+
+def _parameters(student: Student) -> int:
+    """How many numbers the student is saved with."""
+    return sum(p.numel() for part in (student.backbone, student.head) for p in part.parameters())
 
 
 def _snapshot(out: Path, step: int) -> Path:

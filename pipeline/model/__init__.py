@@ -35,6 +35,7 @@ from pipeline.model.model_files import (
     weights_sha256,
 )
 from pipeline.model.parallel import in_threads, vectors_in_parts, worker_count
+from pipeline.model.parts import part_of
 from pipeline.model.pooling import Pooling, poolings_of
 from pipeline.model.student import TOKEN_BUDGET, Student, StudentEncoder, build, write_errors
 
@@ -69,6 +70,7 @@ __all__ = [
     "overwrite",
     "pack",
     "pad",
+    "part_of",
     "poolings_of",
     "read_json",
     "repeatable",

@@ -6,6 +6,8 @@ Every default stands here and nowhere else.
 from pipeline.params.parsing import load_section
 from pipeline.params.sections import (
     ApiParams,
+    AssistantParams,
+    CandidatesParams,
     CorpusParams,
     EncodeParams,
     EvaluateParams,
@@ -23,6 +25,8 @@ from pipeline.params.sections import (
 
 __all__ = [
     "ApiParams",
+    "AssistantParams",
+    "CandidatesParams",
     "CorpusParams",
     "EncodeParams",
     "EvaluateParams",

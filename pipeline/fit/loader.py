@@ -232,7 +232,7 @@ class Loader:
                 last = number + 1 == self.batches_per_epoch
                 following = Position(epoch + 1, 0) if last else Position(epoch, number + 1)
                 stop = start + len(packed.order)
-                candidates = self.candidates and self.candidates.of(self.items.text[rows])
+                candidates = self.candidates.of(self.items.text[rows]) if self.candidates else None
                 targets = vectors[start:stop].float()
                 yield TrainingBatch(Position(epoch, number), following, packed, targets, candidates)
                 number, start = number + 1, stop

@@ -35,8 +35,9 @@ LOSSES: dict[str, Loss] = {"l2": _l2, "mse": _mse, "cosine": _cosine}
 def similarity_loss(vectors: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """The mean squared difference of cosines over all pairs of texts: MSE(S S^T, T T^T) (Jasper, arXiv 2412.19048)."""
     ours, theirs = (functional.normalize(rows, dim=1) for rows in (vectors, targets))
-    differences = ours @ ours.T - theirs @ theirs.T
-    return weights @ differences.square() @ weights
+    differences: Tensor = ours @ ours.T - theirs @ theirs.T
+    mean: Tensor = weights @ differences.square() @ weights
+    return mean
 
 
 def relative_loss(vectors: Tensor, targets: Tensor, pairs: Tensor, margin: float) -> Tensor:

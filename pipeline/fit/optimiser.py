@@ -85,7 +85,7 @@ class RowsOptimiser:
         self.dense = [p for p in trained if not self.by_rows or p is not self.table]
         if self.by_rows:
             token_embeddings.sparse = True
-            self._table_gradient = torch.zeros_like(self.table)
+            self.table.grad = self._table_gradient = torch.zeros_like(self.table)
 
     def begin(self, *, head_only: bool) -> None:
         """See `Optimiser.begin`."""

@@ -11,17 +11,27 @@ from pipeline.params import FitParams
 START, SUM = "start.", "sum."
 
 
+def start_shares(student: Student, share: float, first: float | None) -> dict[str, float]:
+    """The start's share in each weight: `first` in the first layer, and evenly on to `share` in the last and the head.
+
+    That is LiNeS (arXiv 2410.17146). Without `first` it is `share` everywhere.
+
+    Raises:
+        LeafError: the family's layers cannot be told apart.
+    """
+    if first is None:
+        return dict.fromkeys(student.state_dict(), share)
+    return {name: first + depth * (share - first) for name, depth in weight_depths(student).items()}
+
+
 class SavedWeights:
     """Keeps what the saved weights need of earlier steps: nothing, unless `params` ask for it."""
 
     def __init__(self, student: Student, params: FitParams, total: int) -> None:
         """For a run of `total` steps."""
         self._points = {point for n in range(params.average_last) if (point := total - n * params.average_every) > 0}
-        first = params.start_share if params.start_share_first is None else params.start_share_first
-        self._shares: dict[str, float] = {}
-        if first or params.start_share:
-            depths = weight_depths(student) if first != params.start_share else dict.fromkeys(student.state_dict(), 1.0)
-            self._shares = {name: first + depth * (params.start_share - first) for name, depth in depths.items()}
+        shared = params.start_share or params.start_share_first
+        self._shares = start_shares(student, params.start_share, params.start_share_first) if shared else {}
         self.start: dict[str, Tensor] = {}
         self.sum: dict[str, Tensor] = {}
         self.count = 0

@@ -176,7 +176,8 @@ class PaddedPart:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "PaddedPart":
         """The part with all its tensors changed."""
-        return PaddedPart(*map(change, (self.ids, self.lengths, self.weights)), self.expected.each(change))
+        ids, lengths, weights = map(change, (self.ids, self.lengths, self.weights))
+        return PaddedPart(ids, lengths, weights, self.expected.each(change))
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them, in order."""
@@ -213,7 +214,7 @@ class PaddedStep:
         ids, lengths = pad(batch.texts, texts, length)
         weights = torch.zeros(texts)
         weights[:rows] = 1 / rows
-        cuts = torch.arange(texts).split(size)
+        cuts = torch.split(torch.arange(texts), size)
         expected = batch.expected.filled(texts)
         parts = [PaddedPart(ids[cut], lengths[cut], weights[cut], expected.rows(cut)) for cut in cuts]
         return [part.each(lambda tensor: staged(tensor, self.device)) for part in parts]
@@ -262,7 +263,7 @@ class PaddedStep:
         compared = _compare(runs, loss, self.device)
         self.total.add_(compared.loss)
         sizes = [len(part.weights) for part in parts]
-        for part, state, gradients in zip(parts, compared.states, compared.gradients.split(sizes), strict=False):
+        for part, state, gradients in zip(parts, compared.states, torch.split(compared.gradients, sizes), strict=False):
             _random(self.device).set_rng_state(state)
             outputs = _outputs(self.student, part.texts, self.dtype, head_only=head_only)
             own = (self.objective.of_texts(outputs, part.expected) * part.weights).sum()

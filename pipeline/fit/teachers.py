@@ -101,7 +101,7 @@ class JoinedSource(VectorSource):
         low, high, _ = slice(start, stop).indices(self.parts[part])
         first = self.sources[0].read(part, low, high)
         rows = slice(int(self.bounds[part]) + low, int(self.bounds[part]) + high)
-        vectors = [first.astype(np.float32), *(np.asarray(flat[rows], np.float32) for flat in self._rows)]
+        vectors: list[Array] = [first.astype(np.float32), *(np.asarray(flat[rows], np.float32) for flat in self._rows)]
         count = len(self.teachers)
         if count > 1:
             vectors[:count] = [_scaled(of_teacher) / np.float32(np.sqrt(count)) for of_teacher in vectors[:count]]

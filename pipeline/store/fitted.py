@@ -27,11 +27,14 @@ class FittedTo:
     fingerprint: str
     parts: tuple[FittedPart, ...] = ()
     """Of a student of several teachers: whose vector each part of its own vector is, in their order."""
+    space: str | None = None
+    """Of the student of an assistant, which is a student itself: the fingerprint of the vectors that the assistant was
+    fitted to. All three live in their space."""
 
     @classmethod
     def of(cls, meta: StoreMeta) -> "FittedTo":
         """Vectors of `meta`; those of several teachers name them under `teacher["parts"]`."""
-        return cls(meta.fingerprint, _parts(meta.teacher.get("parts") or []))
+        return cls(meta.fingerprint, _parts(meta.teacher.get("parts") or []), meta.teacher.get("fitted_to"))
 
     @classmethod
     def read(cls, model: Path) -> "FittedTo | None":
@@ -42,7 +45,7 @@ class FittedTo:
         if not isinstance(document, dict):
             return cls(str(document))
         try:
-            return cls(str(document.get("fingerprint")), _parts(document.get("parts", [])))
+            return cls(str(document.get("fingerprint")), _parts(document.get("parts", [])), document.get("space"))
         except (TypeError, KeyError, ValueError):
             raise LeafError(f"{model / FITTED_TO}: its parts are damaged; run fit again") from None
 
@@ -63,7 +66,9 @@ def _parts(entries: Any) -> tuple[FittedPart, ...]:
 def write_fitted_to(directory: Path, fitted: FittedTo) -> None:
     """Record in a model's directory what it was fitted to."""
     parts = [{"fingerprint": part.fingerprint, "dim": part.dim} for part in fitted.parts]
-    write_json(directory / FITTED_TO, {"fingerprint": fitted.fingerprint} | ({"parts": parts} if parts else {}))
+    optional = {"parts": parts, "space": fitted.space}
+    document = {"fingerprint": fitted.fingerprint} | {name: value for name, value in optional.items() if value}
+    write_json(directory / FITTED_TO, document)
 
 
 def check_fitted_to(
@@ -82,7 +87,7 @@ def check_fitted_to(
             f"{model}: does not say which teacher's vectors it was fitted to (an earlier version wrote it, or another "
             f"program); make sure that they are those of {place}"
         )
-    if fitted.fingerprint == fingerprint or fitted.columns(fingerprint):
+    if fingerprint in (fitted.fingerprint, fitted.space) or fitted.columns(fingerprint):
         return None
     with suppress(LeafError):  # without the teacher nothing is known of its earlier fingerprints
         if fitted.fingerprint in earlier():

@@ -18,7 +18,7 @@ from pipeline.corpus.parts import corpus_digest, corpus_keys
 from pipeline.fit import head as heads
 from pipeline.fit.candidates import open_candidates
 from pipeline.fit.loader import Loader, Position, TrainingBatch
-from pipeline.fit.losses import draw_pairs, relative_loss, similarity_loss, soft_distillation
+from pipeline.fit.losses import LOSSES, draw_pairs, relative_loss, similarity_loss, soft_distillation
 from pipeline.fit.objective import Objective, Outputs
 from pipeline.fit.optimiser import learning_rate
 from pipeline.fit.step import PackedStep, PaddedStep, Step
@@ -186,7 +186,7 @@ def test_drawn_pairs_are_of_two_different_texts_that_count() -> None:
     torch.manual_seed(0)
     pairs = draw_pairs(torch.tensor([0.2, 0.2, 0.2, 0.2, 0.2, 0, 0]), 2000)
     assert pairs.shape == (2, 2, 2000)
-    assert sorted(pairs.unique().tolist()) == [0, 1, 2, 3, 4]
+    assert set(pairs.flatten().tolist()) == {0, 1, 2, 3, 4}
     assert (pairs[:, 0] != pairs[:, 1]).all()
 
 
@@ -205,7 +205,7 @@ def test_the_objective_adds_its_terms_by_their_weights() -> None:
     objective, even = Objective(settings, 4, torch.device("cpu")), torch.full((3,), 1 / 3)
     objective.set_progress(0.1)
     further = torch.randn(3, 4)
-    l2 = lambda a, b: (a - b).norm(dim=1)  # noqa: E731
+    l2 = LOSSES["l2"]
     expected = 10 * l2(vectors, targets) + 2 * 10 * l2(further, targets) + 0.3 * l2(further, vectors)
     expected += 0.5 * l2(torch.nn.functional.normalize(features, dim=1), anchored)
     given = TrainingBatch(Position(), Position(), pack([[1]] * 3), torch.cat([targets, anchored], 1)).expected
@@ -293,7 +293,8 @@ def stores(root: Path, store: Store) -> tuple[Store, Store, Store]:
 
 
 def normalised(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    scaled: np.ndarray = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return scaled
 
 
 def test_the_target_of_several_teachers_is_their_concatenation(

@@ -130,6 +130,13 @@ def check_student(model: Path, fingerprint: str, place: str, teacher: "Teacher |
         echo(word, err=True)
 
 
+def with_part(model: Path, fingerprint: str) -> Path:
+    """The student at `model` for vectors of this fingerprint (`pipeline.model.part_of`), until the command ends."""
+    from pipeline.model import part_of  # only now: commands without a model do not wait for torch
+
+    return click.get_current_context().with_resource(part_of(model, fingerprint))
+
+
 def write_json(path: Path, figures: Mapping[str, object]) -> None:
     """Write metrics as JSON with sorted keys; a kill leaves the old file or the new one, never a part."""
     with written_file(path) as file:

@@ -14,7 +14,7 @@ from pipeline.params import EncodeParams, EvaluateParams, FitParams, Permits, Te
 from pipeline.serve import MODES, START
 from pipeline.store import Store
 from pipeline.teacher import Teacher
-from stages.common import api_options, check_student, command, echo, open_teacher, params_option, write_json
+from stages.common import api_options, check_student, command, echo, open_teacher, params_option, with_part, write_json
 from stages.recorded import check_recorded
 from stages.watched import name_outside, warn_unwatched
 
@@ -58,10 +58,11 @@ def main(
     for key, paths in read.items():
         name_outside(paths, f"evaluate.{key}")
     warn_unwatched([path for paths in read.values() for path in paths], "evaluate")
-    student = StudentEncoder.load(model)
     store = Store.open(embeddings)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), encode, permits, store)
     check_student(model, store.meta.fingerprint, store.name, teacher)
+    model = with_part(model, store.meta.fingerprint)
+    student = StudentEncoder.load(model)
     _check_teacher(teacher, settings, store, measures_cost=costs is not None)
 
     def teacher_vectors(texts: pl.DataFrame) -> Array:

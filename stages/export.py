@@ -9,7 +9,7 @@ from pipeline.base import check_writable
 from pipeline.export import EXPORTERS, export
 from pipeline.params import EncodeParams, ExportParams, FitParams, Permits, TeacherParams, load_section
 from pipeline.store import MODEL_KIND, Store
-from stages.common import api_options, check_student, command, echo, open_teacher, params_option, write_json
+from stages.common import api_options, check_student, command, echo, open_teacher, params_option, with_part, write_json
 from stages.recorded import check_recorded
 
 EVALUATION = Path("metrics/evaluate.json")
@@ -52,7 +52,7 @@ def main(
     figures = export(
         corpus,
         store,
-        model,
+        with_part(model, store.meta.fingerprint),
         out,
         teacher=teacher,
         checkpoint=checkpoint,

@@ -28,6 +28,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "search": ("search.main", "Search the documents."),
         "index": ("index.main", "The stored vectors for other search engines."),
         "store": ("store.main", "Inspect, check and share embedding stores."),
+        "filter": ("filter.main", "Drop pairs that the teacher would not find; write candidates."),
+        "rotate": ("rotate.main", "Turn the teacher onto its principal axes."),
+        "soup": ("soup.main", "Average the students of several runs."),
         "push-hub": ("push_hub.main", "Upload an exported model to the model hub."),
     },
 }

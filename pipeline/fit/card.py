@@ -106,6 +106,16 @@ def corpus_table(corpus: Path) -> str:
 def _documents(teacher: dict[str, Any], prompt: str) -> str:
     """Code that embeds documents with the teacher."""
     name = string_literal(public_name(str(teacher.get("model", "unknown")))[:LONGEST_NAME])
+    if teacher.get("kind") == "several":
+        return (
+            "# These vectors are those of several teachers side by side, each of length one, scaled to length one:\n"
+            + "\n".join(
+                f"# {part['dim']} dimensions of {printable(str(part['model']))[:LONGEST_NAME]}"
+                for part in teacher["parts"]
+            )
+            + "\n# To compare with one teacher's documents, take its columns of the student's vectors.\n"
+            "documents = ..."
+        )
     if teacher.get("kind") == "api":
         texts = printable(json.dumps([f"{prompt}A text.", f"{prompt}Another text."], ensure_ascii=False))
         fields = (teacher.get("extra") or {}).get("document")

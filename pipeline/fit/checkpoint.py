@@ -28,16 +28,16 @@ def capture(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     progress: dict[str, Any],
-    initial_weights: dict[str, Tensor],
+    earlier: dict[str, Tensor],
     others_random: dict[str, Tensor],
 ) -> Checkpoint:
     """The state of a run between two steps. The tensors are not copies: save before the next step.
 
-    `initial_weights` are the weights before the first step, where they have a share in the saved ones;
-    `others_random` are the random states of other processes, by kind and number of the process (`cpu.1`).
+    `earlier` are weights of steps before, where they have a share in the saved ones; `others_random` are the random
+    states of other processes, by kind and number of the process (`cpu.1`).
     """
     tensors = {f"model.{name}": value for name, value in _weights(model).items()}
-    tensors |= {f"initial.{name}": value for name, value in initial_weights.items()}
+    tensors |= {f"earlier.{name}": value for name, value in earlier.items()}
     for number, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
     tensors |= {f"random.{kind}": state for kind, state in random_states(next(model.parameters()).device).items()}
@@ -51,12 +51,12 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Opt
     Process number `rank` has the random state of that number; where the run had fewer, a new one.
     """
     tensors = checkpoint.tensors
-    saved = _with_prefix(tensors, "model.")
+    saved = with_prefix(tensors, "model.")
     with torch.no_grad():
         for name, value in _weights(model).items():
             value.copy_(saved[name])
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _with_prefix(tensors, "optimiser.").items():
+    for name, value in with_prefix(tensors, "optimiser.").items():
         number, _, field = name.partition(".")
         state.setdefault(int(number), {})[field] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
@@ -87,9 +87,9 @@ def _kinds(device: torch.device) -> list[str]:
     return list(dict.fromkeys(("cpu", device.type)))
 
 
-def initial_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights before the first step that `capture` was given."""
-    return _with_prefix(checkpoint.tensors, "initial.")
+def earlier_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights of earlier steps that `capture` was given."""
+    return with_prefix(checkpoint.tensors, "earlier.")
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in weights.items() if names.setdefault(id(value), name) == name}
 
 
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose name begins with `prefix`, under the rest of the name."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 

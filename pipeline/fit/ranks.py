@@ -35,7 +35,8 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
-    _taking_part: list[nn.Parameter] | None = field(default=None, repr=False)
+    _taking_part: dict[bool, list[nn.Parameter]] = field(default_factory=dict, repr=False)
+    """Parameters that get a gradient, in steps of the head alone and in others."""
 
     @property
     def first(self) -> bool:
@@ -85,19 +86,21 @@ class Ranks:
         for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter], others: Sequence[Tensor]) -> None:
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], others: Sequence[Tensor], *, head_only: bool) -> None:
         """Make the gradients of the parameters, and the `others`, the sum over all.
 
-        A process without a text in a batch has no gradients. Which parameters get one, all learn at their first step.
+        A process without a text in a batch has no gradients. Which parameters get one, all learn at their first step,
+        and at the first one that is not of the head alone.
         """
-        if self._taking_part is None:
+        if head_only not in self._taking_part:
             present = torch.tensor([float(p.grad is not None) for p in parameters], device=_device())
             self.sum([present])
-            self._taking_part = [p for p, count in zip(parameters, present.tolist(), strict=True) if count]
-        for parameter in self._taking_part:
+            self._taking_part[head_only] = [p for p, count in zip(parameters, present.tolist(), strict=True) if count]
+        taking_part = self._taking_part[head_only]
+        for parameter in taking_part:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.sum([*others, *(p.grad for p in self._taking_part if p.grad is not None)])
+        self.sum([*others, *(p.grad for p in taking_part if p.grad is not None)])
 
     def check_equal(self, tensors: Sequence[Tensor]) -> None:
         """LeafError unless all have the same bits: machines of two kinds drift apart, and no sum would tell."""

@@ -1,6 +1,5 @@
 """Stage two: fit the student to the stored vectors by regression. The teacher is not loaded."""
 
-import copy
 import hashlib
 import json
 import shutil
@@ -9,29 +8,33 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
 from pipeline.base import LeafError, keep_pages, locked, prefetch, release_pages
-from pipeline.corpus import corpus_digest
+from pipeline.corpus import corpus_digest, corpus_keys, numbered_column
 from pipeline.fit import checkpoint, head
+from pipeline.fit.candidates import Candidates, candidates_digest, open_candidates
 from pipeline.fit.card import write_card
 from pipeline.fit.loader import Loader, Position, TrainingBatch
 from pipeline.fit.optimiser import learning_rate, total_steps
 from pipeline.fit.ranks import ALONE, Ranks
+from pipeline.fit.saved_weights import SavedWeights
 from pipeline.fit.step import compute_dtype, step_for
+from pipeline.fit.teachers import JoinedSource, open_teachers
 from pipeline.fit.token_cache import Tokens, token_counts, tokenize
 from pipeline.model import (
     Student,
     best_device,
     build,
     checkpoint_digest,
+    freeze,
     pack,
     repeatable,
     resolve_model,
@@ -40,9 +43,9 @@ from pipeline.model import (
     traits_of,
 )
 from pipeline.params import FitParams
-from pipeline.store import VectorSource
+from pipeline.store import FittedTo, VectorSource
 
-STATE_FORMAT = 2  # of what a checkpoint holds; part of a run's name, so that an earlier format is never read
+STATE_FORMAT = 3  # of what a checkpoint holds; part of a run's name, so that an earlier format is never read
 KEEP_BYTES = 40 << 20
 """malloc keeps freed buffers of up to this size. No buffer of a training step is larger, but vocabulary tables and
 parts of the store are: kept on the heap, those would leave holes for as long as the process runs."""
@@ -99,6 +102,8 @@ def fit(
 ) -> FitResult:
     """Train a student on every training text of `corpus`, write it to `out`, and return what was measured.
 
+    `source` has the teacher's vectors of the corpus; those of further teachers are in the stores that `params` name.
+
     Checkpoints lie below `work`: a run that was killed continues there, and ends with the weights that it would have
     had. The last one stays until `FitResult.discard_state`. Snapshots of a student `out` go to `out-snapshots/step-N`.
     With several `ranks` each calls this; the first alone writes.
@@ -108,6 +113,7 @@ def fit(
     """
     keep_pages(KEEP_BYTES)
     _check_ranks(params, ranks)
+    source = open_teachers(source, params)
     digests = _input_digests(corpus, source, params)
     state = work / _run_name(params, digests)
     place = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
@@ -118,7 +124,9 @@ def fit(
             held.enter_context(locked(work / f"{state.name}.lock", "fit with these parameters"))
             source.verify()
         else:
-            ranks.wait()  # for the token cache that the first one writes
+            ranks.wait()  # for the token cache and the aligned stores that the first one writes
+        if isinstance(source, JoinedSource):
+            source.align(corpus_keys(corpus), work)
         trainer = Trainer(corpus, source, params, digests["corpus"], work, ranks=ranks)
         if ranks.first:
             ranks.wait()
@@ -132,6 +140,10 @@ def _check_ranks(params: FitParams, ranks: Ranks) -> None:
         raise LeafError(
             f"fit.replicas: {params.replicas} replicas need as many processes, and there are {ranks.size}: `dvc repro` "
             "starts them; by hand, `torchrun` with so many in all (docs/scale.md)"
+        )
+    if params.replicas > 1 and params.average_last > 1:
+        raise LeafError(
+            "fit.average_last: replicas are one student only where they are averaged: leave out one of both"
         )
     if params.replicas == 1 and ranks.size > params.batch_size:
         raise LeafError(
@@ -148,6 +160,7 @@ def _input_digests(corpus: Path, source: VectorSource, params: FitParams) -> dic
         "corpus": corpus_digest(corpus),
         "store": source.digest(),
         "student": checkpoint_digest(model, params.student.weights == "checkpoint"),
+        **({"candidates": digest} if (digest := candidates_digest(params.candidates)) else {}),
     }
 
 
@@ -192,8 +205,18 @@ class Trainer:
             similarity=meta.similarity,
             count_tokens=lambda tokenizer: token_counts(tokens_by(tokenizer)),
         )
+        self.student.add_further(params.assistants.depths)
         tokens = tokens_by(self.student.tokenizer())
-        self.loader = Loader(source, tokens, params.batch_size, params.buffer_rows, params.seed)
+        self.loader = Loader(
+            source,
+            tokens,
+            params.batch_size,
+            params.buffer_rows,
+            params.seed,
+            groups=numbered_column(corpus, "source")[1] if params.one_source_batches else None,
+            candidates=_candidates(params, tokens, source, work),
+        )
+        self._check_terms()
         self.total = total_steps(params, self.loader.batches_per_epoch)
         if beyond := [step for step in params.snapshots if step > self.total]:
             raise LeafError(f"fit.snapshots: step {beyond[0]} is impossible; the run has {self.total} steps")
@@ -204,12 +227,28 @@ class Trainer:
             )
         self.validation = self.loader.validation(params.validation_rows)
         self.student.to(self.device)
+        if params.frozen_layers:
+            freeze(self.student, params.frozen_layers)
         # Replicas have whole batches: to their steps they are alone.
         self.step = step_for(self.student, params, self.dtype, ranks if params.replicas == 1 else ALONE)
         self.progress = Progress()
         # Losses are added up on the device: reading each would make a GPU wait for the host at every step.
         self.window = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.initial_weights: dict[str, Tensor] = {}  # empty unless they have a share in the saved weights
+        self.saved = SavedWeights(self.student, params, self.total)
+
+    def _check_terms(self) -> None:
+        """Refuse terms of the loss that do not fit student and stores."""
+        dims, student = self.params.prefixes, self.student
+        if wide := [dim for dim in dims if dim >= student.dim]:
+            raise LeafError(
+                f"fit.prefixes: {wide[0]} is impossible; the student's vectors have {student.dim} dimensions"
+            )
+        anchor = self.source.anchor if isinstance(self.source, JoinedSource) else None
+        if anchor is not None and anchor.meta.dim != student.width:
+            raise LeafError(
+                f"fit.anchor.store: the vectors of {anchor.name} have {anchor.meta.dim} dimensions, but the student's "
+                f"features {student.width}: it must hold vectors by the student's own checkpoint"
+            )
 
     def train(self, state: Path, out: Path) -> None:
         """Run all steps that are still to do, then save the student."""
@@ -227,12 +266,13 @@ class Trainer:
             self._checkpoint(state)
         else:
             checkpoint.restore(saved, self.student, self.step.adamw, self.ranks.rank)
-            self.initial_weights = checkpoint.initial_weights(saved)
             self.progress = Progress.parse(saved.progress)
+            self.saved.restore(checkpoint.earlier_weights(saved), self.progress.step, self.device)
             self.window.fill_(self.progress.window_loss)
             self._note_processes()
         self._steps(state, out)
         self._save(out)
+        self._save_further(out)
 
     def _note_processes(self) -> None:
         """Remember from which step on how many processes computed."""
@@ -252,7 +292,7 @@ class Trainer:
             "loss": self.params.loss,
             "steps": progress.step,
             "presentations": progress.presentations,
-            "parameters": sum(p.numel() for p in self.student.parameters()),
+            "parameters": _parameters(self.student),
             "samples_per_s": round(progress.presentations / max(progress.training, 1e-9), 1),
             "seconds": round(progress.total, 1),
             "seconds_waiting": round(progress.waiting, 2),
@@ -262,34 +302,46 @@ class Trainer:
     def _start(self) -> None:
         """Set the head in closed form, from features without dropout; measure the student before the first step."""
         if self.ranks.first:
-            self._start_head()
+            self._start_heads()
         self.ranks.spread([*self.student.state_dict().values()])
-        if self.params.start_share:
-            self.initial_weights = {name: value.clone() for name, value in self.student.state_dict().items()}
+        self.saved.begin(self.student)
         self.progress.start = self._validate(self.student)
         checkpoint.seed_process(self.params.seed, self.ranks.rank)
 
-    def _start_head(self) -> None:
-        settings = self.params.student
-        rows, targets = self.loader.sample(settings.head_rows)
-        if settings.head == "rotation":
-            if not self.source.meta.normalized:
-                raise LeafError(
-                    "fit.student.head: `rotation` is for a teacher whose vectors are normalised; use `ridge`"
-                )
-            head.rotation(self._features(rows, targets), self.student.head)
-        else:
-            head.ridge(self._features(rows, targets), self.student.head, settings.ridge)
+    def _start_heads(self) -> None:
+        settings, heads = self.params.student, [*self.student.further_heads.values(), self.student.head]
+        if settings.head == "rotation" and not self.source.meta.normalized:
+            raise LeafError("fit.student.head: `rotation` is for a teacher whose vectors are normalised; use `ridge`")
+        for place, linear in enumerate(heads):
+            if settings.head == "rotation":
+                head.rotation(self._features(place), cast(nn.Linear, linear))
+            else:
+                head.ridge(self._features(place), cast(nn.Linear, linear), settings.ridge)
 
     @torch.no_grad()
-    def _features(self, rows: np.ndarray, targets: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of features and targets of these training items."""
+    def _features(self, place: int) -> Iterator[tuple[Tensor, ...]]:
+        """Batches of features for head number `place`, targets, and maybe weights, of `head_rows` training items."""
         self.student.eval()
-        lengths = self.loader.tokens.lengths(self.loader.items.text[rows])
-        for batch in token_batches(lengths, traits_of(self.device).encode_tokens):
-            texts = self.loader.pack(rows[batch], self.student.backbone.shortest).to(self.device)
-            features = self.student.features(texts, self.dtype)
-            yield features, torch.from_numpy(targets[batch])
+        weights = self._row_weights()
+        for rows, targets in self.loader.samples(self.params.student.head_rows):
+            lengths = self.loader.tokens.lengths(self.loader.items.text[rows])
+            for batch in token_batches(lengths, traits_of(self.device).encode_tokens):
+                texts = self.loader.pack(rows[batch], self.student.backbone.shortest).to(self.device)
+                features = self.student.all_features(texts, self.dtype)[place]
+                expected = torch.from_numpy(targets[batch]).float()[:, : self.student.dim]
+                yield (features, expected) if weights is None else (features, expected, weights[rows[batch]])
+
+    def _row_weights(self) -> Tensor | None:
+        """`[training items]`: weights in the closed form by `head_queries`; None if all are equal."""
+        share = self.params.student.head_queries
+        if share is None:
+            return None
+        names, numbers = numbered_column(self.corpus, "role")
+        queries = np.array(names)[numbers[self.loader.items.text]] == "query"
+        if queries.all() or not queries.any():
+            return None
+        weights = np.where(queries, share / queries.mean(), (1 - share) / (1 - queries.mean()))
+        return torch.from_numpy(weights)
 
     def _steps(self, state: Path, out: Path) -> None:
         progress, params = self.progress, self.params
@@ -301,7 +353,8 @@ class Trainer:
             began = time.perf_counter()
             batch, prepared = next(batches)
             ready = time.perf_counter()
-            self.window += self.step.run(prepared, learning_rate(progress.step, self.total, params))
+            rate, head_only = learning_rate(progress.step, self.total, params), progress.step < params.head_steps
+            self.window += self.step.run(prepared, rate, progress.step / self.total, head_only=head_only)
             self._advance(batch)
             if params.replicas > 1 and self._due(1):
                 self._average()
@@ -360,6 +413,7 @@ class Trainer:
         progress.position = batch.following
         progress.presentations += len(batch.targets) + batch.beside
         progress.window_steps += 1
+        self.saved.advance(self.student, progress.step)
 
     def _close_window(self) -> str:
         """Add the mean loss since the last call to the curve; returns what the progress bar shows."""
@@ -377,7 +431,7 @@ class Trainer:
         return f"loss {loss:.4f}, {rate:.0f} texts/s"
 
     def _record_validation(self) -> None:
-        self.progress.end = self._validate(self._averaged())
+        self.progress.end = self._validate(self.saved.of(self.student))
         if self.progress.end:
             self.progress.curve.append((self.progress.step, "validation", round(self.progress.end["loss"], 6)))
 
@@ -391,10 +445,10 @@ class Trainer:
         lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
         loss = cosine = 0.0
         for rows in token_batches(lengths, traits_of(self.device).encode_tokens):
-            expected = torch.from_numpy(targets[rows]).to(self.device)
+            expected = torch.from_numpy(targets[rows, : student.dim]).to(self.device)
             texts = pack([token_ids[row] for row in rows], student.backbone.shortest).to(self.device)
             vectors = student(texts, self.dtype)
-            loss += float(self.step.loss(vectors, expected).mean()) * len(rows)
+            loss += float(self.step.objective.loss(vectors, expected).mean()) * len(rows)
             cosine += float(functional.cosine_similarity(vectors, expected).sum())
         release_pages()
         return {"loss": loss / len(token_ids), "cosine": cosine / len(token_ids)}
@@ -407,25 +461,44 @@ class Trainer:
         others = self.ranks.gather_by_name(checkpoint.random_states(self.device))
         if self.ranks.first:
             progress = asdict(self.progress)
-            captured = checkpoint.capture(self.student, self.step.adamw, progress, self.initial_weights, others)
+            captured = checkpoint.capture(self.student, self.step.adamw, progress, self.saved.tensors(), others)
             checkpoint.save(captured, state)
-
-    def _averaged(self) -> Student:
-        """The student as it is measured and saved: its weights, averaged with the initial ones by `start_share`."""
-        if not self.initial_weights:
-            return self.student
-        share, averaged = self.params.start_share, copy.deepcopy(self.student)
-        now = self.student.state_dict()
-        initial = {name: value.to(self.device) for name, value in self.initial_weights.items()}  # restored on the CPU
-        averaged.load_state_dict({name: torch.lerp(now[name], value, share) for name, value in initial.items()})
-        return averaged
 
     def _save(self, path: Path) -> None:
         if not self.ranks.first:
             return
-        student = self._averaged()
+        student = self.saved.of(self.student)
         card = write_card(self.source.meta, self.corpus, self.params, self.metrics(), student)
-        student.save(path, card, self.source.meta)
+        student.save(path, card, FittedTo.of(self.source.meta))
+
+    def _save_further(self, out: Path) -> None:
+        """Save the students of fewer layers, each with what it measures."""
+        if not self.ranks.first:
+            return
+        averaged = self.saved.of(self.student)
+        for depth in self.student.depths:
+            student = averaged.at_depth(depth)
+            measured = {"validation": self._validate(student), "validation_at_start": {}}
+            figures = self.metrics() | measured | {"parameters": _parameters(student)}
+            card = write_card(self.source.meta, self.corpus, self.params, figures, student)
+            student.save(out.with_name(f"{out.name}-depths") / str(depth), card, FittedTo.of(self.source.meta))
+
+
+def _candidates(params: FitParams, tokens: Tokens, source: VectorSource, work: Path) -> Candidates | None:
+    """Those that `params` name, by the first teacher's vectors."""
+    if params.candidates is None:
+        return None
+    teacher = source.teachers[0] if isinstance(source, JoinedSource) else source
+    if teacher.meta.similarity == "dot":
+        raise LeafError(
+            f"fit.candidates: needs vectors that are compared by cosine, and those of {teacher.name} are not"
+        )
+    return open_candidates(params.candidates, tokens, teacher, work)
+
+
+def _parameters(student: Student) -> int:
+    """How many numbers the student is saved with."""
+    return sum(p.numel() for part in (student.backbone, student.head) for p in part.parameters())
 
 
 def _snapshot(out: Path, step: int) -> Path:

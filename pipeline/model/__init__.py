@@ -9,6 +9,7 @@ from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.backbones.registry import backbone_for, find_backbone
 from pipeline.model.batch import TOKEN_MULTIPLE, Batch, pack, pad, portion, split, token_batches
 from pipeline.model.cuda import Graphs
+from pipeline.model.depth import freeze, weight_depths
 from pipeline.model.device import (
     TRAITS,
     best_device,
@@ -36,6 +37,7 @@ from pipeline.model.model_files import (
 from pipeline.model.model_settings import read_json, settings
 from pipeline.model.nearest import keep_best, none_yet
 from pipeline.model.parallel import in_threads, vectors_in_parts, worker_count
+from pipeline.model.parts import part_of
 from pipeline.model.pooling import Pooling, poolings_of
 from pipeline.model.student import (
     TOKEN_BUDGET,
@@ -74,6 +76,7 @@ __all__ = [
     "code_files",
     "device_name",
     "find_backbone",
+    "freeze",
     "in_threads",
     "keep_best",
     "load_sentence_transformer",
@@ -84,6 +87,7 @@ __all__ = [
     "overwrite",
     "pack",
     "pad",
+    "part_of",
     "poolings_of",
     "portion",
     "read_json",
@@ -98,6 +102,7 @@ __all__ = [
     "untouched",
     "upload",
     "vectors_in_parts",
+    "weight_depths",
     "weights_sha256",
     "worker_count",
     "write_errors",

@@ -4,11 +4,12 @@ It is saved as a plain sentence-transformers directory (the backbone's modules, 
 Normalize), which `SentenceTransformer(path)` loads with no code of this project.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from pipeline.model.parallel import vectors_in_parts
 from pipeline.model.pooling import stored_pooling
 from pipeline.model.vocabulary import cut_vocabulary
 from pipeline.params import StudentParams, pooling_modes
-from pipeline.store import MODEL_KIND, StoreMeta, write_fitted_to
+from pipeline.store import MODEL_KIND, FittedTo, write_fitted_to
 
 TOKEN_BUDGET = 8192  # tokens computed at once in inference
 PROBE_TOKENS = 16  # by which a backbone is compared before and after its vocabulary is cut
@@ -64,6 +65,8 @@ class Student(nn.Module):
                 f"student: the head takes {head.in_features} features, but the backbone gives {self.backbone.width}"
             )
         self.head = head
+        self.further_heads = nn.ModuleDict()
+        """Heads of students that end behind fewer layers, by their number, while they are fitted together."""
         self.normalize = normalize
         self.similarity = similarity
 
@@ -95,14 +98,59 @@ class Student(nn.Module):
         vectors: Tensor = self.head(features)
         return functional.normalize(vectors, dim=1) if self.normalize else vectors
 
+    def add_further(self, depths: Sequence[int]) -> None:
+        """Add heads with random weights behind these numbers of layers, ascending.
+
+        Raises:
+            LeafError: there are not so many layers, or the backbone gives no features at several depths.
+        """
+        if depths and depths[-1] >= self.backbone.layers:
+            raise LeafError(
+                f"fit.assistants.depths: {depths[-1]} is impossible; it must be fewer layers than the student's "
+                f"{self.backbone.layers}"
+            )
+        for depth in depths:
+            self.further_heads[str(depth)] = nn.Linear(self.width, self.dim, bias=self.head.bias is not None)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The numbers of layers behind which there are further heads."""
+        return tuple(map(int, self.further_heads))
+
+    def all_features(self, batch: Batch, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """Pooled hidden states `[texts, width]` float32 at each of `depths`, and the last: `features`."""
+        if not self.depths:
+            return [self.features(batch, dtype)]
+        return self.backbone.features_at(batch, dtype, (*self.depths, self.backbone.layers))
+
+    def finish_further(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """`finish` of the features at `depths` by the heads there."""
+        vectors = (head(rows) for head, rows in zip(self.further_heads.values(), features, strict=True))
+        return tuple(functional.normalize(rows, dim=1) if self.normalize else rows for rows in vectors)
+
+    def at_depth(self, depth: int) -> "Student":
+        """A copy that ends behind so many layers, with the head that is there."""
+        student = copy.deepcopy(self)
+        student.backbone.keep_layers(range(depth))
+        head = student.further_heads[str(depth)]
+        return Student(student.backbone, cast(nn.Linear, head), self.normalize, self.similarity)
+
+    def part(self, columns: slice) -> "Student":
+        """A copy that gives these columns of the vectors alone, scaled to length one again."""
+        student = copy.deepcopy(self)
+        weight, bias = student.head.weight.detach()[columns], student.head.bias
+        student.head = nn.Linear(self.width, len(weight), bias=bias is not None)
+        student.head.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias.detach()[columns]}))
+        return student.eval()
+
     def tokenizer(self) -> Tokenizer:
         """A copy of the tokenizer that cuts at `max_length` and does not pad."""
         return self.backbone.tokenizer()
 
-    def save(self, path: Path, card: str | None = None, meta: StoreMeta | None = None) -> None:
+    def save(self, path: Path, card: str | None = None, fitted: FittedTo | None = None) -> None:
         """Write a sentence-transformers directory; what was at `path` is replaced only once the new one is whole.
 
-        `card` becomes its README.md; `meta`, of the vectors that it was fitted to, is recorded.
+        `card` becomes its README.md; `fitted`, the vectors that it was fitted to, is recorded.
 
         Raises:
             LeafError: it cannot be written; the disk is full, say.
@@ -119,8 +167,8 @@ class Student(nn.Module):
         with model_directory(path, card) as directory:
             model.save(str(directory), create_model_card=False, safe_serialization=True)
             write_older_form(directory, modules)
-            if meta is not None:
-                write_fitted_to(directory, meta)
+            if fitted is not None:
+                write_fitted_to(directory, fitted)
 
     @classmethod
     def load(cls, path: Path) -> "Student":

@@ -9,6 +9,8 @@ from pipeline.params.permits import Permits
 from pipeline.params.public import public_name, public_params
 from pipeline.params.sections import (
     ApiParams,
+    AssistantParams,
+    CandidatesParams,
     ClusterParams,
     CorpusParams,
     EncodeParams,
@@ -28,6 +30,8 @@ from pipeline.params.sections import (
 
 __all__ = [
     "ApiParams",
+    "AssistantParams",
+    "CandidatesParams",
     "ClusterParams",
     "CorpusParams",
     "EncodeParams",

@@ -437,7 +437,9 @@ class StudentParams:
     ridge: float = field(default=1e-2, metadata=bounded(0))
     """Regularisation of the head `ridge`, as a share of the mean feature variance."""
     head_rows: int = field(default=8192, metadata=positive())
-    """Training texts that the head's initial weights are computed from."""
+    """Training texts that the head's initial weights are computed from; more than there are takes all."""
+    head_queries: float | None = field(default=None, metadata=bounded(0, 1))
+    """Share of the queries among those, by weight, however many they are; left out, every text counts the same."""
 
     def __post_init__(self) -> None:
         """Refuse keys that contradict each other."""
@@ -453,20 +455,118 @@ class StudentParams:
 
 
 @dataclass(frozen=True)
+class SimilarityParams:
+    """`fit.similarity`: a term that compares the texts of a batch with each other (Jasper, arXiv 2412.19048).
+
+    The mean squared difference of the student's and the teacher's cosines over all pairs of a batch's texts.
+    """
+
+    weight: float = field(default=0.0, metadata=bounded(0))
+    """Of the term in the loss; Jasper's are 10 for `cosine`, 200 for this and 20 for `relative`."""
+    fade: float | None = field(default=None, metadata=bounded(0.001, 1))
+    """Share of the run's steps in which the weight falls linearly to 0; left out, it stays."""
+
+
+@dataclass(frozen=True)
+class RelativeParams:
+    """`fit.relative`: a term that wants the more similar of two pairs of texts to be the more similar (Jasper).
+
+    For pairs of pairs of a batch's texts with t_ij > t_mn: the mean of max(0, s_mn - s_ij + margin).
+    """
+
+    weight: float = field(default=0.0, metadata=bounded(0))
+    """Of the term in the loss."""
+    margin: float = field(default=0.015, metadata=bounded(0))
+    draws: int = field(default=4096, metadata=positive())
+    """Pairs of pairs drawn for a batch: all of them are the fourth power of its size."""
+
+
+@dataclass(frozen=True)
+class AnchorParams:
+    """`fit.anchor`: keeps the backbone's features near stored ones, usually the start's own (LDIFS, arXiv 2308.13320).
+
+    The L2 distance between a text's features, scaled to length one, and its vector in `store`.
+    """
+
+    store: str
+    """Store of the same corpus's vectors by the student's own checkpoint: a path, or an s3:// or http(s):// URL."""
+    weight: float = field(default=0.1, metadata=positive())
+    """Of the term in the loss."""
+
+
+@dataclass(frozen=True)
+class CandidatesParams:
+    """`fit.candidates`: soft distillation, a term for the order of a query's candidates (KaLM, arXiv 2506.20923).
+
+    KL(softmax(teacher's cosines / t) || softmax(student's / t)), where the student's are between its vector of the
+    query and the teacher's stored vectors of the candidates, as in asymmetric mode; 0 for texts without candidates.
+    """
+
+    path: str
+    """Parquet file of the filter stage, with the columns key (16 bytes, in the corpus's order), candidates (keys) and
+    cosines."""
+    weight: float = field(default=1.0, metadata=positive())
+    """Of the term in the loss."""
+    temperature: float = field(default=0.05, metadata=positive())
+    """t, by which cosines are divided."""
+    count: int = field(default=32, metadata=positive())
+    """Candidates that are read of each text, the first ones."""
+
+
+@dataclass(frozen=True)
+class AssistantParams:
+    """`fit.assistants`: further students behind the first layers of the same backbone, in one fit (MatTA, 2505.23337).
+
+    Each has a head of its own, and is saved beside the student, in OUT-depths/N.
+    """
+
+    depths: tuple[int, ...] = ()
+    """Layers of each further student, fewer than the student's own."""
+    weight: float = field(default=1.0, metadata=positive())
+    """Of a further student's loss, beside that of the student itself."""
+    distill: float = field(default=0.0, metadata=bounded(0))
+    """Weight of a further student's distance to the vectors of the student itself; it rises from 0 over the run."""
+
+
+@dataclass(frozen=True)
 class FitParams:
     """Section `fit`: stage two, training. The defaults are LEAF's full-size recipe (arXiv 2509.12539)."""
 
     student: StudentParams
     loss: Literal["l2", "mse", "cosine"] = "l2"
     """Mean over a batch of: the L2 distance to the teacher's vector, its square (`mse`), or 1 - cosine."""
+    loss_weight: float = field(default=1.0, metadata=bounded(0))
+    """Of that loss, beside the terms `similarity`, `relative`, `anchor` and `candidates`."""
+    similarity: SimilarityParams = SimilarityParams()
+    relative: RelativeParams = RelativeParams()
+    prefixes: tuple[int, ...] = field(
+        default=(), metadata={"check": (lambda dims: min(dims, default=1) > 0, "positive")}
+    )
+    """First dimensions of the student's vectors (Matryoshka) that `similarity` and `relative` are computed for as well;
+    the terms are means over these and the whole. The teacher need not be made for truncation."""
+    anchor: AnchorParams | None = None
+    candidates: CandidatesParams | None = None
+    assistants: AssistantParams = AssistantParams()
+    further_stores: tuple[str, ...] = ()
+    """Stores of further teachers' vectors of the same corpus (paths, or s3:// and http(s):// URLs). The target is then
+    the concatenation of all teachers' vectors, each of length one, scaled to length one. Stages that are given one of
+    these stores use that teacher's part of the student's vectors."""
+    one_source_batches: bool = False
+    """Whether all texts of a batch come from one source of the corpus, for terms that compare them (Arctic-Embed, arXiv
+    2412.04506)."""
     cycles: int = field(default=3, metadata=positive())
     """Times that the learning rate starts anew."""
     epochs_per_cycle: int = field(default=10, metadata=positive())
     """An epoch visits every training text once."""
     learning_rate: float = field(default=1e-4, metadata=positive())
-    """Learning rate at the start of each cycle, from which it decays linearly to `learning_rate_end`."""
+    """Learning rate at the start of each cycle, from which it falls to `learning_rate_end` by the `schedule`."""
     learning_rate_end: float = field(default=1e-5, metadata=bounded(0))
     """Learning rate at the end of each cycle."""
+    schedule: Literal["linear", "cosine", "stable"] = "linear"
+    """How the learning rate falls within a cycle: evenly, by half a cosine wave, or not at all until the last
+    `decay_share` of the cycle's steps, in which it falls linearly (warm-up, stable, decay: WSD, arXiv 2404.06395)."""
+    decay_share: float = field(default=0.2, metadata=bounded(0, 1))
+    """With `schedule: stable`: the share of a cycle's steps in which the learning rate falls."""
     warmup_steps: int = field(default=0, metadata=bounded(0))
     """Steps at the very start over which the learning rate rises linearly from 0."""
     weight_decay: float = field(default=0.01, metadata=bounded(0))
@@ -484,6 +584,19 @@ class FitParams:
     """Share of the weights before the first step in the saved weights; the rest are those after the last step (WiSE-FT,
     arXiv 2109.01903). Above 0 the student ranks texts unlike the corpus better, and follows the teacher less closely on
     texts like it."""
+    start_share_first: float | None = field(default=None, metadata=bounded(0, 0.99))
+    """The same share in the embeddings and the first layer; from there it goes linearly to `start_share` in the last
+    layer and the head (LiNeS, arXiv 2410.17146). Left out, it is `start_share` everywhere."""
+    average_last: int = field(default=1, metadata=positive())
+    """The saved weights are the mean of those after the last step and at so many - 1 points before it (LAWA, arXiv
+    2209.14981)."""
+    average_spacing: int = field(default=100, metadata=positive())
+    """Steps between the points of `average_last`."""
+    head_steps: int = field(default=0, metadata=bounded(0))
+    """First steps, which train the head alone and take less than half the time (LP-FT, arXiv 2202.10054)."""
+    frozen_layers: int = field(default=0, metadata=bounded(0))
+    """So many of the student's first layers, and the embeddings, keep their weights, which saves the backward pass
+    through them and their part of the update; 0 trains everything."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward and backward passes; `auto` is bfloat16 on devices where that is fast."""
     seed: int = field(default=0, metadata=bounded(0))
@@ -500,6 +613,15 @@ class FitParams:
     """Steps between checkpoints; a killed run loses no more than these."""
     snapshots: tuple[int, ...] = ()
     """Steps after which the student is saved as well, to measure how quality grows with training."""
+
+    def __post_init__(self) -> None:
+        """Refuse terms that cannot have an effect."""
+        if self.prefixes and not (self.similarity.weight or self.relative.weight):
+            raise LeafError("fit.prefixes: needs fit.similarity.weight or fit.relative.weight, whose terms it extends")
+        if not (self.loss_weight or self.similarity.weight or self.relative.weight or self.candidates):
+            raise LeafError("fit.loss_weight: 0 leaves nothing to learn from; give another term a weight")
+        if list(self.assistants.depths) != sorted({depth for depth in self.assistants.depths if depth > 0}):
+            raise LeafError("fit.assistants.depths: must be numbers of layers above 0, ascending, each once")
 
 
 @dataclass(frozen=True)

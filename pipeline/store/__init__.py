@@ -6,7 +6,7 @@ whole stores. `VectorSource` is what training and measuring ask for. Knows no mo
 
 from pipeline.store import formats, operations, shard, upload
 from pipeline.store.chunks import CHUNK_ROWS
-from pipeline.store.fitted import FITTED_TO, check_fitted_to, write_fitted_to
+from pipeline.store.fitted import FITTED_TO, FittedPart, FittedTo, check_fitted_to, write_fitted_to
 from pipeline.store.licenses import joint_license, joint_teacher
 from pipeline.store.operations import merge, scratch_cache
 from pipeline.store.output import MODEL_KIND, STORE_KIND
@@ -30,6 +30,8 @@ __all__ = [
     "STORE_KIND",
     "UNVERIFIED",
     "EncodeAgain",
+    "FittedPart",
+    "FittedTo",
     "Listed",
     "ShardCache",
     "ShardInfo",

@@ -17,7 +17,7 @@ from pipeline.model import (
     weights_sha256,
 )
 from pipeline.params import TeacherParams
-from pipeline.store import StoreMeta
+from pipeline.store import FittedTo, StoreMeta
 from pipeline.teacher.layout import (
     DEFAULT_MAX_LENGTH,
     LIMIT_FILES,
@@ -89,6 +89,8 @@ def describe(params: TeacherParams, dtype: str) -> StoreMeta:
     }
     if params.license:
         identity["license"] = params.license
+    if params.dim is None and (fitted := FittedTo.read(layout.directory)):
+        identity["fitted_to"] = fitted.space or fitted.fingerprint  # an assistant: a student that is a teacher
     dim = dimension(params, layout)
     return StoreMeta(_digest(fingerprinted), identity, dim=dim, dtype=dtype, normalized=normalizes(params, layout))
 

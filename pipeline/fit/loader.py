@@ -42,10 +42,10 @@ class TrainingBatch:
     texts: Batch
     targets: Tensor
     """`[texts, dim]` float32, in the order given to `pack`."""
-    beside: int = 0
-    """Texts that other replicas train on in the same step."""
     candidates: tuple[Tensor, Tensor] | None = None
     """See `Candidates.of`."""
+    beside: int = 0
+    """Texts that other replicas train on in the same step."""
 
     @property
     def expected(self) -> Expected:

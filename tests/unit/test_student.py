@@ -20,7 +20,7 @@ from pipeline.fit import head as heads
 from pipeline.fit.losses import LOSSES
 from pipeline.fit.optimiser import learning_rate, total_steps
 from pipeline.model.batch import pack
-from pipeline.model.model_files import model_sha256
+from pipeline.model.model_files import checkpoint_digest, model_sha256, weights_sha256
 from pipeline.model.student import Student, StudentEncoder, build, model_directory, untouched
 from pipeline.params.sections import FitParams, StudentParams
 from tests.conftest import make_model, sentence
@@ -146,6 +146,19 @@ def test_a_tokenizer_that_the_disk_does_not_take_is_one_message(tmp_path: Path) 
     message = r"student: cannot be written \(No space left on device.*run again"
     with pytest.raises(LeafError, match=message), model_directory(tmp_path / "student"):
         Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save("/dev/full")
+
+
+@pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json", "config.json", "merges.txt", "1_Pooling/config.json"])
+def test_every_file_that_decides_a_students_start_is_in_its_digest(
+    file: str, tiny_student: Path, tmp_path: Path
+) -> None:
+    directory = Path(shutil.copytree(tiny_student, tmp_path / "copy"))
+    before = checkpoint_digest(directory)
+    (directory / "README.md").write_text("another card")
+    assert checkpoint_digest(directory) == before
+    changed = directory / file
+    changed.write_text((changed.read_text(encoding="utf-8") if changed.exists() else "") + "\n", encoding="utf-8")
+    assert checkpoint_digest(directory) != before
 
 
 def test_weights_with_another_digest_are_not_loaded(tiny_student: Path) -> None:

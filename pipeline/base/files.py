@@ -164,6 +164,8 @@ def check_writable(files: Iterable[Path], directories: Iterable[Path] = ()) -> N
             with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:
+            if error.errno in _NO_ACCESS:
+                raise NoAccessError(f"{out}: cannot be written: {_permissions(out, error)}") from None
             raise LeafError(
                 f"{out}: cannot be written: {place}: {error.strerror or error}; name another place"
             ) from None

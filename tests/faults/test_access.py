@@ -135,3 +135,40 @@ def test_a_store_that_is_only_readable_can_be_read_and_says_why_it_cannot_be_wri
     assert verified[0] == 0, verified[1]
     for result in (merged, exported):
         assert str(shared_folder) in refused(result, "0555")
+
+
+def test_a_folder_that_keeps_people_out_hides_no_other_store_of_a_place(shared_folder: Path, as_another: Leaf) -> None:
+    place = shared_folder / "place"
+    store = shutil.copytree(publish(shared_folder, (30,)).path, place / "ours")
+    for closed in (shutil.copytree(store, place / "theirs"), place / "team/private"):
+        closed.mkdir(parents=True, exist_ok=True)
+        closed.chmod(0o000)
+    ((code, output),) = as_another(["store", "list", str(place), "--json"])
+    assert code == 0, output
+    entries = {entry["store"].removeprefix(f"{place}/"): entry for entry in json.loads(output)}
+    assert set(entries) == {"ours", "theirs", "team/private"}
+    assert entries["ours"]["rows"] == 30
+    for name in ("theirs", "team/private"):
+        assert re.search(r"no access:.* belongs to \S+ and has the mode 0000", entries[name]["why"])
+
+
+WRITE = """
+from pathlib import Path
+from pipeline.base import LeafError, check_writable
+for arguments in (([Path("closed/new/m.json")],), ([], [Path("closed/out")])):
+    try:
+        check_writable(*arguments)
+    except LeafError as error:
+        print(error)
+"""
+
+
+def test_an_output_that_may_not_be_written_is_refused_with_owner_and_mode(shared_folder: Path) -> None:
+    (shared_folder / "closed").mkdir(mode=0o555)
+    result = subprocess.run(
+        [sys.executable, "-c", WRITE], cwd=shared_folder, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=without_privileges,
+    )  # fmt: skip
+    lines = result.stdout.splitlines()
+    assert [line.split(": cannot be written: no access: ")[0] for line in lines] == ["closed/new/m.json", "closed/out"]
+    assert all(re.search(r"closed belongs to \S+ and has the mode 0555", line) for line in lines)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipeline.base import LeafError, first_line, sha256
+from pipeline.base import LeafError, access, first_line, sha256
 from pipeline.model.device import best_device
 
 PACKAGE = "package:"
@@ -64,7 +64,8 @@ def _download(model: str, revision: str | None) -> Path:
 def read_json(path: Path) -> Any:
     """The JSON that a model's file holds; LeafError if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with access():
+            return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise LeafError(f"model file {path}: cannot be read: {error}") from None
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 import yaml
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, access
 
 T = TypeVar("T")
 Check = tuple[Callable[[Any], bool], str]
@@ -46,7 +46,8 @@ def load_section(file: Path, section: str, cls: type[T]) -> T:
         LeafError: the file cannot be read, or a key is unknown, missing, of the wrong type or impossible.
     """
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        with access():
+            document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LeafError(f"{file}: no such parameter file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -57,15 +57,15 @@ class Handler(SimpleHTTPRequestHandler):
             self.head(200, len(raw))
         if body:
             limit = int(self.options.get("break_after", len(raw)))
-            first = int(self.options.get("stall_after", limit))
-            self.wfile.write(raw[:first])
+            sent = int(self.options.get("stall_after", limit))
+            self.wfile.write(raw[:sent])
             while (
                 self.path.endswith("/c/0/0")
-                and first < limit
+                and sent < limit
                 and self.log.with_name(f"{self.log.name}.stalled").exists()
             ):
                 time.sleep(0.02)
-            self.wfile.write(raw[first:limit])
+            self.wfile.write(raw[sent:limit])
             if limit < len(raw):
                 self.close_connection = True
 

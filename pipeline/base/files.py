@@ -26,7 +26,7 @@ TEMPORARY = ".tmp-"
 CHANCE_BYTES = 8  # of randomness in such a name, so that nobody can put anything there before
 LOCK_ATTEMPTS = 8  # to lock a file that others keep removing
 _CHANCE = re.compile(r"[0-9a-f]{16}")
-_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -39,13 +39,13 @@ def access(place: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ACCESS and not isinstance(error, PermissionError):
+        if error.errno not in NO_ACCESS and not isinstance(error, PermissionError):
             raise
         path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else place
-        raise NoAccessError(f"{path}: {_permissions(path, error)}") from None
+        raise NoAccessError(f"{path}: {permissions(path, error)}") from None
 
 
-def _permissions(path: Path | None, error: OSError) -> str:
+def permissions(path: Path | None, error: OSError) -> str:
     """Who owns the nearest of the path and its parents that can be looked at, with which mode, and what to do."""
     if error.errno == errno.EROFS:
         return "the file system is mounted read-only: name a place elsewhere"

@@ -15,8 +15,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.base.errors import LeafError
-from pipeline.base.files import TEMPORARY, apply_umask, is_own, remove, sha256, sync, workspace
+from pipeline.base.errors import LeafError, NoAccessError
+from pipeline.base.files import (
+    NO_ACCESS,
+    TEMPORARY,
+    apply_umask,
+    is_own,
+    permissions,
+    remove,
+    sha256,
+    sync,
+    workspace,
+)
 
 LISTING = ".leaf.json"
 FORMAT = "leaf-output"
@@ -146,6 +156,8 @@ def check_writable(files: Iterable[Path], directories: Mapping[Path, Kind] | Non
             with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:
+            if error.errno in NO_ACCESS:
+                raise NoAccessError(f"{out}: cannot be written: {permissions(out, error)}") from None
             raise LeafError(
                 f"{out}: cannot be written: {place}: {error.strerror or error}; name another place"
             ) from None

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipeline.base import LeafError, key_array, keys, written_directory
+from pipeline.base import LeafError, access, key_array, keys, written_directory
 from pipeline.corpus.caps import Drawn, draw
 from pipeline.corpus.counts import Counts
 from pipeline.corpus.external_sort import PARTITIONS, SCHEMA, Parts, Spill
@@ -52,7 +52,7 @@ def build(params: CorpusParams, out: Path, find_model: FindModel = Path) -> dict
         if source.passages
     }
     try:
-        with written_directory(out, CORPUS_KIND) as directory:
+        with access(), written_directory(out, CORPUS_KIND) as directory:
             return _build(params, passages, directory)
     except (OSError, pa.ArrowException) as error:
         raise LeafError(f"{out}: the corpus cannot be written: {error}") from error

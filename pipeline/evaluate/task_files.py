@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from pipeline.base import LeafError, first_line
+from pipeline.base import LeafError, access, first_line
 from pipeline.corpus import json_objects, read_table
 from pipeline.params import SourceParams
 
@@ -35,7 +35,8 @@ def read(path: Path, required: Columns, task: str, optional: Columns | None = No
         raise LeafError(f"{place}: the file must be one of {', '.join(READERS)}")
     columns = required | (optional or {})
     try:
-        frame = reader(path, list(required), list(optional or {}))
+        with access(path):
+            frame = reader(path, list(required), list(optional or {}))
     except (OSError, pl.exceptions.PolarsError, UnicodeEncodeError) as error:
         raise LeafError(f"{place}: cannot be read: {first_line(error):.160}") from None
     if missing := [name for name in required if name not in frame.columns]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, access
 
 MAX_SETTINGS_BYTES = 256 * 2**20  # of a file of settings; a vocabulary of millions of tokens takes a tenth
 
@@ -12,9 +12,10 @@ MAX_SETTINGS_BYTES = 256 * 2**20  # of a file of settings; a vocabulary of milli
 def read_json(path: Path) -> Any:
     """The JSON that a model's file holds; LeafError if it cannot be read."""
     try:
-        if path.stat().st_size > MAX_SETTINGS_BYTES:
-            raise LeafError(f"model file {path}: has more than {MAX_SETTINGS_BYTES:,} bytes; do not trust it")
-        return json.loads(path.read_text(encoding="utf-8"))
+        with access():
+            if path.stat().st_size > MAX_SETTINGS_BYTES:
+                raise LeafError(f"model file {path}: has more than {MAX_SETTINGS_BYTES:,} bytes; do not trust it")
+            return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise LeafError(f"model file {path}: cannot be read: {error}") from None
 

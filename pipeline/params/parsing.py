@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from pipeline.base import LeafError, parse_yaml, quoted
+from pipeline.base import LeafError, access, parse_yaml, quoted
 
 T = TypeVar("T")
 Check = tuple[Callable[[Any], bool], str]
@@ -44,7 +44,8 @@ def load_section(file: Path, section: str, cls: type[T], default: T | None = Non
         LeafError: the file cannot be read, or a key is unknown, missing, of the wrong type or impossible.
     """
     try:
-        document = parse_yaml(file.read_text(encoding="utf-8"))
+        with access():
+            document = parse_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LeafError(f"{file}: no such parameter file") from None
     except (OSError, UnicodeDecodeError) as error:

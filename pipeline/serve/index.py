@@ -13,7 +13,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import polars as pl
 
-from pipeline.base import LeafError, Similarity, import_optional, written_directory
+from pipeline.base import LeafError, Similarity, access, import_optional, written_directory
 from pipeline.corpus import scan
 from pipeline.serve.databases import WRITERS, blocks
 from pipeline.serve.output import ABOUT, INDEX_KIND
@@ -119,13 +119,15 @@ class Index:
 def load(directory: Path) -> Index:
     """Read an index; LeafError if the directory holds none or a damaged one."""
     try:
-        about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
+        with access():
+            about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
         kind, dim, count = about["kind"], int(about["dim"]), int(about["rows"])
         if kind in WRITERS:
             raise LeafError(f"{directory}: is a database, which {kind}'s own client searches, and no index of ours")
         similarity = cast(Similarity, about.get("similarity", "cosine"))  # indexes written before it was named lack it
         fingerprint, store_digest = str(about["fingerprint"]), about.get("store")
-        rows = pl.read_parquet(directory / "rows.parquet")
+        with access(directory / "rows.parquet"):
+            rows = pl.read_parquet(directory / "rows.parquet")
         file = directory / FILES[kind]
         if not file.is_file() or len(rows) != count:
             raise ValueError(f"{file.name} is missing or rows.parquet is not whole")

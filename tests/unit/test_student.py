@@ -20,7 +20,7 @@ from pipeline.fit import head as heads
 from pipeline.fit.losses import LOSSES
 from pipeline.fit.optimiser import learning_rate, total_steps
 from pipeline.model.batch import pack
-from pipeline.model.model_files import checkpoint_digest, model_sha256, weights_sha256
+from pipeline.model.model_files import checkpoint_digest, model_sha256
 from pipeline.model.student import Student, StudentEncoder, build, model_directory, untouched
 from pipeline.params.sections import FitParams, StudentParams
 from tests.conftest import make_model, sentence

@@ -19,8 +19,8 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > MAX_YAML_CHARACTERS:
         raise LeafError(f"has more than {MAX_YAML_CHARACTERS:,} characters")
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -33,8 +33,6 @@ def parse_yaml(text: str) -> Any:
         problem = error.problem if isinstance(error, yaml.MarkedYAMLError) and error.problem else first_line(error)
         mark = getattr(error, "problem_mark", None)
         raise LeafError(f"is not YAML: {problem}{f' in line {mark.line + 1}' if mark else ''}") from None
-    finally:
-        loader.dispose()
 
 
 def _count_values(node: yaml.Node, known: dict[int, int]) -> int:

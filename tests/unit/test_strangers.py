@@ -121,6 +121,7 @@ def test_aliases_below_the_limit_are_quoted_in_little_memory(tmp_path: Path) -> 
         ("[" * 5000, "nested too deeply"),
         ("d: 2024-99-99", "is not YAML: month must be in 1..12"),
         ("n: " + "9" * 5000, "is not YAML: Exceeds the limit"),
+        ("a: \0", "is not YAML: unacceptable character #x0000"),
         ("a: [1", "is not YAML: expected ',' or ']'"),
         ("a: !!python/object/apply:os.system [id]", "is not YAML: could not determine a constructor"),
         ("<<: &a {<<: [" + ", ".join(["{b: 1}"] * 3) + "]}\nc: *a", None),

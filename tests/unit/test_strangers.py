@@ -252,3 +252,11 @@ def test_a_figure_shows_a_name_with_dollars_and_control_characters(tmp_path: Pat
     page = figures.draw("retrieval", "title", "alt", 3.0, figures.bars(retrieval))
     for drawn in (text, page):
         assert "price $x^{ $" in drawn and "n" * 40 not in drawn
+
+
+def test_the_reports_page_may_load_send_and_resolve_nothing() -> None:
+    page = (ROOT / "pipeline/report/templates/report.html").read_text()
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert {rules[name] for name in ("default-src", "base-uri", "form-action")} == {"'none'"}
+    assert set(rules) == {"default-src", "style-src", "img-src", "base-uri", "form-action"}

@@ -29,6 +29,7 @@ from pipeline.base import (
 )
 from pipeline.corpus.readers.source import batches
 from pipeline.params import FitParams, SourceParams, load_section
+from pipeline.store import Store
 from pipeline.store.shard_cache import ShardCache
 from stages.common import command, echo
 from tests.conftest import ROOT
@@ -252,6 +253,22 @@ def test_a_figure_shows_a_name_with_dollars_and_control_characters(tmp_path: Pat
     page = figures.draw("retrieval", "title", "alt", 3.0, figures.bars(retrieval))
     for drawn in (text, page):
         assert "price $x^{ $" in drawn and "n" * 40 not in drawn
+
+
+def test_every_line_that_a_stage_prints_goes_through_one_function() -> None:
+    for file in sorted((ROOT / "stages").glob("*.py")):
+        calls = re.findall(r"\b(?:click\.s?echo|print)\(", file.read_text())
+        assert len(calls) == (file.name == "common.py"), f"{file.name}: use stages.common.echo"
+
+
+def test_a_manifest_of_tiny_values_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+    (tmp_path / "store.json").write_bytes(b'{"shards": [' + b"[]," * 5_000_000 + b"[]]}")
+
+    def read() -> None:
+        with pytest.raises(LeafError, match="holds more than 4,000,000 values"):
+            Store.open(tmp_path)
+
+    assert peak_of(read) < 20 * MEGABYTE
 
 
 def test_the_reports_page_may_load_send_and_resolve_nothing() -> None:

@@ -19,8 +19,8 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > MAX_YAML_CHARACTERS:
         raise LeafError(f"has more than {MAX_YAML_CHARACTERS:,} characters")
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -38,8 +38,6 @@ def parse_yaml(text: str) -> Any:
         ) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # of a date or a number that is none
         raise LeafError(f"is not YAML: {first_line(error)}") from None
-    finally:
-        loader.dispose()
 
 
 def _count_values(node: yaml.Node, known: dict[int, int]) -> int:

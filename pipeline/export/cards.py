@@ -14,6 +14,7 @@ from pipeline.base import LeafError, Similarity, markdown, parse_yaml, shortened
 from pipeline.params import ExportParams
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+MAX_FRONT_MATTER = 2**20  # characters
 METRICS = {"ndcg@10": "nDCG@10", "recall@100": "recall@100", "mrr@10": "MRR@10"}
 TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "distillation"]
 
@@ -77,7 +78,8 @@ def hub_id(model: str) -> str | None:
 def license_of(directory: Path) -> str | None:
     """The `license` in the front matter of the directory's README.md; None without any."""
     try:
-        matter = FRONT_MATTER.match((directory / "README.md").read_text(encoding="utf-8").replace("\r\n", "\n"))
+        with (directory / "README.md").open(encoding="utf-8") as file:
+            matter = FRONT_MATTER.match(file.read(MAX_FRONT_MATTER))
         document = parse_yaml(matter[1]) if matter else None
     except (OSError, UnicodeDecodeError, LeafError):
         return None

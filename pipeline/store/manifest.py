@@ -22,6 +22,7 @@ README = "README.md"
 MAX_SOURCES = 100_000
 MAX_REFUSED = 1_000_000
 MAX_DOCUMENT_BYTES = 64 * 2**20
+MAX_VALUES = 4_000_000  # of a document; each takes some 60 bytes of memory, and as little as one in the file
 MAX_ROWS = 2**40
 MAX_LICENSE = 10_000  # characters
 MAX_JOINT_LICENSE = 10 * MAX_LICENSE  # of a store whose shards are under several
@@ -136,6 +137,8 @@ def _load(file: Path) -> tuple[bytes, dict[str, Any]]:
             raw = file.read_bytes()
     except OSError as error:
         raise LeafError(f"{file}: cannot be read: {error.strerror}; {REPAIR}") from None
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
+        raise LeafError(f"{file}: holds more than {MAX_VALUES:,} values: not an embedding store")
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError) as error:

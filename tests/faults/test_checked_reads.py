@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks.fuzz import resign
+from benchmarks.hostile import resign
 from pipeline.base import LeafError, digests
 from pipeline.serve import read_vectors
 from pipeline.store import Store, operations

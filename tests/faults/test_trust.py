@@ -141,7 +141,7 @@ def test_parquet_that_unpacks_to_far_more_than_its_rows_is_refused(tmp_path: Pat
     frame = pl.read_parquet(file).with_columns(id=pl.Series(["x" * 2_000_000 + str(i) for i in range(40)]))
     frame.write_parquet(file, compression="zstd", compression_level=19)
     assert file.stat().st_size < 100_000
-    from benchmarks.fuzz import resign
+    from benchmarks.hostile import resign
 
     resign(store)
     with pytest.raises(LeafError, match=f"shard {info.name}: unpacks to .* refused"):

@@ -29,6 +29,7 @@ from pipeline.base import (
 )
 from pipeline.corpus.readers.source import batches
 from pipeline.params import FitParams, SourceParams, load_section
+from pipeline.store import Store
 from pipeline.store.shard_cache import ShardCache
 from stages.common import command, echo
 from tests.conftest import ROOT
@@ -121,6 +122,7 @@ def test_aliases_below_the_limit_are_quoted_in_little_memory(tmp_path: Path) -> 
         ("[" * 5000, "nested too deeply"),
         ("d: 2024-99-99", "is not YAML: month must be in 1..12"),
         ("n: " + "9" * 5000, "is not YAML: Exceeds the limit"),
+        ("a: \0", "is not YAML: unacceptable character #x0000"),
         ("a: [1", "is not YAML: expected ',' or ']'"),
         ("a: !!python/object/apply:os.system [id]", "is not YAML: could not determine a constructor"),
         ("<<: &a {<<: [" + ", ".join(["{b: 1}"] * 3) + "]}\nc: *a", None),
@@ -251,3 +253,27 @@ def test_a_figure_shows_a_name_with_dollars_and_control_characters(tmp_path: Pat
     page = figures.draw("retrieval", "title", "alt", 3.0, figures.bars(retrieval))
     for drawn in (text, page):
         assert "price $x^{ $" in drawn and "n" * 40 not in drawn
+
+
+def test_every_line_that_a_stage_prints_goes_through_one_function() -> None:
+    for file in sorted((ROOT / "stages").glob("*.py")):
+        calls = re.findall(r"\b(?:click\.s?echo|print)\(", file.read_text())
+        assert len(calls) == (file.name == "common.py"), f"{file.name}: use stages.common.echo"
+
+
+def test_a_manifest_of_tiny_values_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+    (tmp_path / "store.json").write_bytes(b'{"shards": [' + b"[]," * 5_000_000 + b"[]]}")
+
+    def read() -> None:
+        with pytest.raises(LeafError, match="holds more than 4,000,000 values"):
+            Store.open(tmp_path)
+
+    assert peak_of(read) < 20 * MEGABYTE
+
+
+def test_the_reports_page_may_load_send_and_resolve_nothing() -> None:
+    page = (ROOT / "pipeline/report/templates/report.html").read_text()
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert {rules[name] for name in ("default-src", "base-uri", "form-action")} == {"'none'"}
+    assert set(rules) == {"default-src", "style-src", "img-src", "base-uri", "form-action"}

@@ -11,7 +11,7 @@ import pytest
 from pipeline.base import LeafError
 from pipeline.corpus import Fields, guess_sources, preview
 from pipeline.corpus.language import language
-from pipeline.params import CorpusParams, SourceParams
+from pipeline.params import CorpusParams
 
 QUESTIONS = [f"How do I do thing number {n}?" for n in range(30)]
 ANSWERS = [f"You do thing number {n} by turning the handle until it clicks." for n in range(30)]

@@ -10,7 +10,7 @@ from typing import Any
 ENCODE_SHARE, FIT_SHARE = 0.6, 0.22
 """Of the rate of large matrix products, what encoding and a fit at batch 32 make on a CPU (docs/benchmarks.md)."""
 ROUNDS = 12  # of the product that is timed
-ACCELERATOR_STEPS = 40  # steps a second that a fit at batch 32 makes at most: launching kernels bounds it
+MOST_STEPS = 40  # steps a second that a fit makes at most, however small the student
 _SIZES = (("MiniLM-L6", 6, 384), ("MiniLM-L12", 12, 384), ("small", 12, 384), ("large", 24, 1024), ("base", 12, 768))
 """A part of a model's name, and the layers and width that models of this name have."""
 
@@ -87,7 +87,7 @@ class Machine:
     def fit_seconds(self, steps: int, tokens_a_text: float, student: ModelSize, batch: int) -> float:
         """Of stage two."""
         seconds = steps * batch * tokens_a_text * 6 * student.products / (self.rate * FIT_SHARE)
-        return seconds if self.kind == "CPU" else max(seconds, steps / ACCELERATOR_STEPS)
+        return max(seconds, steps / MOST_STEPS)
 
 
 def measure() -> Machine:

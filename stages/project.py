@@ -1,5 +1,6 @@
 """The files of a project: `dvc.yaml`, `params.yaml`, what git and DVC ignore, texts. Overwrites nothing."""
 
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -106,6 +107,7 @@ class Project:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
 
+        logging.getLogger("dvc").setLevel(logging.WARNING)  # what was made is said below, once
         has_git = (self.root / ".git").exists()
         try:
             with (

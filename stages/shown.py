@@ -36,6 +36,11 @@ def show_source(source: SourceParams, seen: Preview) -> None:
     echo(f"  language: {seen.language or 'not recognised'}")
     if seen.short:
         echo(f"  {seen.short:,} texts are empty or too short, and will be dropped")
+    if source.title_field and not source.query_field:
+        echo(
+            "  titles can stand in for queries, to train and test on: "
+            f"--query-field {source.title_field} --document-field {source.text_field}"
+        )
     if any(most > LONG for _, most, _ in seen.lengths.values()):
         echo("  many are longer than teachers read, and what is not read is not found")
         echo("  (`passages` of a source cuts its documents: `leaf params corpus` explains it)")
@@ -50,7 +55,7 @@ def show_run(teacher: TeacherParams, fit: FitParams, heldout: float, previews: S
     """Print the models, and how long encode and fit will take here, or how much an API will be sent."""
     roles = {role for seen in previews for role in seen.texts}
     tokens, texts = sum(seen.tokens for seen in previews), sum(sum(seen.texts.values()) for seen in previews)
-    echo(f"\nteacher {teacher.model}, student from {fit.student.model}, {heldout:.1%} of the records held out")
+    echo(f"\nteacher {teacher.model}, student from {fit.student.model}, {100 * heldout:g} % of the records held out")
     if roles == {"document"}:
         echo("no queries: how well they find documents is measured only with collections (--evaluation)")
     machine, student = measure(), model_size(fit.student.model)

@@ -28,8 +28,8 @@ def warn_unwatched(paths: Iterable[str], stage: str) -> None:
         if (place := unwatched(path, watched)) is not None:
             echo(
                 f"{path}: DVC does not watch {place}, which is outside of what the stage {stage} depends on or behind "
-                f"a linked directory: after a change there type `leaf repro -f {stage}`; or name it in the stage's "
-                "deps (dvc.yaml), or bring it below one of these (`dvc import-url`)",
+                f"a linked directory: after a change type `leaf repro -f {stage}`, or name it in the stage's deps "
+                "(dvc.yaml), or bring it below one of these (`dvc import-url`)",
                 err=True,
             )
 

@@ -40,6 +40,15 @@ def test_examples_and_benchmarks_use_what_is_listed_and_nothing_else() -> None:
     assert {("fit", "fit"), ("encode", "encode"), ("evaluate", "evaluate")} <= imported("examples")
 
 
+def test_every_file_that_contributors_are_sent_to_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/.]+/[\w.]+\.(?:py|md|yaml))`", text))
+    assert len(named) > 15
+    for path in named:
+        whole, short = ROOT / path, ROOT / "pipeline" / "corpus" / path
+        assert "NAME" in path or whole.is_file() or short.is_file(), path
+
+
 def test_five_hundred_texts_are_distilled_in_python(tmp_path: Path) -> None:
     teacher, student = make_model(tmp_path / "teacher"), make_model(tmp_path / "student", width=16, seed=1)
     script = ROOT / "examples" / "distil_in_python.py"

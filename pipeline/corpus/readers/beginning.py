@@ -10,7 +10,7 @@ import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.base import LeafError, import_optional
+from pipeline.base import LeafError, first_line, import_optional
 from pipeline.corpus.readers import table
 from pipeline.corpus.readers.contents import HEAD, unpacked
 from pipeline.corpus.readers.lines import HEAD_BYTES, text_form
@@ -68,7 +68,7 @@ def records(source: SourceParams, file: Path | None) -> Records:
         values = _json_values(source, file) if source.kind == "jsonl" else _arrow_values(file)
         return [record for value in islice(values, SAMPLE) if (record := dict(_flat(value)))]
     except (pa.ArrowException, OSError, ijson.JSONError, ValueError) as error:
-        raise LeafError(f"{file}: cannot be read as {source.kind}: {error!s:.200}") from None
+        raise LeafError(f"{file}: cannot be read as {source.kind}: {first_line(error)}") from None
 
 
 def _hub_records(source: SourceParams) -> Records:
@@ -102,6 +102,8 @@ def _arrow_values(file: Path) -> Iterator[Any]:
 def _json_values(source: SourceParams, file: Path) -> Iterator[Any]:
     """Values of JSON Lines, of an array, or of the first list of objects in a document, under its path."""
     head = text_form(file, source.encoding).head.lstrip()
+    if not head:
+        raise LeafError(f"{file}: is empty")
     first, _, rest = head.partition("\n")
     try:
         if isinstance(json.loads(first), dict) and rest.strip():

@@ -12,6 +12,7 @@ from pipeline.store.operations import merge, scratch_cache
 from pipeline.store.places import Listed, find_stores, open_stores, write_list
 from pipeline.store.repair import EncodeAgain, repair, shard_names
 from pipeline.store.shard import MAX_DIM, UNVERIFIED, ShardInfo, StoreMeta, read_rows, shard_name
+from pipeline.store.shard_bucket import ShardBucket
 from pipeline.store.shard_cache import ShardCache, ShardWriter, finished_keys, shard_directory
 from pipeline.store.similarity import similarity_note
 from pipeline.store.source import VectorSource
@@ -28,6 +29,7 @@ __all__ = [
     "UNVERIFIED",
     "EncodeAgain",
     "Listed",
+    "ShardBucket",
     "ShardCache",
     "ShardInfo",
     "ShardWriter",

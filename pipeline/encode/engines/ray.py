@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -323,7 +324,8 @@ class _Run:
             self.again.append(order)
         self.bar.write(
             f"a worker was lost ({first_line(reason)[:200]}); what it has not finished of {len(unfinished)} shards is "
-            "computed again"
+            "computed again",
+            file=sys.stderr,
         )
 
     def _look(self) -> None:

@@ -7,19 +7,17 @@ texts (`workers.json`); every other one compares itself with it before it comput
 
 import base64
 import hashlib
-import os
+import json
 import platform
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 
-from pipeline.base import TEMPORARY, Array, LeafError, cosines, disk, read_json, temporary, write_json
+from pipeline.base import Array, LeafError, cosines
+from pipeline.encode.engines.engine import SharedShards
 from pipeline.model import best_device, bf16_is_fast, device_name
 from pipeline.store import SAME_VECTOR
 from pipeline.teacher import PROBE_ROLE, PROBE_TEXTS, LocalTeacher
@@ -71,22 +69,24 @@ def examine(teacher: LocalTeacher) -> tuple[WorkerClass, Array]:
     return own, vectors
 
 
-def admit(own: WorkerClass, vectors: Array, cache: Path, same_bits: bool) -> None:
-    """Compare this process with the record in a shard cache's directory, and leave one where there is none.
+def admit(own: WorkerClass, vectors: Array, shards: SharedShards, same_bits: bool) -> None:
+    """Compare this process with the record beside the shards, and leave one where there is none.
 
     Raises:
         LeafError: it is of another class; without `same_bits`, a vector is another one than the record's.
     """
-    record = _recorded_or(own, vectors, cache)
+    encoded = base64.b64encode(vectors.astype(np.float32).tobytes()).decode()
+    mine = {"class": asdict(own), "node": platform.node(), "vectors": encoded}
     try:
-        first = WorkerClass(**record["class"])
+        record = json.loads(shards.agree(RECORD, json.dumps(mine, sort_keys=True, indent=1).encode()))
+        first, node = WorkerClass(**record["class"]), str(record["node"])
         theirs = np.frombuffer(base64.b64decode(record["vectors"]), np.float32).reshape(len(PROBE_TEXTS), -1)
     except (KeyError, TypeError, ValueError):
-        raise LeafError(f"{cache / RECORD}: damaged; delete it, if all machines are alike") from None
+        raise LeafError(f"{RECORD} beside the shards is damaged; delete it, if all machines are alike") from None
     differences = own.differences(first)
     if not differences:
         return
-    names = f"{'; '.join(differences)}, as on {record['node']}, which began ({cache / RECORD})"
+    names = f"{'; '.join(differences)}, as on {node}, which began ({RECORD})"
     if same_bits:
         raise LeafError(
             f"node {platform.node()}: computes other bits than this shard cache holds: {names}. Make the machines "
@@ -98,19 +98,6 @@ def admit(own: WorkerClass, vectors: Array, cache: Path, same_bits: bool) -> Non
             f"node {platform.node()}: gives other vectors than this shard cache holds: cosine {worst:.4f} (at least "
             f"{SAME_VECTOR} expected); {names}"
         )
-
-
-def _recorded_or(own: WorkerClass, vectors: Array, cache: Path) -> dict[str, Any]:
-    """The record; this process's own where it is the first."""
-    file = cache / RECORD
-    if not file.exists():
-        encoded = base64.b64encode(vectors.astype(np.float32).tobytes()).decode()
-        with disk(file), temporary(cache, TEMPORARY) as directory:
-            write_json(directory / RECORD, {"class": asdict(own), "node": platform.node(), "vectors": encoded})
-            with suppress(FileExistsError):  # of two that come first, one is
-                os.link(directory / RECORD, file)
-    record: dict[str, Any] = read_json(file)
-    return record
 
 
 def _version(package: str) -> str:

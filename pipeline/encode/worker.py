@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from pipeline.base import LeafError, disk, written_file
-from pipeline.encode.engines.engine import EncodedShard
+from pipeline.encode.engines.engine import EncodedShard, SharedShards
 from pipeline.encode.engines.threads import Progress, ThreadsEngine
-from pipeline.encode.handshake import WorkerClass, admit, examine
+from pipeline.encode.handshake import admit, examine
 from pipeline.encode.plan import WorkOrder
 from pipeline.params import EncodeParams, TeacherParams
-from pipeline.store import ShardCache, ShardWriter, shard_directory
+from pipeline.store import ShardBucket, ShardCache, ShardWriter, StoreMeta, shard_directory
 from pipeline.teacher import LocalTeacher
 
 ORDERS_FORMAT = "leaf-work-orders"
@@ -39,7 +39,8 @@ class Job:
     threads: int | None
     """Threads that compute; None leaves those that PyTorch finds."""
     same_bits: bool
-    """See `ClusterParams.same_bits`."""
+    """See `ClusterParams`, as the next one."""
+    shards: str | None = None
 
 
 class Worker:
@@ -61,14 +62,10 @@ class Worker:
                 f"node {self.node}: teacher `{job.teacher.model}` is another model here: fingerprint "
                 f"{self.teacher.meta.fingerprint[:16]} instead of {job.fingerprint[:16]}"
             )
-        cache = shard_directory(Path(job.encode.pool), self.teacher.meta)
-        if not cache.is_dir():
-            raise LeafError(f"node {self.node}: {cache.absolute()}: not here: every worker must see the shard cache")
-        self.writer = ShardWriter(cache, self.teacher.meta, job.id)
-        self.writer.check_current()
-        self.kind: WorkerClass
+        self.shards = _shared(job, self.teacher.meta, self.node)
+        self.shards.check_current()
         self.kind, vectors = examine(self.teacher)
-        admit(self.kind, vectors, cache, job.same_bits)
+        admit(self.kind, vectors, self.shards, job.same_bits)
 
     def carry_out(
         self, orders: Sequence[WorkOrder], progress: Progress = lambda *_: None
@@ -78,11 +75,23 @@ class Worker:
         Raises:
             LeafError: the corpus, the teacher or a vector is bad; the disk is full; another run has taken over.
         """
-        self.writer.check_current()
-        finished = [order.shard for order in orders if self.writer.holds(order.shard)]
+        self.shards.check_current()
+        finished = [order.shard for order in orders if self.shards.holds(order.shard)]
         yield from finished
         left = [order for order in orders if order.shard not in finished]
-        yield from ThreadsEngine(self.teacher).carry_out(left, self.writer, progress)
+        yield from ThreadsEngine(self.teacher).carry_out(left, self.shards, progress)
+
+
+def _shared(job: Job, meta: StoreMeta, node: str) -> SharedShards:
+    if job.shards is not None:
+        return ShardBucket(job.shards, meta, job.id)
+    cache = shard_directory(Path(job.encode.pool), meta)
+    if not cache.is_dir():
+        raise LeafError(
+            f"node {node}: {cache.absolute()}: not here: every worker must see the shard cache (encode.pool), or an "
+            "object store (cluster.shards)"
+        )
+    return ShardWriter(cache, meta, job.id)
 
 
 def write_orders(file: Path, cache: ShardCache, orders: Iterable[WorkOrder]) -> int:

@@ -360,6 +360,9 @@ class ClusterParams:
     """GB of memory that a worker asks for; left out, it is placed by cores and GPUs alone."""
     shards_per_task: int = field(default=4, metadata=positive())
     """Shards that a worker is given at a time: enough for a minute of work."""
+    shards: str | None = None
+    """An `s3://` URL where workers put finished shards, if they do not see the shard cache; the run fetches them from
+    there. The server must know conditional writes."""
     attempts: int = field(default=3, metadata=positive())
     """Times that a shard may end with the death of its worker or node before the run stops."""
     fit_ranks: int = field(default=1, metadata=positive())

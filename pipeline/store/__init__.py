@@ -13,6 +13,7 @@ from pipeline.store.output import MODEL_KIND, STORE_KIND
 from pipeline.store.places import Listed, find_stores, open_stores, write_list
 from pipeline.store.repair import EncodeAgain, repair, shard_names
 from pipeline.store.shard import MAX_DIM, UNVERIFIED, ShardInfo, StoreMeta, read_rows, shard_name
+from pipeline.store.shard_bucket import ShardBucket
 from pipeline.store.shard_cache import ShardCache, ShardWriter, finished_keys, shard_directory
 from pipeline.store.similarity import similarity_note
 from pipeline.store.source import VectorSource
@@ -33,6 +34,7 @@ __all__ = [
     "FittedPart",
     "FittedTo",
     "Listed",
+    "ShardBucket",
     "ShardCache",
     "ShardInfo",
     "ShardWriter",

@@ -137,6 +137,11 @@ class Bucket:
                 raise ChangedMeanwhileError(f"{self.url}/{file}: was removed by somebody else just now") from None
             return str(answer["ETag"])
 
+    def remove(self, files: list[str]) -> None:
+        """Delete files."""
+        with self._errors_without_secrets(""):
+            self._system.rm([f"{self._place}/{file}" for file in files])
+
     def check_conditional_writes(self, file: str, content: bytes) -> None:
         """LeafError unless the server refuses to write over a file that is there; `content` is what it holds."""
         for version in (None, f'"{"0" * 32}"'):

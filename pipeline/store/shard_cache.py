@@ -15,7 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -67,7 +67,8 @@ from pipeline.store.validation import checked_rows, checked_vectors
 
 _NAME = re.compile(r"[0-9a-f]{16}")
 _NOT_OF_THE_IDENTITY = ("teacher", "license", "refused")
-_JOB = "job"
+JOB = "job"
+"""File that names the newest job."""
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
 """What a rename onto a shard that is there says; on NFS also one whose first answer was lost on the way."""
 
@@ -96,7 +97,7 @@ class ShardCache:
             self._lock.enter_context(locked(self.path / "lock", str(self.path)))
             try:
                 # In place: a client of NFS that opens the file sees its content, but may be late to see another file.
-                (self.path / _JOB).write_text(self.job)
+                (self.path / JOB).write_text(self.job)
                 for leftover in self.path.glob(f"{TEMPORARY}*"):
                     remove(leftover)
                 self.refused = RefusedTexts(self.path / "refused.jsonl")
@@ -190,7 +191,7 @@ class ShardCache:
                 check_files(directory, info, self.meta)
             except LeafError as error:  # names the shard where it came from
                 raise type(error)(str(error).replace(str(directory), str(root))) from None
-            info = _move_into_place(directory, self.path, info, self.meta)
+            info = move_into_place(directory, self.path, info, self.meta)
         self._add(info, key_array(rows["key"]))
 
     def publish(self, out: Path, wanted: Collection[bytes] | Array | pl.Series) -> Store:
@@ -340,7 +341,7 @@ class ShardWriter:
     def check_current(self) -> None:
         """LeafError where the cache has been opened again since: then nothing of this job may be added."""
         try:
-            current = (self.path / _JOB).read_text()
+            current = (self.path / JOB).read_text()
         except OSError as error:
             raise LeafError(f"{self.path}: the shard cache cannot be reached ({error.strerror})") from None
         if current != self.job:
@@ -349,6 +350,16 @@ class ShardWriter:
     def holds(self, name: str) -> bool:
         """Whether a shard of this name is finished."""
         return (self.path / name / "shard.json").exists()
+
+    def agree(self, file: str, content: bytes) -> bytes:
+        """What a small file holds; where there is none, it is made of `content`. All who ask are told the same."""
+        with disk(self.path), temporary(self.path, TEMPORARY) as directory:
+            if not (self.path / file).exists():
+                (directory / file).write_bytes(content)
+                sync(directory / file)
+                with suppress(FileExistsError):  # of two that come first, one is
+                    os.link(directory / file, self.path / file)
+            return (self.path / file).read_bytes()
 
     def write(self, rows: pl.DataFrame, vectors: Array) -> ShardInfo:
         """Add a shard, or take the one that another attempt was faster to add; see `ShardCache.write`.
@@ -391,7 +402,7 @@ def commit_shard(
     """
     with disk(root, "this shard"), temporary(root, TEMPORARY) as directory:
         info = replace(write_shard(directory, rows, stored, meta), license=license_)
-        return _move_into_place(directory, root, info, meta, fence)
+        return move_into_place(directory, root, info, meta, fence)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -404,7 +415,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
     sync(target)
 
 
-def _move_into_place(
+def move_into_place(
     directory: Path, root: Path, info: ShardInfo, meta: StoreMeta, fence: Callable[[], None] = lambda: None
 ) -> ShardInfo:
     """Give a shard built in a temporary directory of `root` its name, flushed to the disk; returns what has the name.

@@ -320,6 +320,21 @@ def test_a_cluster_that_was_started_from_the_shell(
     assert contents(tmp_path / "store") == expected[1]
 
 
+def test_workers_without_the_shard_cache_put_shards_into_an_object_store(
+    write: Write, tmp_path: Path, expected: tuple[Path, dict[str, bytes]], bucket: Any
+) -> None:
+    """A Ray of the run's own: its workers find the server by the variables that the run has."""
+    write(address=None, shards=f"s3://{bucket.name}/shards")
+    process = start(tmp_path)
+    wait_for(lambda: len(shards(tmp_path)) >= 2)
+    process.kill()
+    process.wait()
+    finish(start(tmp_path))
+    assert contents(tmp_path / "store") == expected[1]
+    documents = [entry.key for entry in bucket.objects.all() if entry.key.count("/") == 2]
+    assert len([key for key in documents if key.endswith(".json")]) == SHARDS + 1  # and that of the handshake
+
+
 def nodes(address: str) -> int:
     """How many nodes a cluster has."""
     code = f"import ray; ray.init({address!r}, logging_level='ERROR'); print(len(ray.nodes()))"

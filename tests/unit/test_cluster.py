@@ -137,22 +137,23 @@ def test_what_was_planned_before_the_cache_was_opened_again_adds_nothing(tmp_pat
 
 def test_the_first_worker_is_the_measure_of_all_others(tiny_teacher: Path, tmp_path: Path) -> None:
     own, probe = examine(LocalTeacher(TeacherParams(str(tiny_teacher)), EncodeParams()))
-    admit(own, probe, tmp_path, same_bits=True)
+    shards = ShardWriter(tmp_path, META, "job")
+    admit(own, probe, shards, same_bits=True)
     record = (tmp_path / RECORD).read_bytes()
-    admit(own, probe, tmp_path, same_bits=True)
+    admit(own, probe, shards, same_bits=True)
     other = replace(own, versions={**own.versions, "torch": "0.1"}, threads=99, vectors="0" * 64)
     with pytest.raises(LeafError, match=r"node .*: computes other bits .*torch 0\.1 instead of .*; threads 99 instead"):
-        admit(other, probe, tmp_path, same_bits=True)
+        admit(other, probe, shards, same_bits=True)
     nudged = (probe + np.float32(1e-4)).astype(np.float32)
-    admit(other, nudged, tmp_path, same_bits=False)
+    admit(other, nudged, shards, same_bits=False)
     with pytest.raises(LeafError, match=r"gives other vectors than this shard cache holds: cosine"):
-        admit(other, np.roll(probe, 1, axis=0), tmp_path, same_bits=False)
+        admit(other, np.roll(probe, 1, axis=0), shards, same_bits=False)
     with pytest.raises(LeafError, match="other vectors of the same texts"):
-        admit(replace(own, vectors="0" * 64), nudged, tmp_path, same_bits=True)
+        admit(replace(own, vectors="0" * 64), nudged, shards, same_bits=True)
     assert (tmp_path / RECORD).read_bytes() == record
     (tmp_path / RECORD).write_text("{}")
-    with pytest.raises(LeafError, match=r"workers\.json: damaged"):
-        admit(own, probe, tmp_path, same_bits=True)
+    with pytest.raises(LeafError, match=r"workers\.json beside the shards is damaged"):
+        admit(own, probe, shards, same_bits=True)
 
 
 def test_an_api_stays_one_client() -> None:

@@ -63,6 +63,19 @@ class ShardSink(Protocol):
         """Commit a shard; see `ShardCache.write`."""
 
 
+class SharedShards(ShardSink, Protocol):
+    """Where the workers of a run put shards: `ShardWriter` in a shared directory, `ShardBucket` in an object store."""
+
+    def check_current(self) -> None:
+        """LeafError where a later run has begun: then nothing of this one may be added."""
+
+    def holds(self, name: str) -> bool:
+        """Whether a shard of this name is finished."""
+
+    def agree(self, file: str, content: bytes) -> bytes:
+        """What a small file holds; where there is none, it is made of `content`. All who ask are told the same."""
+
+
 class Engine(Protocol):
     """Work orders in, committed shards out."""
 

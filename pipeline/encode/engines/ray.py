@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -28,7 +29,7 @@ from pipeline.encode.engines.engine import EncodedShard, EncodeFigures
 from pipeline.encode.plan import WorkOrder
 from pipeline.encode.worker import Job, Worker, absolute
 from pipeline.params import ClusterParams, EncodeParams
-from pipeline.store import ShardCache
+from pipeline.store import ShardBucket, ShardCache, ShardInfo
 from pipeline.teacher import LocalTeacher
 
 WAIT_SECONDS = 1.0
@@ -62,6 +63,7 @@ class RayEngine:
             fingerprint=self.teacher.meta.fingerprint,
             threads=self.params.cpus,
             same_bits=self.params.same_bits,
+            shards=self.params.shards,
         )
         for notice in self.teacher.notices():
             logger.warning("teacher: %s", notice)
@@ -198,6 +200,10 @@ class _Run:
         self.workers: dict[tuple[str, int], dict[str, Any]] = {}
         self.of_task: dict[Any, tuple[str, int]] = {}
         self.classes: list[dict[str, Any]] = []
+        self.bucket = None
+        if params.shards is not None:
+            self.bucket = ShardBucket(params.shards, cache.meta, cache.job)
+            self.bucket.open()
         self.slots, self._looked, self._fitted = cluster.slots(), time.monotonic(), time.monotonic()
 
     def all(self, orders: Iterable[WorkOrder]) -> EncodeFigures:
@@ -266,7 +272,7 @@ class _Run:
             return
         shard = EncodedShard(**result["encoded"])
         self.under_way[task].pop(shard.name)
-        self.cache.register(shard.name)
+        self._fetch(shard.name)
         self.figures.add(shard)
         worker = self.workers[self.of_task[task]]
         for name, amount in (("shards", 1), ("rows", shard.rows), ("tokens", shard.tokens)):
@@ -275,9 +281,20 @@ class _Run:
 
     def _register(self, order: WorkOrder) -> None:
         """Take note of a shard whose worker could not tell of it any more."""
-        info = self.cache.register(order.shard)
+        info = self._fetch(order.shard)
         self.figures.rows += info.rows
         self._show(info.rows)
+
+    def _fetch(self, name: str) -> ShardInfo:
+        """Take note of a finished shard, after bringing it here where it is in an object store."""
+        if self.bucket is not None:
+            self.bucket.fetch(name, self.cache.path)
+        return self.cache.register(name)
+
+    def _finished(self, name: str) -> bool:
+        if self.bucket is not None:
+            return self.bucket.holds(name)
+        return (self.cache.path / name / "shard.json").exists()
 
     def _show(self, rows: int) -> None:
         rate = self.figures.tokens / max(self.bar.format_dict["elapsed"], 1e-9)
@@ -293,7 +310,7 @@ class _Run:
         """
         unfinished = self.under_way.pop(task)
         for name, order in unfinished.items():
-            if (self.cache.path / name / "shard.json").exists():
+            if self._finished(name):
                 self._register(order)
                 continue
             self.deaths[name] += 1
@@ -307,7 +324,8 @@ class _Run:
             self.again.append(order)
         self.bar.write(
             f"a worker was lost ({first_line(reason)[:200]}); what it has not finished of {len(unfinished)} shards is "
-            "computed again"
+            "computed again",
+            file=sys.stderr,
         )
 
     def _look(self) -> None:

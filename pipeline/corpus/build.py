@@ -19,6 +19,7 @@ from pipeline.corpus.counts import Counts
 from pipeline.corpus.external_sort import PARTITIONS, SCHEMA, Parts, Spill
 from pipeline.corpus.further_records import FurtherRecords
 from pipeline.corpus.near_duplicates import NearDuplicates
+from pipeline.corpus.output import CORPUS_KIND
 from pipeline.corpus.passages import FindModel, Passages
 from pipeline.corpus.readers.source import batches, check
 from pipeline.corpus.scripts import shorter
@@ -51,7 +52,7 @@ def build(params: CorpusParams, out: Path, find_model: FindModel = Path) -> dict
         if source.passages
     }
     try:
-        with written_directory(out) as directory:
+        with written_directory(out, CORPUS_KIND) as directory:
             return _build(params, passages, directory)
     except (OSError, pa.ArrowException) as error:
         raise LeafError(f"{out}: the corpus cannot be written: {error}") from error

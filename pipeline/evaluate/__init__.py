@@ -4,7 +4,7 @@ from pipeline.evaluate import bootstrap, collection, metrics, mteb_tasks, plots,
 from pipeline.evaluate.bootstrap import bootstrap_means, interval
 from pipeline.evaluate.cost import cost
 from pipeline.evaluate.datasets import StudentVectors, heldout_pairs
-from pipeline.evaluate.evaluation import evaluate
+from pipeline.evaluate.evaluation import evaluate, needs_of_teacher
 
 __all__ = [
     "StudentVectors",
@@ -17,6 +17,7 @@ __all__ = [
     "interval",
     "metrics",
     "mteb_tasks",
+    "needs_of_teacher",
     "plots",
     "tasks",
 ]

@@ -37,6 +37,7 @@ from pipeline.serve import START
 from pipeline.store import VectorSource
 
 _NO_CORPUS = {**dict.fromkeys(("id", "text", "role", "source", "split"), pl.String), "key": pl.Binary}
+OWN_CALIBRATION = "int8 was calibrated on its own texts, as there are no training texts"
 BLOCK_ROWS = 4096  # texts given to the student at once; the progress bar moves as often
 
 
@@ -50,6 +51,8 @@ class Evaluation:
     map_points: list[Point] = field(default_factory=list)
     moved: list[dict[str, Any]] = field(default_factory=list)
     """What `moved_queries` returns."""
+    timed: tuple[list[str], list[str]] = ([], [])
+    """Documents and queries to measure `cost` on, as many as `cost` wants: held-out ones, else of the collections."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,9 @@ def evaluate(
     """Measure a student on the held-out texts of the corpus and on the BEIR directories and files of `params`.
 
     `source` holds the teacher's vectors of the corpus; `teacher` is called only for texts of those directories and
-    files that `source` does not hold. Without a corpus, only the directories and files are measured, and there is no
-    quantisation, which is calibrated on training texts. `start` is the untouched checkpoint that the student was made
-    from: it is measured in retrieval as a fourth mode.
+    files that `source` does not hold. Without a corpus, only the directories and files are measured. Where there are no
+    training texts to calibrate quantisation on, each collection is calibrated on its own texts, and a notice says so.
+    `start` is the untouched checkpoint that the student was made from: it is measured in retrieval as a fourth mode.
 
     Raises:
         LeafError: bad corpus, source, BEIR directory or file; a held-out text has no stored vector; the student's
@@ -162,6 +165,7 @@ def evaluate(
     pairs = heldout_pairs(heldout, further_records(corpus)) if corpus else []
     datasets = list(_datasets(heldout, vectors, pairs, collections, encoders, shown="text" if params.texts else "id"))
     calibration = _calibration(texts, encoders, params) if datasets else None
+    calibrations = [calibration or _own_calibration(data, params) for data in datasets if params.calibration_rows]
     similarity = source.meta.similarity
     figures: dict[str, Any] = {
         "similarity": similarity,
@@ -174,18 +178,21 @@ def evaluate(
         figures["similarity_note"] = note
     if indexes:
         figures["indexes"] = {index.name: _search_index(index, encoders, params) for index in indexes}
-    notices = [f"{data.name}: {notice}" for data in datasets for notice in data.notices]
+    own = (OWN_CALIBRATION,) if calibrations and calibration is None else ()
+    notices = [f"{data.name}: {notice}" for data in datasets for notice in (*data.notices, *own)]
     outside = [data.name for data in datasets if not data.heldout]
     if notices := [*notices, *_losses_by_fitting({name: figures["retrieval"][name] for name in outside})]:
         figures["notices"] = notices
-    if calibration is not None:
-        figures["quantisation"] = {data.name: quantisation(data, calibration, params) for data in datasets}
+    if calibrations:
+        pairs_of = zip(datasets, calibrations, strict=True)
+        figures["quantisation"] = {data.name: quantisation(data, ranges, params) for data, ranges in pairs_of}
     figures |= _labelled_figures(encoders, params)
     return Evaluation(
         metrics.rounded(figures),
         {role: cosines(of_role.student, of_role.teacher) for role, of_role in by_role.items()},
         map_points(heldout, vectors, params),
         moved_queries(datasets, params),
+        _timed(heldout, collections, params),
     )
 
 
@@ -208,6 +215,39 @@ def _labelled_figures(encoders: Encoders, params: EvaluateParams) -> dict[str, A
         for kind, (files, measure) in measures.items()
         if files
     }
+
+
+def needs_of_teacher(params: EvaluateParams, source: VectorSource) -> list[str]:
+    """The parameters that name texts without a vector in `source`, so that only the teacher itself can give it.
+
+    Raises:
+        LeafError: a collection or file cannot be read.
+    """
+    collections, indexes = _collections(params)
+    tables = [("beir", frame) for data in collections for frame in (data.documents, data.queries)]
+    tables += [("beir", index.queries) for index in indexes]
+    for task in tasks.TEXT_COLUMNS:
+        tables += [(task, tasks.task_texts(file, task)) for file in _by_name(getattr(params, task), task).values()]
+    missing = {name for name, frame in tables if (source.locate(frame["key"].to_list()) < 0).any()}
+    return [f"evaluate.{name}" for name in ("beir", *tasks.TEXT_COLUMNS) if name in missing]
+
+
+def _timed(
+    heldout: pl.DataFrame, collections: Sequence[beir.Collection], params: EvaluateParams
+) -> tuple[list[str], list[str]]:
+    """`Evaluation.timed`; a role without texts takes the other's."""
+    counts = {"document": params.cost.texts, "query": params.cost.queries}
+    frames = [heldout.select("role", "text")] if len(heldout) else []
+    frames = frames or [
+        frame.select("role", "text").head(max(counts.values()))
+        for data in collections
+        for frame in (data.documents, data.queries)
+    ]
+    texts = pl.concat(frames)
+    documents, queries = (
+        texts.filter(pl.col("role") == role)["text"].head(count).to_list() for role, count in counts.items()
+    )
+    return documents or queries, queries or documents
 
 
 def _datasets(
@@ -292,6 +332,17 @@ def _calibration(texts: pl.LazyFrame, encoders: Encoders, params: EvaluateParams
         return None
     other = next(iter(by_role.values()))
     return Calibration(by_role.get("query", other), by_role.get("document", other))
+
+
+def _own_calibration(data: Dataset, params: EvaluateParams) -> Calibration:
+    """Vectors of a seeded sample of a collection's own texts, of each role at most `calibration_rows`."""
+    random = np.random.default_rng(params.seed)
+
+    def sample(vectors: PairedVectors) -> PairedVectors:
+        count = min(params.calibration_rows, len(vectors))
+        return vectors[np.sort(random.choice(len(vectors), count, replace=False))]
+
+    return Calibration(sample(data.queries), sample(data.documents))
 
 
 def _by_name(files: Sequence[str], kind: str) -> dict[str, Path]:

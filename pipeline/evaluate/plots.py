@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import written_file
+from pipeline.base import LONGEST_LABEL, shortened, written_file
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.serve import MODES, START
 
@@ -119,7 +119,9 @@ def _draw_picture(
     from matplotlib.figure import Figure
 
     # Ids in an SVG are random and its date is today unless told otherwise.
-    with mpl.rc_context({**mpl.rcParamsDefault, "svg.hashsalt": "leaf", "font.size": 10, "backend": "agg"}):
+    with mpl.rc_context(
+        {**mpl.rcParamsDefault, "svg.hashsalt": "leaf", "font.size": 10, "backend": "agg", "text.parse_math": False}
+    ):
         width = 3 + 1.6 * max(len(retrieval), 1)
         figure = Figure(figsize=(width + 5, 4), layout="constrained")
         FigureCanvasSVG(figure)
@@ -150,7 +152,7 @@ def _draw_bars(axes: Any, retrieval: Mapping[str, Any]) -> None:
             kept = result.get("retention")
             label = f"{value:.3f}" if kept is None else f"{value:.3f}\n{kept:.1%}"
             axes.annotate(label, (place, top), (0, 4), textcoords="offset points", ha="center", fontsize=7)
-    axes.set_xticks(places, list(retrieval))
+    axes.set_xticks(places, [shortened(name, LONGEST_LABEL) for name in retrieval])
     axes.set_ylim(0, max(1.0, axes.get_ylim()[1]) * 1.12)
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(styles), frameon=False)

@@ -18,24 +18,34 @@ from pipeline.serve import MODES
 
 Encode = Callable[[pl.DataFrame], PairedVectors]  # frame key, role, id, source, text -> vectors of both models
 TEST_SHARE = 0.2  # of a file without a column `split`
+TEXT_COLUMNS = {"sts": ("sentence1", "sentence2"), "classification": ("text",), "clustering": ("text",)}
 MAX_ITERATIONS = 1000  # of the classifier's solver
 CLUSTERINGS = 3  # runs of k-means, from different starts, whose v-measures are averaged
 CLUSTERING_BATCH = 500  # texts of a step of k-means, as in MTEB
 
 
-def encode_column(texts: pl.Series, source: str, encode: Encode) -> PairedVectors:
-    """Vectors of the cleaned texts, all in the role `document`: in these tasks no text is a query."""
+def keyed(texts: pl.Series, source: str) -> pl.DataFrame:
+    """The cleaned texts as `key, role, id, source, text`, all in the role `document`: here no text is a query."""
     frame = pl.DataFrame({"text": texts}).with_columns(clean(pl.col("text")))
     cleaned = frame["text"].to_list()
-    return encode(
-        frame.select(
-            pl.Series("key", keys(["document"] * len(cleaned), cleaned), dtype=pl.Binary),
-            pl.lit("document").alias("role"),
-            pl.int_range(pl.len()).cast(pl.String).alias("id"),
-            pl.lit(source).alias("source"),
-            "text",
-        )
+    return frame.select(
+        pl.Series("key", keys(["document"] * len(cleaned), cleaned), dtype=pl.Binary),
+        pl.lit("document").alias("role"),
+        pl.int_range(pl.len()).cast(pl.String).alias("id"),
+        pl.lit(source).alias("source"),
+        "text",
     )
+
+
+def encode_column(texts: pl.Series, source: str, encode: Encode) -> PairedVectors:
+    """Vectors of `keyed` texts."""
+    return encode(keyed(texts, source))
+
+
+def task_texts(path: Path, task: str) -> pl.DataFrame:
+    """All texts of a file of the task `sts`, `classification` or `clustering`, `keyed`; LeafError as `read`."""
+    frame = read(path, dict.fromkeys(TEXT_COLUMNS[task], "text"), task)
+    return pl.concat([keyed(frame[column], path.stem) for column in TEXT_COLUMNS[task]])
 
 
 def sts(path: Path, encode: Encode, params: EvaluateParams, similarity: Similarity = "cosine") -> dict[str, Any]:

@@ -10,13 +10,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pipeline.fit.ranks import Ranks
 from pipeline.model import traits_of
 from pipeline.params import FitParams
 
 
 def total_steps(params: FitParams, batches_per_epoch: int) -> int:
-    """Steps of the whole run."""
-    steps = params.cycles * params.epochs_per_cycle * batches_per_epoch
+    """Steps of the whole run. In a step each of `replicas` trains on a batch."""
+    steps = -(-params.cycles * params.epochs_per_cycle * batches_per_epoch // params.replicas)
     return steps if params.max_steps is None else min(steps, params.max_steps)
 
 
@@ -43,6 +44,9 @@ class Optimiser(Protocol):
     """AdamW with clipped gradient norm."""
 
     adamw: torch.optim.AdamW
+
+    def share(self, ranks: Ranks, ids: Tensor, *others: Tensor) -> None:
+        """Make the gradients of a batch with tokens `ids`, and the `others`, the sum over all processes."""
 
     def step(self, ids: Tensor, rate: float) -> None:
         """One step at learning rate `rate`, after the backward pass of a batch with tokens `ids`; clears gradients."""
@@ -73,6 +77,15 @@ class RowsOptimiser:
         if self.by_rows:
             token_embeddings.sparse = True
             self.table.grad = torch.zeros_like(self.table)
+
+    def share(self, ranks: Ranks, ids: Tensor, *others: Tensor) -> None:
+        """See `Optimiser.share`. Of the token embeddings only the rows of the batch are exchanged."""
+        if not self.by_rows or self.table.grad is None:
+            return ranks.sum_gradients(self.dense, others)
+        rows = torch.unique(ids)
+        touched = self.table.grad[rows]
+        ranks.sum_gradients(self.dense, [*others, touched])
+        self.table.grad[rows] = touched
 
     def step(self, ids: Tensor, rate: float) -> None:
         """See `Optimiser.step`."""
@@ -118,6 +131,10 @@ class DeviceOptimiser:
         self.rate.fill_(rate)
         for group in self.adamw.param_groups:
             group["lr"] = self.rate  # a restored state brings a tensor of its own
+
+    def share(self, ranks: Ranks, ids: Tensor, *others: Tensor) -> None:
+        """See `Optimiser.share`."""
+        ranks.sum_gradients(self.trained, others)
 
     def step(self, ids: Tensor, rate: float) -> None:
         """See `Optimiser.step`."""

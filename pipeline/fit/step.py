@@ -16,7 +16,20 @@ from torch import Tensor
 from pipeline.fit.loader import TrainingBatch
 from pipeline.fit.losses import LOSSES, Loss
 from pipeline.fit.optimiser import DeviceOptimiser, optimiser_for
-from pipeline.model import Batch, Graphs, Student, overwrite, pad, split, staged, traits_of, upload
+from pipeline.fit.ranks import ALONE, Ranks, check_separable
+from pipeline.model import (
+    Batch,
+    Graphs,
+    Student,
+    bf16_is_fast,
+    overwrite,
+    pad,
+    portion,
+    split,
+    staged,
+    traits_of,
+    upload,
+)
 from pipeline.params import FitParams
 
 SHORTEST = 8  # tokens that the shortest texts are padded to
@@ -38,39 +51,76 @@ class Step(Protocol):
         """Update all weights at learning rate `rate`; returns the batch's loss before that, until the next call."""
 
 
-def step_for(student: Student, params: FitParams, dtype: torch.dtype) -> Step:
-    """The way that suits the device where `student` is; forward and backward passes are computed in `dtype`."""
+def step_for(student: Student, params: FitParams, dtype: torch.dtype, ranks: Ranks = ALONE) -> Step:
+    """The way that suits the device where `student` is; forward and backward passes are computed in `dtype`.
+
+    With several `ranks`, each computes its share of every batch.
+    """
+    if not ranks.alone:
+        check_separable(LOSSES[params.loss], params.loss, student.dim)
     device = student.head.weight.device
     traits = traits_of(device)
     if traits.packed or not student.backbone.takes_padding:
-        return PackedStep(student, params, dtype)
-    return PaddedStep(student, params, dtype, Graphs(device).recorded if traits.graphs else lambda run: run)
+        return PackedStep(student, params, dtype, ranks)
+    recorder = Graphs(device).recorded if traits.graphs else lambda run: run
+    return PaddedStep(student, params, dtype, recorder, ranks)
+
+
+def compute_dtype(params: FitParams, device: torch.device) -> torch.dtype:
+    """Type of the forward and backward passes (`fit.precision`) on a device."""
+    if params.precision == "auto":
+        return torch.bfloat16 if bf16_is_fast(device) else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[params.precision]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process computes of a batch."""
+
+    texts: Batch | None
+    """None where there are fewer texts than processes."""
+    targets: Tensor
+    """`[texts, dim]`, those of the share."""
+    of: int
+    """Texts of the whole batch."""
+    ids: Tensor
+    """Token ids of the whole batch."""
+
+    @classmethod
+    def of_batch(cls, batch: TrainingBatch, ranks: Ranks) -> "Share":
+        """That of this process."""
+        if ranks.alone:
+            return cls(batch.texts, batch.targets, len(batch.targets), batch.texts.ids)
+        texts, rows = portion(batch.texts, ranks.rank, ranks.size)
+        return cls(texts, batch.targets[rows], len(batch.targets), batch.texts.ids)
 
 
 class PackedStep:
     """A step over texts laid end to end."""
 
-    def __init__(self, student: Student, params: FitParams, dtype: torch.dtype) -> None:
-        self.student, self.dtype, self.loss = student, dtype, LOSSES[params.loss]
+    def __init__(self, student: Student, params: FitParams, dtype: torch.dtype, ranks: Ranks = ALONE) -> None:
+        self.student, self.dtype, self.loss, self.ranks = student, dtype, LOSSES[params.loss], ranks
         self.device = student.head.weight.device
         self.optimiser = optimiser_for(student, student.backbone.token_embeddings, params)
         self.adamw = self.optimiser.adamw
 
-    def prepare(self, batch: TrainingBatch) -> TrainingBatch:
+    def prepare(self, batch: TrainingBatch) -> Share:
         """See `Step.prepare`."""
-        return batch
+        return Share.of_batch(batch, self.ranks)
 
-    def run(self, prepared: TrainingBatch, rate: float) -> Tensor:
+    def run(self, prepared: Share, rate: float) -> Tensor:
         """See `Step.run`."""
         self.student.train()
         total = torch.zeros((), device=self.device)
-        for texts, rows in split(prepared.texts, traits_of(self.device).fit_tokens):
+        for texts, rows in split(prepared.texts, traits_of(self.device).fit_tokens) if prepared.texts else ():
             vectors = self.student(texts.to(self.device), self.dtype)
             losses = self.loss(vectors, upload(prepared.targets[rows], self.device))
-            loss = losses.mean() * (len(rows) / len(prepared.targets))
+            loss = losses.mean() * (len(rows) / prepared.of)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        self.optimiser.step(prepared.texts.ids, rate)
+        if not self.ranks.alone:
+            self.optimiser.share(self.ranks, prepared.ids, total)
+        self.optimiser.step(prepared.ids, rate)
         return total
 
 
@@ -99,10 +149,12 @@ class PaddedPart:
 class PaddedStep:
     """A step over texts padded to one of a few lengths, always the same number of them."""
 
-    def __init__(self, student: Student, params: FitParams, dtype: torch.dtype, recorder: Recorder) -> None:
+    def __init__(
+        self, student: Student, params: FitParams, dtype: torch.dtype, recorder: Recorder, ranks: Ranks = ALONE
+    ) -> None:
         """`recorder` is given the two functions of a step: the gradients of a part, and the update."""
-        self.student, self.dtype, self.loss = student, dtype, LOSSES[params.loss]
-        self.batch_size, self.recorder = params.batch_size, recorder
+        self.student, self.dtype, self.loss, self.ranks = student, dtype, LOSSES[params.loss], ranks
+        self.batch_size, self.recorder = -(-params.batch_size // ranks.size), recorder
         self.device = student.head.weight.device
         self.optimiser = DeviceOptimiser(student, params)
         self.adamw = self.optimiser.adamw
@@ -112,13 +164,16 @@ class PaddedStep:
 
     def prepare(self, batch: TrainingBatch) -> list[PaddedPart]:
         """See `Step.prepare`."""
-        length = padded_length(batch.texts.length_groups[-1][1], self.student.max_length)
+        share = Share.of_batch(batch, self.ranks)
+        if share.texts is None:
+            return []
+        length = padded_length(share.texts.length_groups[-1][1], self.student.max_length)
         size = min(self.batch_size, max(1, traits_of(self.device).fit_tokens // length))  # texts of a part
-        rows = len(batch.targets)
+        rows = len(share.targets)
         texts = -(-rows // size) * size
-        ids, lengths = pad(batch.texts, texts, length)
-        targets, weights = torch.zeros(texts, batch.targets.shape[1]), torch.zeros(texts)
-        targets[:rows], weights[:rows] = batch.targets, 1 / rows
+        ids, lengths = pad(share.texts, texts, length)
+        targets, weights = torch.zeros(texts, share.targets.shape[1]), torch.zeros(texts)
+        targets[:rows], weights[:rows] = share.targets, 1 / share.of
         parts = zip(*(torch.split(tensor, size) for tensor in (ids, lengths, targets, weights)), strict=True)
         return [PaddedPart(*part).each(lambda tensor: staged(tensor, self.device)) for part in parts]
 
@@ -135,6 +190,8 @@ class PaddedStep:
             for own, new in zip(buffers.tensors(), part.tensors(), strict=True):
                 overwrite(own, new)
             add_gradients()
+        if not self.ranks.alone:
+            self.ranks.sum_gradients(self.optimiser.trained, [self.total])
         self._update()
         return self.total
 

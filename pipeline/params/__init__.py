@@ -3,9 +3,13 @@
 Every default stands here and nowhere else.
 """
 
-from pipeline.params.parsing import load_section
+from pipeline.params.commented import commented, explained, section_classes
+from pipeline.params.parsing import load_section, parse
+from pipeline.params.permits import Permits
+from pipeline.params.public import public_name, public_params
 from pipeline.params.sections import (
     ApiParams,
+    ClusterParams,
     CorpusParams,
     EncodeParams,
     EvaluateParams,
@@ -20,11 +24,11 @@ from pipeline.params.sections import (
     TeacherParams,
     ViewParams,
     pooling_modes,
-    public_name,
 )
 
 __all__ = [
     "ApiParams",
+    "ClusterParams",
     "CorpusParams",
     "EncodeParams",
     "EvaluateParams",
@@ -32,13 +36,19 @@ __all__ = [
     "FilterParams",
     "FitParams",
     "PassageParams",
+    "Permits",
     "Pooling",
     "Role",
     "SourceParams",
     "StudentParams",
     "TeacherParams",
     "ViewParams",
+    "commented",
+    "explained",
     "load_section",
+    "parse",
     "pooling_modes",
     "public_name",
+    "public_params",
+    "section_classes",
 ]

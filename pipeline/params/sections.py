@@ -7,7 +7,6 @@ and refuses keys that are unknown, of the wrong type or impossible.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -91,7 +90,8 @@ class SourceParams:
     document_field: str | None = None
     """Field that holds a document."""
     id_suffix: str | None = None
-    """Regular expression that is removed from ids, so that a query and its document get the same id (`/q$`)."""
+    """Regular expression that is removed from ids, so that a query and its document get the same id (`/q$`). As Polars
+    reads it: without references to what was matched before, and without looking around."""
     page_suffix: str | None = None
     """Regular expression that is removed from ids, after `id_suffix`, to know the records of one page (`\\.[0-9]+$`):
     they are sampled, drawn and held out together, and each keeps its id and so its own queries."""
@@ -102,7 +102,7 @@ class SourceParams:
     """Kinds `csv` and `tsv`: names of the columns of a file whose first line is a record."""
     delimiter: str | None = field(default=None, metadata=one_character())
     """Kinds `csv` and `tsv`: what separates fields. Left out, the first of the kind's own, comma, semicolon, tab and
-    bar in which the rows at the file's beginning fit."""
+    bar in which the rows at the file's beginning fit; more than one is refused where `columns` stand for a header."""
     quote: str | None = field(default=None, metadata=one_character(or_none=True))
     """Kinds `csv` and `tsv`: what stands around a field, twice for itself inside; `""` if quotes are letters. Left out,
     double quotes in CSV, and in TSV if the file's beginning shows that they are used so."""
@@ -286,7 +286,8 @@ class TeacherParams:
     """Hub id, local directory, or `package:NAME/DIRECTORY` inside an installed package; with `api`, the API's name for
     the model."""
     sha256: str | None = None
-    """Digest of the weights; checked before they are loaded."""
+    """Digest of all files of the model that decide its vectors or run: weights, settings, tokenizer, code. Checked
+    before they are loaded; the message names the right one."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     prompts: Prompts = Prompts()
@@ -335,9 +336,38 @@ class EncodeParams:
     token_budget: int | None = field(default=None, metadata=bounded(64))
     """Tokens in progress at once: in a forward pass, or in all those that run in parallel on a CPU's cores. Left out:
     8192 on a CPU, 65,536 on an accelerator."""
-    verify_rows: int = field(default=32, metadata=bounded(0))
-    """Rows of each reused store that are encoded again and compared with the stored vectors before the store is
-    trusted, besides a row of each of its shards; 0 compares none."""
+    verify_rows: int = field(default=256, metadata=bounded(0))
+    """Rows of each reused store, drawn by chance, that are encoded again and compared with the stored vectors before
+    the store is trusted, besides a row of each of its shards; 0 compares none. 256 notice a hundredth of wrong vectors
+    with 92 %."""
+
+
+@dataclass(frozen=True)
+class ClusterParams:
+    """Section `cluster`: where the stages run. It decides no result and is no input of any stage in `dvc.yaml`."""
+
+    engine: Literal["local", "ray"] = "local"
+    """`local`: stage one runs in the process that is started. `ray`: on the workers of a Ray cluster, all of which see
+    the project's directory, its shard cache and the Python environment under the same paths."""
+    address: str | None = None
+    """Of the cluster's head (`10.0.0.1:6379`; `auto` for the one of this machine). Left out, the run starts a Ray of
+    its own on this machine, for several GPUs or for trying it out."""
+    cpus: int = field(default=2, metadata=positive())
+    """CPU cores of a worker, which are also its threads: vectors are those of a local run with as many."""
+    gpus: float = field(default=0, metadata=bounded(0))
+    """GPUs of a worker."""
+    memory: float | None = field(default=None, metadata=positive())
+    """GB of memory that a worker asks for; left out, it is placed by cores and GPUs alone."""
+    shards_per_task: int = field(default=4, metadata=positive())
+    """Shards that a worker is given at a time: enough for a minute of work."""
+    attempts: int = field(default=3, metadata=positive())
+    """Times that a shard may end with the death of its worker or node before the run stops."""
+    fit_ranks: int = field(default=1, metadata=positive())
+    """Processes of this machine that compute a share of each training batch: GPUs, or several on a CPU. The student is
+    that of one process but for rounding. Several machines are started with `torchrun` (docs/scale.md)."""
+    same_bits: bool = True
+    """Whether all workers must compute the same bits: the same versions, kind of device and number of threads.
+    `false` takes others too, if their vectors of a few texts agree as those of a reused store must."""
 
 
 @dataclass(frozen=True)
@@ -375,7 +405,7 @@ class StudentParams:
     model: str
     """Hub id, local directory, or `package:NAME/DIRECTORY` inside an installed package."""
     sha256: str | None = None
-    """Digest of the weights; checked before they are loaded."""
+    """Digest of all files of the checkpoint, as `teacher.sha256`."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     layers: tuple[int, ...] | None = None
@@ -444,6 +474,11 @@ class FitParams:
     clip_norm: float | None = field(default=1.0, metadata=positive())
     """Norm to which gradients are clipped; None clips none."""
     batch_size: int = field(default=32, metadata=positive())
+    replicas: int = field(default=1, metadata=positive())
+    """Copies of the student that train side by side, in a process each with batches of its own (post-local SGD, arXiv
+    1808.07217): so many times fewer steps for the same epochs."""
+    average_every: int = field(default=16, metadata=positive())
+    """Steps after which weights and moments of all replicas become their mean."""
     dropout: float = field(default=0.1, metadata=bounded(0, 0.9))
     start_share: float = field(default=0.0, metadata=bounded(0, 0.99))
     """Share of the weights before the first step in the saved weights; the rest are those after the last step (WiSE-FT,
@@ -534,8 +569,3 @@ class ExportParams:
     """Hub id of the teacher, if `teacher.model` is a directory, a package or an API's name."""
     student_id: str | None = None
     """Hub id of the student's checkpoint, if `fit.student.model` is a directory or a package."""
-
-
-def public_name(model: str) -> str:
-    """How to call a model in what others read: without the directories of this machine, if it is a local path."""
-    return Path(model).name if Path(model).is_absolute() or model.startswith((".", "~")) else model

@@ -14,6 +14,8 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from pipeline.base import LONGEST_LABEL, shortened
+
 Rows = Sequence[Mapping[str, str]]
 WIDTH = 4.6  # inches; narrow, so that the text can be read on a telephone too
 # Placeholder colours, each replaced by a variable of the page's style sheet; no other colour is used.
@@ -75,6 +77,7 @@ def _style(name: str) -> Iterator[None]:
             "ytick.color": INK,
             "backend": "agg",
             "svg.fonttype": "none",
+            "text.parse_math": False,
             "svg.hashsalt": name,
             "font.size": 11,
             "axes.titlesize": 11,
@@ -124,7 +127,7 @@ def bars(results: Mapping[str, Any]) -> Callable[[Any], None]:
             middle = np.arange(len(results)) + (m - (len(styles) - 1) / 2) * step
             axes.bar(middle, values, step * 0.9, color=colour, label=mode)
             _draw_intervals(axes, middle, values, spans)
-        axes.set_xticks(range(len(results)), list(results))
+        axes.set_xticks(range(len(results)), [shortened(name, LONGEST_LABEL) for name in results])
         axes.set_ylabel("nDCG@10")
         axes.set_ylim(0, 1.02)
         axes.grid(visible=False, axis="x")

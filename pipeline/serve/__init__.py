@@ -7,9 +7,11 @@ from pipeline.serve import index
 from pipeline.serve.index import Kind
 from pipeline.serve.modes import MODES, START
 from pipeline.serve.onnx_encoder import MODELS, TOKENIZER, VECTORS, OnnxEncoder, padded
+from pipeline.serve.output import INDEX_KIND
 from pipeline.serve.search import Answer, Searcher, Vectors, check_dim, read_vectors
 
 __all__ = [
+    "INDEX_KIND",
     "MODELS",
     "MODES",
     "START",

@@ -16,6 +16,7 @@ import polars as pl
 from pipeline.base import LeafError, Similarity, import_optional, written_directory
 from pipeline.corpus import scan
 from pipeline.serve.databases import WRITERS, blocks
+from pipeline.serve.output import ABOUT, INDEX_KIND
 from pipeline.serve.search import Nearest, Vectors, read_vectors
 from pipeline.store import Store
 
@@ -38,9 +39,7 @@ def write(store: Store, corpus: Path | None, kind: Kind, out: Path, *, role: str
         LeafError: the library is missing, the store holds no such vectors, a database's texts are not in the corpus, or
             something else than an index is at `out`.
     """
-    if out.is_dir() and any(out.iterdir()) and not ((out / "index.json").exists() or any(out.glob("part-*.parquet"))):
-        raise LeafError(f"{out}: holds something else than an index: name another directory")
-    with written_directory(out) as temporary:
+    with written_directory(out, INDEX_KIND) as temporary:
         if kind in WRITERS:
             count = WRITERS[kind](blocks(store, corpus, role), store.meta, temporary)
             _write_about(store, kind, count, temporary)
@@ -65,7 +64,7 @@ def _write_about(store: Store, kind: Kind, count: int, directory: Path) -> None:
         "fingerprint": store.meta.fingerprint,
         "store": store.digest(),
     }
-    (directory / "index.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    (directory / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_parquet(vectors: Vectors, corpus: Path | None, out: Path) -> None:
@@ -120,7 +119,7 @@ class Index:
 def load(directory: Path) -> Index:
     """Read an index; LeafError if the directory holds none or a damaged one."""
     try:
-        about = json.loads((directory / "index.json").read_text(encoding="utf-8"))
+        about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
         kind, dim, count = about["kind"], int(about["dim"]), int(about["rows"])
         if kind in WRITERS:
             raise LeafError(f"{directory}: is a database, which {kind}'s own client searches, and no index of ours")

@@ -32,7 +32,7 @@ class OnnxEncoder:
         Raises:
             LeafError: onnxruntime is missing, or the directory holds no whole model.
         """
-        import_optional("onnxruntime", "onnx", "a model in ONNX")
+        import_optional("onnxruntime", None, "a model in ONNX")
         from tokenizers import Tokenizer
 
         model = directory / MODELS[precision or fastest(directory)]

@@ -24,6 +24,7 @@ MAX_REFUSED = 1_000_000
 MAX_DOCUMENT_BYTES = 64 * 2**20
 MAX_ROWS = 2**40
 MAX_LICENSE = 10_000  # characters
+MAX_JOINT_LICENSE = 10 * MAX_LICENSE  # of a store whose shards are under several
 REPAIR = (
     "restore the store (`dvc checkout`, or copy it again), or fetch or encode that shard alone with `leaf store repair`"
 )
@@ -186,7 +187,9 @@ def check_meta(meta: StoreMeta) -> None:
     _require(type(meta.dim) is int and 1 <= meta.dim <= MAX_DIM, f"dim: {meta.dim!r:.40} is impossible")
     _require(meta.dtype in DTYPES, f"dtype: {meta.dtype!r:.40} is none of {', '.join(DTYPES)}")
     _require(isinstance(meta.normalized, bool), "normalized: neither true nor false")
-    _require(meta.license is None or isinstance(meta.license, str), "license: not a text")
+    for license_, longest in ((meta.license, MAX_JOINT_LICENSE), (meta.teacher.get("license"), MAX_LICENSE)):
+        valid = license_ is None or (isinstance(license_, str) and len(license_) <= longest)
+        _require(valid, f"license: not a text of at most {longest} characters")
     if meta.refused is not None:
         _require(isinstance(meta.refused, dict) and 0 < len(meta.refused) <= MAX_REFUSED, "refused: not a mapping")
         for key, reason in meta.refused.items():

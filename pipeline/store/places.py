@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.base import FileMissingError, LeafError
+from pipeline.base import FileMissingError, LeafError, written_file
 from pipeline.store.bucket import Bucket
 from pipeline.store.store import Store
 from pipeline.store.transport import Transport, open_transport, remote_url
@@ -79,9 +79,8 @@ def write_list(place: Path | str) -> str:
         bucket = Bucket(url)
         bucket.write(content, LIST, bucket.version(LIST))
     else:
-        part = Path(place) / f".{LIST}.part"
-        part.write_bytes(content)
-        part.replace(Path(place) / LIST)
+        with written_file(Path(place) / LIST) as new:
+            new.write_bytes(content)
     return f"{here}/{LIST}"
 
 

@@ -41,7 +41,7 @@ def writer(directory: Path) -> "subprocess.Popen[str]":
 
 def finish(directory: Path) -> None:
     process = writer(directory)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
 
 

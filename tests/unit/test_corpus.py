@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.base import files
+from pipeline.base import outputs
 from pipeline.base.errors import LeafError
 from pipeline.base.files import workspace
 from pipeline.base.keys import key
@@ -583,7 +583,12 @@ def test_a_killed_run_leaves_the_corpus_as_it_was_and_the_next_removes_what_it_l
     run = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert (data / "corpus" / "part-00000.parquet").read_bytes() == before
-    assert len(list(data.iterdir())) == 2
+    left = sorted(path.name for path in data.iterdir())
+    assert [re.sub(r"[0-9a-f]{16}", "CHANCE", name) for name in left] == [
+        ".tmp-corpus.new.CHANCE",
+        ".tmp-corpus.new.lock",
+        "corpus",
+    ]
     built(data, texts)
     assert list(data.iterdir()) == [data / "corpus"]
 
@@ -606,7 +611,7 @@ def test_a_run_ended_in_the_middle_of_the_swap_leaves_the_old_corpus_or_the_new(
         return moved
 
     if not swaps:
-        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(outputs, "_exchange", lambda first, second: False)
     monkeypatch.setattr(Path, "rename", ended)
     with contextlib.suppress(SystemExit):
         built(tmp_path, source(tmp_path, many(9)))

@@ -36,6 +36,25 @@ FIGURES = {
     "loss",
 }
 
+PARAMS = """
+# a comment about SECRET-PLACE
+corpus:
+  sources:
+    - {name: faq, kind: jsonl, path: /home/SECRET-PLACE/faq.jsonl}
+    - {name: web, kind: huggingface, path: lab/texts, passages: {tokens: 99, tokenizer: ~/SECRET-PLACE/counter}}
+    - {name: notes, kind: text, path: "data/sources/*.txt"}
+teacher:
+  model: ../SECRET-PLACE/large-model
+  prompts: {query: "/search: "}
+  api: {base_url: "https://SECRET-PLACE.example/v1", key_env: MY_API_KEY}
+encode: {reuse: ["s3://SECRET-PLACE/embeddings", data/../../SECRET-PLACE/store], pool: /mnt/SECRET-PLACE/pool}
+fit:
+  student: {model: tiny-student}
+  note: '<i>&'
+evaluate: {beir: [/srv/SECRET-PLACE/fiqa], sts: [~/SECRET-PLACE/sts.csv], classification: [./SECRET-PLACE/c.csv]}
+of_somebody_else: SECRET-PLACE
+"""
+
 
 def speed(scale: float) -> dict[str, Any]:
     def figure(value: float) -> dict[str, Any]:
@@ -97,7 +116,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     corpus = {"total": 400, "splits": {"heldout": 40}, "rows": {"tiny": {"query": {"train": 180, "heldout": 20}}}}
     for name, figures in {"evaluate": result.figures, "cost": costs, "fit": fit, "corpus": corpus}.items():
         (root / "metrics" / f"{name}.json").write_text(json.dumps(figures, sort_keys=True))
-    (root / "params.yaml").write_text("fit:\n  student: {model: tiny-student}\n  note: '<i>&'\n")
+    (root / "params.yaml").write_text(PARAMS)
     return Sources(root / "params.yaml", store.path / "store.json", root / "metrics", root / "plots")
 
 
@@ -128,6 +147,15 @@ def test_nothing_is_fetched_and_texts_are_not_markup(page: str) -> None:
     assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', page)
     assert "<script" not in page and "@import" not in page and "<i>&" not in page
     assert "default-src 'none'" in page
+
+
+def test_parameters_are_shown_without_places_of_this_machine_and_of_buckets(page: str) -> None:
+    assert "SECRET-PLACE" not in page
+    shown = page[page.index("<summary>Parameters") :]
+    for kept in ("faq.jsonl", "lab/texts", "data/sources/*.txt", "large-model", "/search: ", "https://...", "s3://..."):
+        assert kept in shown, kept
+    for kept in ("MY_API_KEY", "store", "pool", "fiqa", "sts.csv", "c.csv", "tokens: 99", "counter"):
+        assert kept in shown, kept
 
 
 def test_the_same_results_give_the_same_bytes(page: str, sources: Sources) -> None:
@@ -185,6 +213,7 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [360, 1200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_every_figure_without_errors_or_sideways_scrolling(
@@ -221,6 +250,7 @@ def test_a_browser_shows_every_figure_without_errors_or_sideways_scrolling(
     tab.close()
 
 
+@pytest.mark.long
 def test_on_paper_the_page_is_light_and_whole(browser: Any, page: str, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text(page, encoding="utf-8")

@@ -20,7 +20,7 @@ from pipeline.fit import head as heads
 from pipeline.fit.losses import LOSSES
 from pipeline.fit.optimiser import learning_rate, total_steps
 from pipeline.model.batch import pack
-from pipeline.model.model_files import weights_sha256
+from pipeline.model.model_files import model_sha256
 from pipeline.model.student import Student, StudentEncoder, build, model_directory, untouched
 from pipeline.params.sections import FitParams, StudentParams
 from tests.conftest import make_model, sentence
@@ -149,7 +149,7 @@ def test_a_tokenizer_that_the_disk_does_not_take_is_one_message(tmp_path: Path) 
 
 
 def test_weights_with_another_digest_are_not_loaded(tiny_student: Path) -> None:
-    good = weights_sha256(tiny_student)
+    good = model_sha256(tiny_student)
     build(StudentParams(model=str(tiny_student), sha256=good), dim=8, normalize=True)
     with pytest.raises(LeafError, match=r"fit\.student\.sha256.*SHA-256"):
         build(StudentParams(model=str(tiny_student), sha256="0" * 64), dim=8, normalize=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain, islice, takewhile
 from typing import Any
+from uuid import UUID
 
 from pipeline.base import LeafError
 from pipeline.corpus.readers.fields import column_names, require_columns, shown_names, text_columns
@@ -223,7 +224,7 @@ def text(place: str, name: str, value: Any, is_label: bool = False, may_be_numbe
     """
     if value is None or type(value) is str:
         return value
-    if type(value) is int and may_be_number:
+    if (type(value) is int and may_be_number) or isinstance(value, UUID):
         return str(value)
     if isinstance(value, bytes):
         try:
@@ -232,9 +233,16 @@ def text(place: str, name: str, value: Any, is_label: bool = False, may_be_numbe
             raise LeafError(f"{place}: column `{name}` is not UTF-8 ({error.reason})") from None
     if isinstance(value, float) and math.isnan(value):  # pandas' missing value, also of texts
         return None
-    if is_label and isinstance(value, float | Decimal) and value % 1 == 0 and -EXACT < value < EXACT:
+    if is_label and _is_whole(value):
         return str(int(value))
     raise LeafError(f"{place}: column `{name}` must hold text, not {_described(value, name)}")
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a value is a whole number that is stored as another kind of number, and exactly."""
+    if isinstance(value, Decimal):
+        return bool(value == value.to_integral_value())
+    return isinstance(value, float) and value.is_integer() and -EXACT < value < EXACT
 
 
 def _described(value: Any, name: str = "") -> str:

@@ -4,14 +4,13 @@ To add a kind: write a reader in a file beside this one, list it in READERS, and
 `SourceParams.kind`. No reader executes anything of a source, or holds a source whole in memory.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import polars as pl
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, first_line
 from pipeline.corpus.readers import beir, docstrings, huggingface, jsonl, parquet, plain_text, table
 from pipeline.corpus.readers.fields import Frames, column_names, keeps_titles, require_columns
 from pipeline.params import SourceParams
@@ -73,11 +72,19 @@ def check(source: SourceParams) -> None:
         raise LeafError(f"{place}: views.title needs `title_field`, the field that holds the title")
     _check_options(place, source)
     for name in ("id_suffix", "page_suffix"):
-        expression = getattr(source, name) or ""
-        try:
-            re.compile(expression)
-        except re.error as error:
-            raise LeafError(f"{place}: {name} {expression!r} is not a regular expression: {error}") from None
+        if (suffix := getattr(source, name)) is not None:
+            _check_suffix(f"{place}: {name}", suffix)
+
+
+def _check_suffix(place: str, suffix: str) -> None:
+    """Refuse a regular expression that Polars does not take: its engine needs no more time than a text is long."""
+    try:
+        pl.Series([""]).str.replace_all(suffix, "")
+    except pl.exceptions.PolarsError as error:
+        reasons = [line for line in str(error).splitlines() if line.startswith("error: ")] or [first_line(error)]
+        raise LeafError(
+            f"{place} {suffix!r:.200} is no regular expression that can be used ({reasons[0].removeprefix('error: ')})"
+        ) from None
 
 
 def _check_options(place: str, source: SourceParams) -> None:
@@ -118,5 +125,4 @@ def _without(suffix: str | None, ids: pl.Series) -> pl.Series:
     """Ids without what the regular expression matches."""
     if not suffix:
         return ids
-    expression = re.compile(suffix)
-    return pl.Series(ids.name, [expression.sub("", value) for value in ids.to_list()], dtype=pl.String)
+    return ids.str.replace_all(suffix, "")

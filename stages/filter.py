@@ -5,11 +5,11 @@ from pathlib import Path
 import click
 
 from pipeline.base import check_writable
-from pipeline.corpus import corpus_digest
+from pipeline.corpus import CORPUS_KIND, corpus_digest
 from pipeline.filter import filter_corpus
 from pipeline.params import FilterParams, load_section
 from pipeline.store import Store
-from stages.common import command, params_option, write_json
+from stages.common import command, echo, params_option, write_json
 from stages.recorded import check_recorded
 
 
@@ -28,17 +28,17 @@ def main(*, params: Path, corpus: Path, embeddings: Path, out: Path, candidates:
     Neither the corpus nor the store is changed, and no model is loaded. Section read: filter.
     """
     settings = load_section(params, "filter", FilterParams)
-    check_writable([metrics, candidates], [out])
+    check_writable([metrics, candidates], {out: CORPUS_KIND})
     check_recorded(corpus, embeddings)
     figures = filter_corpus(corpus, Store.open(embeddings), settings, out, candidates)
     write_json(metrics, {"sources": figures, "digest": corpus_digest(out)})
-    click.echo(f"{'source':24}{'pairs':>10}{'first':>10}{'queries dropped':>18}{'documents dropped':>20}")
+    echo(f"{'source':24}{'pairs':>10}{'first':>10}{'queries dropped':>18}{'documents dropped':>20}")
     for source, row in figures.items():
-        click.echo(
+        echo(
             f"{source:24}{row['pairs']:>10,}{row['first']:>10,}{row['queries_dropped']:>18,}"
             f"{row['documents_dropped']:>20,}"
         )
-    click.echo(f"{out}\n{candidates}\n{metrics}")
+    echo(f"{out}\n{candidates}\n{metrics}")
 
 
 if __name__ == "__main__":

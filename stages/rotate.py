@@ -7,8 +7,8 @@ import click
 from pipeline.base import check_writable
 from pipeline.encode import turn
 from pipeline.params import EncodeParams, TeacherParams, load_section
-from pipeline.store import Store
-from stages.common import command, params_option
+from pipeline.store import MODEL_KIND, STORE_KIND, Store
+from stages.common import command, echo, params_option
 from stages.recorded import check_recorded
 
 
@@ -25,15 +25,15 @@ def main(*, params: Path, embeddings: Path, corpus: Path, rows: int, model: Path
     Distances stay as they are. Name the model as `teacher.model` and the store under `encode.reuse`, and run the
     pipeline. Sections read: teacher, encode.
     """
-    check_writable([], [model, out])
+    check_writable([], {model: MODEL_KIND, out: STORE_KIND})
     check_recorded(corpus, embeddings)
     teacher, encode = load_section(params, "teacher", TeacherParams), load_section(params, "encode", EncodeParams)
     figures = turn(Store.open(embeddings), corpus, teacher, encode, model=model, out=out, rows=rows)
-    click.echo(f"{figures['rows']:,} vectors; {figures['compared']} compared, cosine at least {figures['cosine_min']}")
-    click.echo(f"{'first dimensions':18}{'of the variance before':>24}{'after':>10}")
+    echo(f"{figures['rows']:,} vectors; {figures['compared']} compared, cosine at least {figures['cosine_min']}")
+    echo(f"{'first dimensions':18}{'of the variance before':>24}{'after':>10}")
     for dim, shares in figures["variance"].items():
-        click.echo(f"{dim:18}{shares['before']:>24.1%}{shares['after']:>10.1%}")
-    click.echo(f"{model}\n{out}")
+        echo(f"{dim:18}{shares['before']:>24.1%}{shares['after']:>10.1%}")
+    echo(f"{model}\n{out}")
 
 
 if __name__ == "__main__":

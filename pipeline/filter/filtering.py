@@ -20,7 +20,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from pipeline.base import Array, LeafError, contains, key_array, written_directory, written_file
-from pipeline.corpus import FURTHER_RECORDS, external_sort, part_files, read_blocks, read_keys, scan
+from pipeline.corpus import CORPUS_KIND, FURTHER_RECORDS, external_sort, part_files, read_blocks, read_keys, scan
 from pipeline.filter.candidates import write_candidates
 from pipeline.model import best_device, keep_best, none_yet
 from pipeline.params import FilterParams
@@ -177,7 +177,7 @@ def _write(corpus: Path, dropped: Array, out: Path) -> None:
     """Write the corpus without the texts of these keys (sorted), in parts of as many rows."""
     parts = part_files(corpus)
     all_keys = [read_keys(part) for part in parts]
-    with written_directory(out) as directory:
+    with written_directory(out, CORPUS_KIND) as directory:
         writer = external_sort.Parts(directory, max(map(len, all_keys)))
         try:
             for part, part_keys in zip(parts, all_keys, strict=True):

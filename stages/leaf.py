@@ -14,6 +14,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Stages of the pipeline": {
         "corpus": ("corpus.main", "Texts of all sources, cleaned, split and sharded."),
         "encode": ("encode.main", "Stage one: the teacher's vectors of the corpus."),
+        "filter": ("filter.main", "Optional: pairs that the teacher would not find are left out."),
         "fit": ("fit.main", "Stage two: the student, fitted to the stored vectors."),
         "evaluate": ("evaluate.main", "How much of the teacher's quality the student keeps."),
         "export": ("export.main", "The student ready to serve, and its model cards."),
@@ -27,9 +28,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "What they made": {
         "search": ("search.main", "Search the documents."),
         "index": ("index.main", "The stored vectors for other search engines."),
+        "rotate": ("rotate.main", "The teacher and its vectors turned onto their principal axes."),
         "store": ("store.main", "Inspect, check and share embedding stores."),
         "filter": ("filter.main", "Drop pairs that the teacher would not find; write candidates."),
-        "rotate": ("rotate.main", "Turn the teacher onto its principal axes."),
         "soup": ("soup.main", "Average the students of several runs."),
         "push-hub": ("push_hub.main", "Upload an exported model to the model hub."),
     },

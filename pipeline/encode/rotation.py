@@ -15,14 +15,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pipeline.base import Array, LeafError, check_replaceable, workspace, write_json
+from pipeline.base import Array, LeafError, check_replaceable, workspace
 from pipeline.encode.comparison import misfit, sample
 from pipeline.model import load_sentence_transformer, model_directory
 from pipeline.params import EncodeParams, TeacherParams
-from pipeline.store import CHUNK_ROWS, STORE_KIND, Store, scratch_cache
+from pipeline.store import CHUNK_ROWS, MODEL_KIND, STORE_KIND, Store, scratch_cache
 from pipeline.teacher import LocalTeacher, trusted_revision
 
-MARK = "turned_from.json"  # in a turned model's directory: the fingerprint of the teacher that it was made from
 DIMS = (64, 128, 256, 384, 512, 768)  # at which the share of the variance is told
 COMPARED_ROWS = 64  # texts that the turned teacher encodes again, to be compared with the turned vectors
 
@@ -55,8 +54,7 @@ def turn(
             "(teacher.dim)"
         )
     check_replaceable(out, STORE_KIND)
-    if model.exists() and not (model / MARK).exists():
-        raise LeafError(f"{model}: holds something else than a turned teacher; name another place, or move it away")
+    check_replaceable(model, MODEL_KIND)
     covariance = _covariance(store, rows)
     axes = principal_axes(covariance)
     _save(plain, axes, model)
@@ -126,4 +124,3 @@ def _save(teacher: LocalTeacher, axes: Array, path: Path) -> None:
     turned.similarity_fn_name = loaded.similarity_fn_name
     with model_directory(path) as directory:
         turned.save(str(directory), create_model_card=False, safe_serialization=True)
-        write_json(directory / MARK, {"fingerprint": teacher.meta.fingerprint})

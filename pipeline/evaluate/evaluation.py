@@ -3,8 +3,9 @@
 Corpus texts are those held out of training, with the stored vectors of the teacher.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,21 +171,7 @@ def evaluate(
         "similarity": similarity,
         "alignment": {role: _alignment(of_role, params) for role, of_role in by_role.items()},
         "neighbours": neighbours(by_role.get("query"), by_role.get("document"), params, similarity=similarity),
-        "retrieval": {
-            data.name: {
-                "judgments": data.judgments,
-                **retrieval(
-                    data.queries,
-                    data.documents,
-                    data.judged,
-                    params,
-                    data.itself,
-                    similarity=similarity,
-                    start=data.start,
-                ),
-            }
-            for data in datasets
-        },
+        "retrieval": {data.name: _retrieval_figures(data, params) for data in datasets},
         "truncation": {data.name: truncation(data, params) for data in datasets},
     }
     if note := source.meta.similarity_note:
@@ -199,16 +186,7 @@ def evaluate(
     if calibrations:
         pairs_of = zip(datasets, calibrations, strict=True)
         figures["quantisation"] = {data.name: quantisation(data, ranges, params) for data, ranges in pairs_of}
-    if files := _by_name(params.sts, "sts"):
-        figures["sts"] = {name: tasks.sts(file, encoders.computed, params, similarity) for name, file in files.items()}
-    if files := _by_name(params.classification, "classification"):
-        figures["classification"] = {
-            name: tasks.classification(file, encoders.computed, params) for name, file in files.items()
-        }
-    if files := _by_name(params.clustering, "clustering"):
-        figures["clustering"] = {
-            name: tasks.clustering(file, encoders.computed, params) for name, file in files.items()
-        }
+    figures |= _labelled_figures(encoders, params)
     return Evaluation(
         metrics.rounded(figures),
         {role: cosines(of_role.student, of_role.teacher) for role, of_role in by_role.items()},
@@ -216,6 +194,27 @@ def evaluate(
         moved_queries(datasets, params),
         _timed(heldout, collections, params),
     )
+
+
+def _retrieval_figures(data: Dataset, params: EvaluateParams) -> dict[str, Any]:
+    sides = data.queries, data.documents
+    figures = retrieval(*sides, data.judged, params, data.itself, similarity=data.similarity, start=data.start)
+    return {"judgments": data.judgments, **figures}
+
+
+def _labelled_figures(encoders: Encoders, params: EvaluateParams) -> dict[str, Any]:
+    """Figures of the files with scores or labels, by task and name of the file."""
+    similarity = encoders.source.meta.similarity
+    measures: dict[str, tuple[Sequence[str], Callable[..., dict[str, Any]]]] = {
+        "sts": (params.sts, partial(tasks.sts, similarity=similarity)),
+        "classification": (params.classification, tasks.classification),
+        "clustering": (params.clustering, tasks.clustering),
+    }
+    return {
+        kind: {name: measure(file, encoders.computed, params) for name, file in _by_name(files, kind).items()}
+        for kind, (files, measure) in measures.items()
+        if files
+    }
 
 
 def needs_of_teacher(params: EvaluateParams, source: VectorSource) -> list[str]:

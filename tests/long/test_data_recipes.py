@@ -40,7 +40,7 @@ def section(title: str) -> dict[str, list[str]]:
     return blocks
 
 
-def made(folder: Path, teacher: Path, student: Path, **sections: dict[str, Any]) -> Project:
+def made(folder: Path, teacher: Path, student: Path, /, **sections: dict[str, Any]) -> Project:
     """A project with 300 pairs and tiny models, in which nothing has run."""
     source = {"name": "pairs", "kind": "jsonl", "path": "data/sources/texts.jsonl", "id_field": "id"}
     fields = {"query_field": "title", "document_field": "body"}

@@ -83,7 +83,7 @@ def test_what_cannot_be_turned_is_refused(encoded: Path) -> None:
 
     assert "another teacher.prompts" in refusal(prompts=Prompts(query="other "))
     assert "behind an API" in refusal(api=ApiParams(base_url="http://127.0.0.1:9/v1"))
-    assert "holds something else" in refusal(model="teacher")
+    assert "holds no model of this program" in refusal(model="teacher")
     assert not (encoded / "turned").exists() and (encoded / "teacher" / "modules.json").exists()
     assert "no corpus there" in refusal(corpus="nowhere")
     assert not (encoded / "out").exists()

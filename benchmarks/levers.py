@@ -2,8 +2,8 @@
 
 python -m benchmarks.levers --project runs/mpnet-minilm --presentations 100000
 
-The project has its corpus and embeddings (`leaf repro encode`). benchmarks/levers.yaml names the configurations: changes
-of the section `fit`. Killed, it continues: what is measured is kept in runs/levers of the project.
+The project has its corpus and embeddings (`leaf repro encode`). benchmarks/levers.yaml names the configurations:
+changes of the section `fit`. Killed, it continues: what is measured is kept in runs/levers of the project.
 """
 
 import json

@@ -27,7 +27,7 @@ from pipeline.corpus import CORPUS_KIND
 from pipeline.model import build
 from pipeline.params import StudentParams
 from pipeline.serve import INDEX_KIND
-from pipeline.store import MODEL_KIND, STORE_KIND, ShardCache, shard_directory
+from pipeline.store import MODEL_KIND, STORE_KIND, FittedTo, ShardCache, shard_directory
 from pipeline.teacher import Journal
 from tests.store_helpers import META, publish
 
@@ -238,7 +238,7 @@ def test_umask_decides_the_modes_of_all_that_is_written(tmp_path: Path, mask: in
     expected = {(True, oct(0o777 & ~mask)), (False, oct(0o666 & ~mask))}
     with umask(mask):
         publish(tmp_path / "stores", (40,))
-        build(StudentParams(str(tiny_student)), 8, True).save(tmp_path / "models/student", "a card", META)
+        build(StudentParams(str(tiny_student)), 8, True).save(tmp_path / "models/student", "a card", FittedTo.of(META))
         with written_file(tmp_path / "files/m.json") as file:
             file.write_text("{}")
             file.chmod(0o600)

@@ -79,9 +79,8 @@ def test_without_training_texts_a_collection_is_calibrated_on_its_own(tmp_path: 
         PairedVectors(store.lookup(frame["key"].to_list()), blurred(frame["text"].to_list(), role))
         for role, frame in (("query", data.queries), ("document", data.documents))
     )
-    expected = quantisation(
-        Dataset("news", queries, documents, data.judged, itself=data.itself), Calibration(queries, documents), params
-    )
+    dataset = Dataset("news", queries, documents, data.judged, itself=data.itself)
+    expected = quantisation(dataset, Calibration(queries, documents), params)
     assert figures["quantisation"]["news"]["variants"]["int8 both"] == rounded(expected)["variants"]["int8 both"]
     assert "news: int8 was calibrated on its own texts, as there are no training texts" in figures["notices"]
     assert "quantisation" not in evaluate(None, store, blurred, no_teacher, replace(params, calibration_rows=0)).figures

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
+from typing import IO
 
 from pipeline.base import TEMPORARY, LeafError, access, bytes_kept, open_own, remember_sha256, written_file
 from pipeline.store.transport import Transport
@@ -168,7 +169,7 @@ def _alone(part: Path, path: Path) -> Iterator[BufferedRandom | None]:
                 return
 
 
-def _is(opened: BufferedRandom, path: Path) -> bool:
+def _is(opened: IO[bytes], path: Path) -> bool:
     """Whether the open file is still the one at the path."""
     try:
         return os.path.samestat(os.fstat(opened.fileno()), path.stat())

@@ -147,7 +147,7 @@ def test_a_shard_that_is_taken_over_is_checked_where_it_stays(tmp_path: Path, mo
     other.write_bytes(forged(file.read_bytes()))
     from pipeline.store import shard_cache
 
-    original = shard_cache.link
+    original = vars(shard_cache)["link"]
 
     def swapping(source: Path, target: Path) -> None:
         """Another user swaps the file just before it is linked."""

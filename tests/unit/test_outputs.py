@@ -160,11 +160,12 @@ def test_links_of_guessed_names_lead_nothing_to_be_emptied_or_overwritten(tmp_pa
 def test_a_lock_or_a_journal_that_is_a_link_is_not_written_into(tmp_path: Path, trap: Callable[..., None]) -> None:
     victim = tmp_path / "victim"
     victim.write_text("years of work" * 10)
-    for name, write in {
+    writers: dict[str, Callable[[Path], object]] = {
         "lock": lambda file: locked(file, "it").__enter__(),
         ".tmp-out.new.lock": lambda file: workspace(tmp_path / "out", "new").__enter__(),
         "answers.journal": lambda file: Journal(file, 4),
-    }.items():
+    }
+    for name, write in writers.items():
         trap(tmp_path / name, victim)
         with pytest.raises(LeafError, match=rf"{name}: is (a link|no regular file)"):
             write(tmp_path / name)

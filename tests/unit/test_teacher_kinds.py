@@ -367,7 +367,7 @@ def test_canine_which_has_no_table_of_tokens_is_a_teacher_or_refused_by_name(tmp
     }
     torch.manual_seed(0)
     CanineModel(CanineConfig(max_position_embeddings=2048, **sizes, **hashes)).save_pretrained(tmp_path / "canine")
-    CanineTokenizer(model_max_length=2048).save_pretrained(tmp_path / "canine")
+    CanineTokenizer(model_max_length=2048).save_pretrained(tmp_path / "canine")  # type: ignore[no-untyped-call]
     teacher = teacher_of(tmp_path / "canine")
     assert teacher.meta.dim == 32
     try:

@@ -21,7 +21,7 @@ from pipeline.corpus.near_duplicates import NearDuplicates
 from pipeline.corpus.passages import FindModel, Passages
 from pipeline.corpus.readers.source import batches, check
 from pipeline.corpus.scripts import shorter
-from pipeline.corpus.shared_texts import SharedTexts
+from pipeline.corpus.shared_texts import RepeatedIds, SharedTexts
 from pipeline.corpus.split import below, record_hashes, sampled
 from pipeline.corpus.text import clean
 from pipeline.params import CorpusParams, SourceParams
@@ -59,12 +59,16 @@ def _build(params: CorpusParams, passages: Mapping[str, Passages], directory: Pa
     partitions.mkdir()
     spill, shared, counts = Spill(partitions), SharedTexts(partitions), Counts(params)
     parts, further = Parts(directory, params.shard_rows), FurtherRecords(directory)
+    repeated = RepeatedIds(partitions / "ids")
     try:
         near = NearDuplicates(params.near_duplicates, params.seed) if params.near_duplicates else None
         for number, source in enumerate(params.sources):
             for rows in _texts(source, params, counts, near, passages.get(source.name)):
                 _link(shared, rows, number, by_key=near is not None)
+                if source.id_field and source.query_field and source.document_field:
+                    repeated.add(rows["record"].to_numpy(), number)
                 spill.add(rows)
+        counts.repeated_ids = repeated.counts()
         regrouped = shared.regrouped([_share(source, params) for source in params.sources])
         for spilled in tqdm(spill.sorted(), desc="sort", unit=" partitions", total=PARTITIONS, disable=None):
             rows = _split(regrouped.apply(spilled))

@@ -74,8 +74,8 @@ class Counts:
         for source, number in sorted(self.repeated_ids.items()):
             yield (
                 f"source `{self._names[source]}`: {number:,} records have the id of an earlier one elsewhere in it. "
-                "All of one id count as one record, and their documents as relevant to all their queries; if that is not "
-                "meant, leave id_field out"
+                "All of one id count as one record, and their documents as relevant to all their queries; if that is "
+                "not meant, leave id_field out"
             )
 
 

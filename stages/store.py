@@ -281,7 +281,7 @@ def repair_(
         pool = Path(load_section(params, "encode", EncodeParams).pool if params else EncodeParams.pool)
     encode_again = _encoder_of_lost_shards(corpus, params, permits) if corpus and params else None
     caches = sorted(entry for entry in pool.glob("*") if entry.is_dir())
-    others = [*(Store.open(copy) for copy in copies), *caches]
+    others: list[Store | Path] = [*(Store.open(copy) for copy in copies), *caches]
     _show(repair_store(path, others, encode_again, fingerprint), as_json)
 
 

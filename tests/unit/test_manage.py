@@ -229,7 +229,9 @@ def test_a_damaged_manifest_is_taken_from_a_copy_only_by_its_fingerprint(tmp_pat
     copy = Store.open(shutil.copytree(store.path, tmp_path / "copy"))
     before = contents(store.path) | {"store.json": b"{"}
     (store.path / "store.json").write_bytes(b"{")
-    told = rf"theirs has the fingerprint {'cd' * 32}, 60 rows in 1 shards: of their 3 files 2 are here.*1 shards .*--fing"
+    told = (
+        rf"theirs has the fingerprint {'cd' * 32}, 60 rows in 1 shards: of their 3 files 2 are here.*1 shards .*--fing"
+    )
     for named in (None, "ef" * 32):
         with pytest.raises(LeafError, match=told):
             repair(store.path, [other, copy], None, named)

@@ -69,7 +69,7 @@ def with_tables(text: str, runs: Mapping[str, Run]) -> str:
     """A document with its tables written anew."""
     for name, table in TABLES.items():
         block = f"<!-- {name} -->\n{table(runs)}\n<!-- /{name} -->"
-        text = re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->", lambda _, block=block: block, text, flags=re.S)
+        text = re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->", block.replace("\\", r"\\"), text, flags=re.S)
     return text
 
 

@@ -54,6 +54,8 @@ class Project:
         if source.is_relative_to(self.root):
             return os.path.relpath(source, self.directory)
         target = self.directory / folder / source.name
+        if (source, target) in self._copies:  # a directory with files of several kinds is several sources
+            return f"{folder}/{source.name}"
         if target.exists() or any(target == taken for _, taken in self._copies):
             raise LeafError(f"{target}: is there already, and nothing is overwritten; rename {path}")
         self._copies.append((source, target))

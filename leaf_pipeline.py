@@ -14,3 +14,7 @@ def main() -> None:
     from stages.leaf import main as leaf
 
     leaf()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,13 +7,15 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from pipeline.base import LeafError, access, printable, written_file
-from pipeline.store import check_fitted_to
+from pipeline.base import LeafError, access, first_line, is_panic, printable, written_file
+from pipeline.params import EncodeParams, Permits, TeacherParams
+from pipeline.store import VectorSource, check_fitted_to
 from stages.recorded import removed_by_dvc
 
 if TYPE_CHECKING:
@@ -48,7 +50,11 @@ class _Command(click.Command):
             return result
         except LeafError as error:
             raise click.ClickException("\n".join([str(error), *removed_by_dvc(_paths(ctx))])) from None
-        except OSError as error:
+        except BaseException as error:
+            if is_panic(error):
+                raise click.ClickException(f"a library's native code gave up: {printable(first_line(error))}") from None
+            if not isinstance(error, OSError):
+                raise
             if isinstance(error, BrokenPipeError) and _nobody_reads():
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left, Python writes at its end
                 return None
@@ -80,6 +86,35 @@ def command(function: Callable[..., None]) -> click.Command:
     return click.command(cls=_Command)(function)
 
 
+def api_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that allow a parameter file more than any file may do; the function gets them as `permits`."""
+
+    @wraps(function)
+    def with_permits(*args: Any, key_env: str | None, plain_http: str | None, **options: Any) -> None:
+        function(*args, permits=Permits(key_env, plain_http), **options)
+
+    key_env = click.option(
+        "--key-env", envvar="LEAF_KEY_ENV", metavar="NAME", help="Let teacher.api.key_env name this variable."
+    )
+    plain_http = click.option(
+        "--plain-http", envvar="LEAF_PLAIN_HTTP", metavar="HOST", help="Let teacher.api.base_url be http:// there."
+    )
+    return key_env(plain_http(with_permits))
+
+
+def open_teacher(
+    params: TeacherParams, encode: EncodeParams, permits: Permits, store: VectorSource | None = None
+) -> "Teacher":
+    """`pipeline.teacher.open_teacher`, after saying what is sent to whom."""
+    from pipeline.teacher import open_teacher as opened  # here: commands that need no model do not wait for torch
+
+    teacher = opened(params, encode, store, permits)
+    if api := params.api:
+        key = f"the key in {api.key_env}" if os.environ.get(api.key_env) else f"no key, as {api.key_env} is not set"
+        echo(f"teacher.api: texts that have no vector yet are sent to {api.base_url}, with {key}", err=True)
+    return teacher
+
+
 def echo(message: object, err: bool = False) -> None:
     """Print a line. Texts, ids and names in it come from other people: what a terminal would obey is written out."""
     click.echo(printable(str(message)), err=err)
@@ -93,6 +128,13 @@ def check_student(model: Path, fingerprint: str, place: str, teacher: "Teacher |
     word = check_fitted_to(model, fingerprint, place, lambda: teacher.earlier_fingerprints if teacher else ())
     if word:
         echo(word, err=True)
+
+
+def with_part(model: Path, fingerprint: str) -> Path:
+    """The student at `model` for vectors of this fingerprint (`pipeline.model.part_of`), until the command ends."""
+    from pipeline.model import part_of  # only now: commands without a model do not wait for torch
+
+    return click.get_current_context().with_resource(part_of(model, fingerprint))
 
 
 def write_json(path: Path, figures: Mapping[str, object]) -> None:

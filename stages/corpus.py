@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from pipeline.base import check_writable
-from pipeline.corpus import build, corpus_digest
+from pipeline.corpus import CORPUS_KIND, build, corpus_digest
 from pipeline.params import CorpusParams, load_section
 from stages.common import command, echo, params_option, write_json
-from stages.watched import warn_unwatched
+from stages.watched import name_outside, warn_unwatched
 
 
 @command
@@ -21,7 +21,8 @@ def main(params: Path, out: Path, metrics: Path) -> None:
     If it is killed, the corpus that was there stays as it was. Section read: corpus.
     """
     settings = load_section(params, "corpus", CorpusParams)
-    check_writable([metrics], [out])
+    check_writable([metrics], {out: CORPUS_KIND})
+    name_outside([source.path for source in settings.sources if source.path], "corpus.sources")
     warn_unwatched([source.path for source in settings.sources if source.path], "corpus")
     figures = build(settings, out, _find_model)
     write_json(metrics, figures | {"digest": corpus_digest(out)})

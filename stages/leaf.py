@@ -14,15 +14,24 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Stages of the pipeline": {
         "corpus": ("corpus.main", "Texts of all sources, cleaned, split and sharded."),
         "encode": ("encode.main", "Stage one: the teacher's vectors of the corpus."),
+        "filter": ("filter.main", "Optional: pairs that the teacher would not find are left out."),
         "fit": ("fit.main", "Stage two: the student, fitted to the stored vectors."),
         "evaluate": ("evaluate.main", "How much of the teacher's quality the student keeps."),
         "export": ("export.main", "The student ready to serve, and its model cards."),
         "report": ("report.main", "A page about the run, for a browser."),
     },
+    "Many machines": {
+        "plan": ("plan.main", "What the corpus and the parameters will cost."),
+        "plan-shards": ("shards.plan", "Orders for the jobs of a batch system."),
+        "encode-shards": ("shards.encode", "Carry out orders: what a job of a batch system runs."),
+    },
     "What they made": {
         "search": ("search.main", "Search the documents."),
         "index": ("index.main", "The stored vectors for other search engines."),
+        "rotate": ("rotate.main", "The teacher and its vectors turned onto their principal axes."),
         "store": ("store.main", "Inspect, check and share embedding stores."),
+        "filter": ("filter.main", "Drop pairs that the teacher would not find; write candidates."),
+        "soup": ("soup.main", "Average the students of several runs."),
         "push-hub": ("push_hub.main", "Upload an exported model to the model hub."),
     },
 }

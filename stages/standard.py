@@ -13,7 +13,8 @@ from pipeline.model import StudentEncoder
 from pipeline.params import EncodeParams, TeacherParams, load_section
 from pipeline.serve import MODES
 from pipeline.teacher import open_teacher
-from stages.common import check_student, command, echo, params_option
+from stages.common import check_student, command, echo, params_option, with_part
+from stages.recorded import check_recorded
 
 ROWS = {"role": pl.String, "text": pl.String}  # what a teacher reads
 
@@ -34,8 +35,9 @@ def main(
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), load_section(params, "encode", EncodeParams))
     if teacher.directory is None:
         raise LeafError("teacher.api: these tasks would pay for vectors that nobody keeps; name them in evaluate.beir")
+    check_recorded(model)
     check_student(model, teacher.meta.fingerprint, "the section `teacher`", teacher)
-    student = StudentEncoder.load(model)
+    student = StudentEncoder.load(with_part(model, teacher.meta.fingerprint))
 
     def encode_with_teacher(texts: Sequence[str], role: str) -> np.ndarray:
         return teacher.vectors(pl.DataFrame({"role": [role] * len(texts), "text": list(texts)}, schema=ROWS))

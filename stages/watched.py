@@ -1,16 +1,22 @@
-"""What DVC does not watch: paths of params.yaml that lead out of what a stage depends on.
+"""What paths of params.yaml lead out of: the project, and what a stage depends on, which DVC watches.
+
+A file from somebody else may name any file of this machine as a source of texts, which then go to an API or into a
+corpus that is shared. So what lies outside the project is named before it is read.
 
 DVC hashes the files below a dependency and follows no linked directory there. It looks at a stage's dependencies before
 the stage runs, so they cannot follow `params.yaml`: all that can be done about other files is to say so.
 """
 
 import glob
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline.base import LeafError, parse_yaml
 from stages.common import echo
+
+SHOWN = 3  # places in a message
 
 
 def warn_unwatched(paths: Iterable[str], stage: str) -> None:
@@ -26,6 +32,31 @@ def warn_unwatched(paths: Iterable[str], stage: str) -> None:
                 "(dvc.yaml), or bring it below one of these (`dvc import-url`)",
                 err=True,
             )
+
+
+def name_outside(paths: Iterable[str], key: str) -> None:
+    """Print a sentence for each path or URL under `key` of params.yaml that leads out of this directory."""
+    for path in dict.fromkeys(paths):
+        if "://" in path:
+            echo(f"{key}: reads {path}", err=True)
+        elif outside := _outside(path):
+            more = f" and {len(outside) - SHOWN:,} more" if len(outside) > SHOWN else ""
+            shown = ", ".join(str(place) for place in outside[:SHOWN])
+            echo(f"{key}: reads {shown}{more}, outside this project (`{path}`)", err=True)
+
+
+def _outside(path: str) -> list[Path]:
+    """The places outside this directory that a path (a file, a directory or a glob) means, through links too."""
+    here = Path.cwd().resolve()
+    expanded = os.path.expanduser(path)  # noqa: PTH111  a Path would lose the glob's last slash
+    found: dict[Path, None] = {}
+    for match in map(Path, glob.iglob(expanded, recursive=True)):  # noqa: PTH207
+        inner = (Path(folder, name) for folder, folders, files in os.walk(match) for name in [*folders, *files])
+        for place in itertools.chain([match], (entry for entry in inner if entry.is_symlink())):
+            resolved = place.resolve()
+            if here != resolved and here not in resolved.parents:
+                found[resolved] = None
+    return list(found)
 
 
 def _dependencies(stage: str) -> list[Path] | None:

@@ -19,6 +19,12 @@ def fitted_whole_and_torn(fitted: Callable[[str], FitResult], monkeypatch: pytes
     whole = fitted("whole")
     losses = [loss for _, split, loss in whole.curve if split == "train"]
     assert np.mean(losses[-16:]) < np.mean(losses[:16])
+    assert torn(fitted, monkeypatch).curve == whole.curve
+    return whole
+
+
+def torn(fitted: Callable[[str], FitResult], monkeypatch: pytest.MonkeyPatch) -> FitResult:
+    """Call `fitted` for the run `torn`, which is interrupted, and again, which continues it."""
     advance = Trainer._advance
 
     def interrupted(trainer: Trainer, batch: Any) -> None:
@@ -29,5 +35,4 @@ def fitted_whole_and_torn(fitted: Callable[[str], FitResult], monkeypatch: pytes
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Trainer, "_advance", interrupted)
         fitted("torn")
-    assert fitted("torn").curve == whole.curve
-    return whole
+    return fitted("torn")

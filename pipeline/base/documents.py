@@ -19,8 +19,8 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > MAX_YAML_CHARACTERS:
         raise LeafError(f"has more than {MAX_YAML_CHARACTERS:,} characters")
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -29,12 +29,15 @@ def parse_yaml(text: str) -> Any:
         return loader.construct_document(node)
     except RecursionError:
         raise LeafError("is nested too deeply, or holds itself") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise LeafError(
+            f"is not YAML: {error.problem or error.context}{place}; what has brackets or braces, `: ` or ` #` in it "
+            "stands in quotes"
+        ) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # of a date or a number that is none
-        problem = error.problem if isinstance(error, yaml.MarkedYAMLError) and error.problem else first_line(error)
-        mark = getattr(error, "problem_mark", None)
-        raise LeafError(f"is not YAML: {problem}{f' in line {mark.line + 1}' if mark else ''}") from None
-    finally:
-        loader.dispose()
+        raise LeafError(f"is not YAML: {first_line(error)}") from None
 
 
 def _count_values(node: yaml.Node, known: dict[int, int]) -> int:

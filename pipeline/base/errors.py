@@ -2,6 +2,8 @@
 
 import re
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LONGEST_MESSAGE = 10_000  # characters
 _LONGEST_NUMBER = 1000  # bits; Python refuses to write out a few thousand digits
@@ -67,6 +69,22 @@ def quoted(value: object, length: int = 60) -> str:
     """A value as Python writes it, in at most `length` characters, however large it is: the rest is never made."""
     text = _Quotation(length).repr(value)
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Have native code that gives up (a panic of Rust) raise a RuntimeError; its own exception passes all handlers."""
+    try:
+        yield
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise RuntimeError(f"a library's native code gave up: {first_line(error)}") from None
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether an exception is that by which pyo3 carries a panic of Rust; each library has a class of its own."""
+    return type(error).__name__ == "PanicException"
 
 
 def first_line(error: BaseException) -> str:

@@ -5,12 +5,15 @@
 
 from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
+from pipeline.corpus.further_records import NAME as FURTHER_RECORDS
 from pipeline.corpus.further_records import further_records
 from pipeline.corpus.guess import Fields, field_names, guess_sources
+from pipeline.corpus.output import CORPUS_KIND
 from pipeline.corpus.parts import (
     check_rows,
     corpus_digest,
     corpus_keys,
+    numbered_column,
     part_files,
     read_blocks,
     read_keys,
@@ -21,10 +24,13 @@ from pipeline.corpus.preview import Preview, preview
 from pipeline.corpus.readers.beir import CORPUS, QUERIES, beir_file
 from pipeline.corpus.readers.docstrings import texts
 from pipeline.corpus.readers.lines import json_objects, lines
+from pipeline.corpus.readers.table import read_table
 from pipeline.corpus.text import clean
 
 __all__ = [
     "CORPUS",
+    "CORPUS_KIND",
+    "FURTHER_RECORDS",
     "QUERIES",
     "Fields",
     "Preview",
@@ -40,10 +46,12 @@ __all__ = [
     "guess_sources",
     "json_objects",
     "lines",
+    "numbered_column",
     "part_files",
     "preview",
     "read_blocks",
     "read_keys",
+    "read_table",
     "rows_within",
     "scan",
     "texts",

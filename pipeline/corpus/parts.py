@@ -67,6 +67,22 @@ def read_keys(part: Path) -> Array:
         raise LeafError(f"{part}: damaged ({error!s:.200}); run the stage `corpus` again") from None
 
 
+def numbered_column(directory: Path, column: str) -> tuple[list[str], Array]:
+    """The values of a column, sorted, and which of them each text has: `[n] int32`, in the corpus's order.
+
+    Errors: `part_files`.
+    """
+    parts = part_files(directory)
+    values = sorted(pl.scan_parquet(parts).select(pl.col(column).unique()).collect()[column].to_list())
+    numbers = [
+        pl.read_parquet(part, columns=[column])[column].replace_strict(
+            values, range(len(values)), return_dtype=pl.Int32
+        )
+        for part in parts
+    ]
+    return values, pl.concat(numbers).to_numpy()
+
+
 def rows_within(file: pq.FileMetaData) -> int:
     """How many rows of a Parquet file are about BLOCK_BYTES, uncompressed; at least 1."""
     groups = sum(file.row_group(number).total_byte_size for number in range(file.num_row_groups))

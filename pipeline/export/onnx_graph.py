@@ -19,7 +19,7 @@ from pipeline.export.exporter import ExportedEncoder, ExportJob, LeftOut
 from pipeline.export.onnx_files import STATES, write_library_files
 from pipeline.model import Student, pack
 from pipeline.serve import MODELS, TOKENIZER, VECTORS, OnnxEncoder, padded
-from pipeline.store import FITTED_TO, write_fitted_to
+from pipeline.store import FITTED_TO, FittedTo, write_fitted_to
 
 OPSET = 18
 EXAMPLE_SHAPE = (2, 8)  # texts, tokens of the traced batch; both are free in the graph
@@ -43,7 +43,7 @@ class OnnxExporter:
         """Both graphs and the tokenizer; left out is a family that has no right graph. LeafError as `write_graphs`."""
         if not (reason := write_graphs(job.student, directory)):
             if (job.student_directory / FITTED_TO).is_file():
-                write_fitted_to(directory, job.meta)
+                write_fitted_to(directory, FittedTo.of(job.meta))
             return None
         reason = f"a student of type `{job.student.backbone.model_type}` has no ONNX graph: {reason}"
         card = f"# No ONNX model\n\nLeft out: {reason}. `models/student` runs with sentence-transformers.\n"

@@ -8,13 +8,15 @@ Memory: one buffer of vectors, and about 24 bytes a text for the join.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.base import LeafError
+from pipeline.fit.candidates import Candidates
+from pipeline.fit.objective import Expected
 from pipeline.fit.token_cache import Tokens
 from pipeline.model import TOKEN_MULTIPLE, Batch, pack
 from pipeline.store import CHUNK_ROWS, VectorSource
@@ -40,6 +42,15 @@ class TrainingBatch:
     texts: Batch
     targets: Tensor
     """`[texts, dim]` float32, in the order given to `pack`."""
+    candidates: tuple[Tensor, Tensor] | None = None
+    """See `Candidates.of`."""
+    beside: int = 0
+    """Texts that other replicas train on in the same step."""
+
+    @property
+    def expected(self) -> Expected:
+        """What the student's outputs are compared with."""
+        return Expected(self.targets, *(self.candidates or ()))
 
 
 @dataclass(frozen=True)
@@ -131,8 +142,21 @@ def pack_sorted(tokens: Tokens, texts: np.ndarray, sizes: np.ndarray) -> Iterato
 class Loader:
     """Batches of the training texts, epoch after epoch, from any position on."""
 
-    def __init__(self, source: VectorSource, tokens: Tokens, batch_size: int, buffer_rows: int, seed: int) -> None:
-        """Joins corpus and source; LeafError if the source lacks a text or nothing is left to train on."""
+    def __init__(
+        self,
+        source: VectorSource,
+        tokens: Tokens,
+        batch_size: int,
+        buffer_rows: int,
+        seed: int,
+        *,
+        groups: np.ndarray | None = None,
+        candidates: Candidates | None = None,
+    ) -> None:
+        """Joins corpus and source; LeafError if the source lacks a text or nothing is left to train on.
+
+        `groups` [texts of the corpus] number the groups of which a batch holds one only.
+        """
         everything = join(tokens, source)
         self.refused = len(tokens) - len(everything)  # texts that the teacher refused
         self.source, self.tokens = source, tokens
@@ -143,7 +167,9 @@ class Loader:
             raise LeafError("the corpus has no training texts: lower `corpus.heldout`, or add sources")
         self._chunks, self._starts = np.unique(self.items.chunk, return_index=True)
         self._stops = np.append(self._starts[1:], len(self.items))
-        self.batches_per_epoch = -(-len(self.items) // batch_size)
+        self.candidates = candidates
+        self.groups = np.zeros(len(self.items), np.int32) if groups is None else groups[self.items.text]
+        self.batches_per_epoch = int((-(-np.bincount(self.groups) // batch_size)).sum())
 
     def buffers(self, epoch: int) -> Iterator[np.ndarray]:
         """Numbers of the items of each buffer of an epoch: whole chunks, in random order."""
@@ -160,7 +186,7 @@ class Loader:
         yield np.concatenate(held)
 
     def plan(self, epoch: int) -> Iterator[list[np.ndarray]]:
-        """Batches, as numbers of items, buffer by buffer. All but the epoch's last batch are full.
+        """Batches, as numbers of items, buffer by buffer. All but the last batch of each group are full.
 
         Rows left over by a buffer join the next one. No vectors are read.
         """
@@ -170,18 +196,21 @@ class Loader:
             random = np.random.default_rng([self.seed, epoch, number])
             rows = random.permutation(np.concatenate([carried, members]))
             done += len(members)
-            used = len(rows) if done == len(self.items) else len(rows) // self.batch_size * self.batch_size
-            carried = rows[used:]
-            yield self._cut(rows[:used], random)
+            last, size = done == len(self.items), self.batch_size
+            groups = [rows[self.groups[rows] == group] for group in np.unique(self.groups[rows])]
+            used = [len(group) if last else len(group) // size * size for group in groups]
+            carried = np.concatenate([group[count:] for group, count in zip(groups, used, strict=True)])
+            batches = [cut for group, count in zip(groups, used, strict=True) for cut in self._cut(group[:count])]
+            yield [batches[i] for i in random.permutation(len(batches))]
 
-    def _cut(self, rows: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
+    def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
         size, batches = self.batch_size, []
         lengths = self.tokens.lengths(self.items.text[rows])
         for start in range(0, len(rows), WINDOW_BATCHES * size):
             window = slice(start, start + WINDOW_BATCHES * size)
             by_length = rows[window][np.argsort(lengths[window], kind="stable")]
             batches += [by_length[i : i + size] for i in range(0, len(by_length), size)]
-        return [batches[i] for i in random.permutation(len(batches))]
+        return batches
 
     def batches(self, position: Position) -> Iterator[TrainingBatch]:
         """Batches without end, from `position` on."""
@@ -191,21 +220,31 @@ class Loader:
             yield from self._epoch(epoch, skip)
             epoch, skip = epoch + 1, 0
 
+    def batches_of(self, replica: int, replicas: int, position: Position) -> Iterator[TrainingBatch]:
+        """Those of one of several replicas that take turns; each names where all of them are to be continued."""
+        everything = self.batches(position)
+        while True:
+            turn = [next(everything) for _ in range(replicas)]
+            own, beside = turn[replica], sum(len(batch.targets) for batch in turn) - len(turn[replica].targets)
+            yield replace(own, following=turn[-1].following, beside=beside)
+
     def _epoch(self, epoch: int, skip: int) -> Iterator[TrainingBatch]:
         number = 0
         for batches in self.plan(epoch):
-            if number + len(batches) <= skip:
+            if not batches or number + len(batches) <= skip:
                 number += len(batches)
                 continue
             rest = batches[max(0, skip - number) :]
             number = max(number, skip)
             vectors = torch.from_numpy(read_vectors(self.source, self.items.take(np.concatenate(rest))))
             start = 0
-            for packed in self._packed(rest):
+            for rows, packed in zip(rest, self._packed(rest), strict=True):
                 last = number + 1 == self.batches_per_epoch
                 following = Position(epoch + 1, 0) if last else Position(epoch, number + 1)
                 stop = start + len(packed.order)
-                yield TrainingBatch(Position(epoch, number), following, packed, vectors[start:stop].float())
+                candidates = self.candidates.of(self.items.text[rows]) if self.candidates else None
+                targets = vectors[start:stop].float()
+                yield TrainingBatch(Position(epoch, number), following, packed, targets, candidates)
                 number, start = number + 1, stop
 
     def _packed(self, batches: list[np.ndarray]) -> Iterator[Batch]:
@@ -219,11 +258,18 @@ class Loader:
         """Lay the texts of these items end to end; errors are those of `pipeline.model.pack`."""
         return pack([self.tokens[text] for text in self.items.text[rows]], shortest)
 
-    def sample(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Up to `rows` training items drawn by the seed from one buffer, and their vectors: for the head's start."""
-        members = next(self.buffers(0))
-        chosen = np.random.default_rng([self.seed, 1 << 31]).permutation(members)[:rows]
-        return chosen, read_vectors(self.source, self.items.take(chosen)).astype(np.float32)
+    def samples(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Up to `rows` training items drawn by the seed, and their vectors, a buffer at a time: for the head's start.
+
+        The first buffer is exhausted before the next one is read.
+        """
+        random = np.random.default_rng([self.seed, 1 << 31])
+        for members in self.buffers(0):
+            chosen = random.permutation(members)[:rows]
+            yield chosen, read_vectors(self.source, self.items.take(chosen))
+            rows -= len(chosen)
+            if not rows:
+                return
 
     def validation(self, rows: int) -> tuple[list[np.ndarray], np.ndarray]:
         """Token ids and vectors [rows, dim] float32 of up to `rows` held-out texts, shortest first.

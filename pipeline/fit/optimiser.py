@@ -1,22 +1,24 @@
 """Optimiser and learning-rate schedule of the fit.
 
-Schedule: the run's steps are split evenly into `cycles`; within each the learning rate falls linearly from
-`learning_rate` to `learning_rate_end`, then starts again. `max_steps` shortens the run: all cycles are kept and become
+Schedule: the run's steps are split evenly into `cycles`; within each the learning rate falls from `learning_rate` to
+`learning_rate_end` by the `schedule`, then starts again. `max_steps` shortens the run: all cycles are kept and become
 shorter. Warm-up multiplies the rate over the first `warmup_steps` of the run.
 """
 
+import math
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.fit.ranks import Ranks
 from pipeline.model import traits_of
 from pipeline.params import FitParams
 
 
 def total_steps(params: FitParams, batches_per_epoch: int) -> int:
-    """Steps of the whole run."""
-    steps = params.cycles * params.epochs_per_cycle * batches_per_epoch
+    """Steps of the whole run. In a step each of `replicas` trains on a batch."""
+    steps = -(-params.cycles * params.epochs_per_cycle * batches_per_epoch // params.replicas)
     return steps if params.max_steps is None else min(steps, params.max_steps)
 
 
@@ -25,8 +27,17 @@ def learning_rate(step: int, total: int, params: FitParams) -> float:
     cycle = step * params.cycles // total
     start, stop = -(-cycle * total // params.cycles), -(-(cycle + 1) * total // params.cycles)
     share = (step - start) / max(1, stop - start - 1)
-    rate = params.learning_rate + share * (params.learning_rate_end - params.learning_rate)
+    rate = params.learning_rate + _fallen(share, params) * (params.learning_rate_end - params.learning_rate)
     return rate * min(1.0, (step + 1) / params.warmup_steps) if params.warmup_steps else rate
+
+
+def _fallen(share: float, params: FitParams) -> float:
+    """How much of its way down the learning rate has gone, 0 to 1, after this share of a cycle."""
+    if params.schedule == "cosine":
+        return (1 - math.cos(math.pi * share)) / 2
+    if params.schedule == "stable":
+        return max(0.0, 1 - (1 - share) / params.decay_share) if params.decay_share else 0.0
+    return share
 
 
 def adamw(student: nn.Module, params: FitParams, **options: Any) -> torch.optim.AdamW:
@@ -43,6 +54,12 @@ class Optimiser(Protocol):
     """AdamW with clipped gradient norm."""
 
     adamw: torch.optim.AdamW
+
+    def begin(self, *, head_only: bool) -> None:
+        """Called before the backward pass of a step, which gives only the head a gradient, or all that trains."""
+
+    def share(self, ranks: Ranks, ids: Tensor, *others: Tensor, head_only: bool) -> None:
+        """Make the gradients of a batch with tokens `ids`, and the `others`, the sum over all processes."""
 
     def step(self, ids: Tensor, rate: float) -> None:
         """One step at learning rate `rate`, after the backward pass of a batch with tokens `ids`; clears gradients."""
@@ -72,7 +89,21 @@ class RowsOptimiser:
         self.dense = [p for p in trained if not self.by_rows or p is not self.table]
         if self.by_rows:
             token_embeddings.sparse = True
-            self.table.grad = torch.zeros_like(self.table)
+            self.table.grad = self._table_gradient = torch.zeros_like(self.table)
+
+    def begin(self, *, head_only: bool) -> None:
+        """See `Optimiser.begin`."""
+        if self.by_rows:
+            self.table.grad = None if head_only else self._table_gradient  # AdamW decays whatever has a gradient
+
+    def share(self, ranks: Ranks, ids: Tensor, *others: Tensor, head_only: bool) -> None:
+        """See `Optimiser.share`. Of the token embeddings only the rows of the batch are exchanged."""
+        if not self.by_rows or self.table.grad is None:
+            return ranks.sum_gradients(self.dense, others, head_only=head_only)
+        rows = torch.unique(ids)
+        touched = self.table.grad[rows]
+        ranks.sum_gradients(self.dense, [*others, touched], head_only=head_only)
+        self.table.grad[rows] = touched
 
     def step(self, ids: Tensor, rate: float) -> None:
         """See `Optimiser.step`."""
@@ -113,11 +144,18 @@ class DeviceOptimiser:
         self.adamw = adamw(student, params, lr=self.rate, capturable=traits_of(device).graphs)
         self.clip_norm = params.clip_norm
 
+    def begin(self, *, head_only: bool) -> None:
+        """See `Optimiser.begin`; gradients that no backward pass has made yet do not exist."""
+
     def set_rate(self, rate: float) -> None:
         """Set the learning rate of the steps to come."""
         self.rate.fill_(rate)
         for group in self.adamw.param_groups:
             group["lr"] = self.rate  # a restored state brings a tensor of its own
+
+    def share(self, ranks: Ranks, ids: Tensor, *others: Tensor, head_only: bool) -> None:
+        """See `Optimiser.share`."""
+        ranks.sum_gradients(self.trained, others, head_only=head_only)
 
     def step(self, ids: Tensor, rate: float) -> None:
         """See `Optimiser.step`."""

@@ -4,10 +4,12 @@ It is saved as a plain sentence-transformers directory (the backbone's modules, 
 Normalize), which `SentenceTransformer(path)` loads with no code of this project.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,14 +17,14 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.base import LeafError, Similarity, TokenIds, first_line, keep_pages, written_directory
+from pipeline.base import LeafError, Similarity, TokenIds, first_line, keep_pages, panics_as_errors, written_directory
 from pipeline.model.backbones.backbone import Backbone
 from pipeline.model.backbones.padded import UNLIMITED
 from pipeline.model.backbones.registry import backbone_for, backbone_of_modules
 from pipeline.model.backbones.static import StaticBackbone
 from pipeline.model.batch import Batch, pack
 from pipeline.model.model_files import (
-    check_sha256,
+    check_model_sha256,
     check_words,
     first_module,
     load_sentence_transformer,
@@ -34,7 +36,7 @@ from pipeline.model.parallel import vectors_in_parts
 from pipeline.model.pooling import stored_pooling
 from pipeline.model.vocabulary import cut_vocabulary
 from pipeline.params import StudentParams, pooling_modes
-from pipeline.store import StoreMeta, write_fitted_to
+from pipeline.store import MODEL_KIND, FittedTo, write_fitted_to
 
 TOKEN_BUDGET = 8192  # tokens computed at once in inference
 PROBE_TOKENS = 16  # by which a backbone is compared before and after its vocabulary is cut
@@ -63,6 +65,8 @@ class Student(nn.Module):
                 f"student: the head takes {head.in_features} features, but the backbone gives {self.backbone.width}"
             )
         self.head = head
+        self.further_heads = nn.ModuleDict()
+        """Heads of students that end behind fewer layers, by their number, while they are fitted together."""
         self.normalize = normalize
         self.similarity = similarity
 
@@ -94,14 +98,59 @@ class Student(nn.Module):
         vectors: Tensor = self.head(features)
         return functional.normalize(vectors, dim=1) if self.normalize else vectors
 
+    def add_further(self, depths: Sequence[int]) -> None:
+        """Add heads with random weights behind these numbers of layers, ascending.
+
+        Raises:
+            LeafError: there are not so many layers, or the backbone gives no features at several depths.
+        """
+        if depths and depths[-1] >= self.backbone.layers:
+            raise LeafError(
+                f"fit.assistants.depths: {depths[-1]} is impossible; it must be fewer layers than the student's "
+                f"{self.backbone.layers}"
+            )
+        for depth in depths:
+            self.further_heads[str(depth)] = nn.Linear(self.width, self.dim, bias=self.head.bias is not None)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The numbers of layers behind which there are further heads."""
+        return tuple(map(int, self.further_heads))
+
+    def all_features(self, batch: Batch, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """Pooled hidden states `[texts, width]` float32 at each of `depths`, and the last: `features`."""
+        if not self.depths:
+            return [self.features(batch, dtype)]
+        return self.backbone.features_at(batch, dtype, (*self.depths, self.backbone.layers))
+
+    def finish_further(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """`finish` of the features at `depths` by the heads there."""
+        vectors = (head(rows) for head, rows in zip(self.further_heads.values(), features, strict=True))
+        return tuple(functional.normalize(rows, dim=1) if self.normalize else rows for rows in vectors)
+
+    def at_depth(self, depth: int) -> "Student":
+        """A copy that ends behind so many layers, with the head that is there."""
+        student = copy.deepcopy(self)
+        student.backbone.keep_layers(range(depth))
+        head = student.further_heads[str(depth)]
+        return Student(student.backbone, cast(nn.Linear, head), self.normalize, self.similarity)
+
+    def part(self, columns: slice) -> "Student":
+        """A copy that gives these columns of the vectors alone, scaled to length one again."""
+        student = copy.deepcopy(self)
+        weight, bias = student.head.weight.detach()[columns], student.head.bias
+        student.head = nn.Linear(self.width, len(weight), bias=bias is not None)
+        student.head.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias.detach()[columns]}))
+        return student.eval()
+
     def tokenizer(self) -> Tokenizer:
         """A copy of the tokenizer that cuts at `max_length` and does not pad."""
         return self.backbone.tokenizer()
 
-    def save(self, path: Path, card: str | None = None, meta: StoreMeta | None = None) -> None:
+    def save(self, path: Path, card: str | None = None, fitted: FittedTo | None = None) -> None:
         """Write a sentence-transformers directory; what was at `path` is replaced only once the new one is whole.
 
-        `card` becomes its README.md; `meta`, of the vectors that it was fitted to, is recorded.
+        `card` becomes its README.md; `fitted`, the vectors that it was fitted to, is recorded.
 
         Raises:
             LeafError: it cannot be written; the disk is full, say.
@@ -118,8 +167,8 @@ class Student(nn.Module):
         with model_directory(path, card) as directory:
             model.save(str(directory), create_model_card=False, safe_serialization=True)
             write_older_form(directory, modules)
-            if meta is not None:
-                write_fitted_to(directory, meta)
+            if fitted is not None:
+                write_fitted_to(directory, fitted)
 
     @classmethod
     def load(cls, path: Path) -> "Student":
@@ -162,7 +211,7 @@ def model_directory(path: Path, card: str | None = None) -> Iterator[Path]:
     Raises:
         LeafError: something cannot be written; what was at `path` is still there.
     """
-    with write_errors(path), written_directory(path) as directory:
+    with write_errors(path), written_directory(path, MODEL_KIND) as directory:
         yield directory
         if card is not None:
             (directory / "README.md").write_text(card, encoding="utf-8")
@@ -172,7 +221,8 @@ def model_directory(path: Path, card: str | None = None) -> Iterator[Path]:
 def write_errors(path: Path) -> Iterator[None]:
     """Any error while a model is written to `path` becomes a LeafError that says what to do."""
     try:
-        yield
+        with panics_as_errors():
+            yield
     except LeafError:
         raise
     except Exception as error:  # for a full disk safetensors and tokenizers raise exceptions of their own
@@ -203,7 +253,7 @@ def build(
             "(document_0_Transformer, say)"
         )
     if params.weights == "checkpoint":
-        check_sha256(directory, params.sha256, "fit.student.sha256")
+        check_model_sha256(directory, params.sha256, "fit.student.sha256")
     if dim < 1:
         raise LeafError(f"student: a head into {dim} dimensions is impossible; the store's dim is wrong")
     torch.manual_seed(seed)  # a checkpoint without a pooler gets a random one, which must not differ between runs
@@ -212,6 +262,25 @@ def build(
     backbone.set_dropout(dropout)
     head = nn.Linear(backbone.width, dim, bias=params.head_bias)
     return Student(backbone, head, normalize, similarity)
+
+
+def untouched(params: StudentParams) -> Student:
+    """The checkpoint that a student starts from: the layers and pooling that it keeps, no head, vectors of length 1.
+
+    Raises:
+        LeafError: it says nothing by itself (its weights are drawn at random, or its table is computed from a corpus),
+            or as `build`.
+    """
+    if params.weights == "random":
+        raise LeafError("a checkpoint with random weights says nothing before it is fitted")
+    if params.architecture == "static":
+        directory = resolve_model(params.model, params.revision)
+        if first_module(directory)[0] != "StaticEmbedding":
+            raise LeafError("the table of a static student is made by its corpus, and is no checkpoint of its own")
+    built = build(replace(params, vocabulary="checkpoint"), 1, normalize=True)
+    head = nn.Linear(built.width, built.width, bias=False)
+    nn.init.eye_(head.weight)
+    return Student(built.backbone, head, normalize=True).eval()
 
 
 def _table(directory: Path, params: StudentParams) -> Backbone:

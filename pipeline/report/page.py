@@ -12,8 +12,8 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.base import LeafError, parse_yaml
-from pipeline.params import public_name
+from pipeline.base import LeafError, access, parse_yaml
+from pipeline.params import public_name, public_params
 from pipeline.report import figures
 from pipeline.report.content import Section, sections
 
@@ -66,7 +66,7 @@ def render(sources: Sources) -> str:
         moved=moved,
         run=run,
         corpus=corpus,
-        params=yaml.safe_dump(params, sort_keys=False, allow_unicode=True, width=120).strip(),
+        params=yaml.safe_dump(public_params(params), sort_keys=False, allow_unicode=True, width=100).strip(),
     )
 
 
@@ -124,7 +124,8 @@ def _sections(path: Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with access():
+            return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise LeafError(f"{path}: cannot be read ({error}); run `dvc repro`, which makes it") from None
 

@@ -43,6 +43,21 @@ def collection(path: Path) -> None:
     (path / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}")
 
 
+def labelled(folder: Path) -> None:
+    """Files of the tasks that the recipe names."""
+    for task in ("sts", "classification", "clustering"):
+        (folder / task).mkdir()
+    texts, labels = numbered("of", 1200), [f"k{n % 3}" for n in range(ROWS)]
+    pairs = {"sentence1": texts, "sentence2": numbered("at", 1300), "score": [n % 6 for n in range(ROWS)]}
+    pl.DataFrame(pairs).write_csv(folder / "sts" / "stsbenchmark-test.csv")
+    for name in ("banking77", "trec6"):
+        splits = ["test" if n % 4 == 0 else "train" for n in range(ROWS)]
+        frame = pl.DataFrame({"text": texts, "label": labels, "split": splits})
+        frame.write_csv(folder / "classification" / f"{name}.csv")
+    kinds = pl.DataFrame({"text": texts, "label": labels})
+    kinds.write_csv(folder / "clustering" / "newsgroups-subjects.csv")
+
+
 DATA_SETS: dict[str, tuple[str | None, Callable[[], dict[str, list[object]]]]] = {
     "HuggingFaceFW/fineweb": ("sample-10BT", lambda: {
         "text": [*numbered("web", 0)], "id": [f"<urn:uuid:{n}>" for n in range(ROWS)],
@@ -123,18 +138,22 @@ def test_a_recipe_of_the_paper_goes_the_whole_way(recipe: str, tmp_path: Path) -
 def test_the_recipe_for_two_cores_goes_the_whole_way(tmp_path: Path) -> None:
     for folder in ("data/sources", "data/evaluation"):
         (tmp_path / folder).mkdir(parents=True)
-    for number, name in enumerate(("debian", "wordnet")):
+    for number, name in enumerate(("debian", "wordnet", "broad")):
         mixed(tmp_path / "data" / "sources" / f"{name}.parquet", 300 * number)
-    for name in ("cran", "npl"):
+    for name in ("cran", "npl", "cacm"):
         collection(tmp_path / "data" / "evaluation" / name)
+    labelled(tmp_path / "data" / "evaluation")
     teacher = make_model(tmp_path / "models" / "teacher", positions=256)
     student = make_model(tmp_path / "models" / "checkpoint", width=16, seed=1, positions=256)
     models = ("--teacher", str(teacher), "--student", str(student), "--heldout", "0.1")
     assert "bring the texts" not in leaf(tmp_path, "init", ".", "--recipe", "mpnet-minilm", *models)
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    assert params["encode"].pop("reuse") == ["data/stores/mpnet-broad"]  # which nobody has brought
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     leaf(tmp_path, "repro")
     check(tmp_path)
-    assert set(json.loads((tmp_path / "metrics" / "evaluate.json").read_text())["retrieval"]) >= {
-        "cran",
-        "npl",
-        "debian",
-    }
+    figures = json.loads((tmp_path / "metrics" / "evaluate.json").read_text())
+    assert set(figures["retrieval"]) >= {"cran", "npl", "cacm"}
+    assert all("start" in result for result in figures["retrieval"].values())
+    assert set(figures["classification"]) == {"banking77", "trec6"}
+    assert set(figures["sts"]) | set(figures["clustering"]) == {"stsbenchmark-test", "newsgroups-subjects"}

@@ -1,20 +1,39 @@
 """What other people's texts, names, parameters and files may not do: to a terminal, to memory, to time."""
 
+import ast
 import json
 import logging
+import re
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
+import polars as pl
 import pytest
 from click.testing import CliRunner
+from markdown_it import MarkdownIt
 
-from pipeline.base import LeafError, parse_yaml, printable, quoted
+from pipeline.base import (
+    LeafError,
+    code_span,
+    markdown,
+    parse_yaml,
+    printable,
+    quoted,
+    shortened,
+    string_literal,
+)
 from pipeline.corpus.readers.source import batches
 from pipeline.params import FitParams, SourceParams, load_section
+from pipeline.store import Store
+from pipeline.store.shard_cache import ShardCache
 from stages.common import command, echo
 from tests.conftest import ROOT
+from tests.store_helpers import META, rows, vectors
 
 ESCAPES = "\x1b]52;c;aGk=\x07 \x1b[2J \x9b31m \u202egnp.exe \ud83d \r over"
 MEGABYTE = 10**6
@@ -103,6 +122,7 @@ def test_aliases_below_the_limit_are_quoted_in_little_memory(tmp_path: Path) -> 
         ("[" * 5000, "nested too deeply"),
         ("d: 2024-99-99", "is not YAML: month must be in 1..12"),
         ("n: " + "9" * 5000, "is not YAML: Exceeds the limit"),
+        ("a: \0", "is not YAML: unacceptable character #x0000"),
         ("a: [1", "is not YAML: expected ',' or ']'"),
         ("a: !!python/object/apply:os.system [id]", "is not YAML: could not determine a constructor"),
         ("<<: &a {<<: [" + ", ".join(["{b: 1}"] * 3) + "]}\nc: *a", None),
@@ -139,3 +159,121 @@ def test_an_expression_that_could_run_away_is_refused_with_the_reason(suffix: st
     (tmp_path / "t.txt").write_text("a text\n")
     with pytest.raises(LeafError, match=f"`s`: id_suffix .* is no regular expression .*{reason}"):
         list(batches(SourceParams("s", "text", str(tmp_path / "t.txt"), role="query", id_suffix=suffix)))
+
+
+NAMES = [
+    "<img src=x onerror=alert(1)>",
+    'm")\nimport os; os.system("id") #',
+    "a|b\n\n# Not a heading\n```python\nprint()",
+    "[click](https://elsewhere.example) ![x](//elsewhere.example/p.png) https://elsewhere.example me@elsewhere.example",
+    "`code` **bold** _slanted_ ~~gone~~ $x^2$ &lt; \\",
+    "\x1b]0;title\x07\u202e",
+    "n" * 5000,
+]
+ORDINARY = [
+    "lab/small_model-v2.1",
+    "Apache-2.0",
+    "LicenseRef-not-stated AND CC-BY-4.0",
+    "東京/モデル",
+    "a (b) 'c' #1 + 50%",
+]
+
+
+def rendered(text: str) -> list[Any]:
+    """The tokens of Markdown with HTML, tables and automatic links."""
+    return MarkdownIt("commonmark", {"html": True, "linkify": False}).enable(["table", "strikethrough"]).parse(text)
+
+
+def shown(tokens: list[Any]) -> str:
+    return "".join(shown(token.children) if token.children else token.content for token in tokens)
+
+
+@pytest.mark.parametrize("name", NAMES + ORDINARY)
+def test_a_name_in_markdown_is_text_and_nothing_else(name: str) -> None:
+    for document in (
+        f"# {markdown(name)}",
+        f"about **{markdown(name)}** here",
+        f"| x | y |\n|---|---|\n| {markdown(name)} | 1 |",
+    ):
+        tokens = rendered(document)
+        kinds = {inner.type for token in tokens for inner in [token, *(token.children or [])]}
+        assert kinds <= {
+            *("heading_open", "heading_close", "paragraph_open", "paragraph_close", "inline", "text", "text_special"),
+            *("strong_open", "strong_close"),
+            *(f"{part}_{end}" for part in ("table", "thead", "tbody", "tr", "th", "td") for end in ("open", "close")),
+        }
+        assert shortened(name) in shown(tokens)
+        assert kinds & {"td_open"} == set() or sum(token.type == "td_open" for token in tokens) == 2
+    assert name in markdown(name) or name in NAMES  # ordinary names stay as they are
+    assert len(markdown(name)) < 1500 and "\n" not in markdown(name) and "\x1b" not in markdown(name)
+    assert not re.search(r"(?<!&#58;)//elsewhere|\w@\w|://", markdown(name).replace("(//", ""))  # automatic links
+
+
+@pytest.mark.parametrize("prompt", [*NAMES, "query: ", "``a` b", ""])
+def test_a_prompt_as_code_stays_code(prompt: str) -> None:
+    tokens = rendered(f"| x |\n|---|\n| the prompt {code_span(prompt)} |")
+    (cell,) = [token for token in tokens if token.type == "inline" and token.content.startswith("the prompt")]
+    kinds = [child.type for child in cell.children]
+    assert kinds == ["text", "code_inline"]
+    assert cell.children[1].content.strip() == shortened(prompt, 500).strip()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_in_python_code_is_a_string(name: str) -> None:
+    (statement,) = ast.parse(f"model = SentenceTransformer({string_literal(name)})").body
+    assert isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call)
+    (argument,) = statement.value.args
+    assert isinstance(argument, ast.Constant) and argument.value == name
+    assert "\n" not in string_literal(name) and "\x1b" not in string_literal(name)
+
+
+def test_the_readme_of_a_store_quotes_what_its_makers_called_things(tmp_path: Path) -> None:
+    teacher = {"model": NAMES[0], "license": NAMES[3], "prompts": {"query": "``` <b>"}}
+    described = replace(META, teacher=teacher, license=NAMES[2])
+    with ShardCache(tmp_path / "pool", described) as cache:
+        cache.write(rows(0, 3).with_columns(source=pl.lit(NAMES[4])), vectors(0, 3))
+        store = cache.publish(tmp_path / "store", cache.keys())
+    tokens = rendered((store.path / "README.md").read_text())
+    inner = [child for token in tokens for child in [token, *(token.children or [])]]
+    assert not {child.type for child in inner} & {"html_inline", "html_block", "link_open", "image"}
+    fences = [token.content for token in tokens if token.type == "fence"]
+    assert len(fences) == 2 and all(ast.parse(fence) for fence in fences)
+
+
+def test_a_figure_shows_a_name_with_dollars_and_control_characters(tmp_path: Path) -> None:
+    from pipeline.evaluate import plots
+    from pipeline.report import figures
+
+    modes = ("teacher", "standard", "asymmetric")
+    result = {mode: {"ndcg@10": 0.5, "interval": {"ndcg@10": None}, "retention": None} for mode in modes}
+    retrieval = {"price $x^{ $": result, "\x1b[2J\x00": result, "n" * 3000: result}
+    plots._draw_picture(retrieval, [], {}, tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text()
+    ElementTree.fromstring(text)  # is XML
+    page = figures.draw("retrieval", "title", "alt", 3.0, figures.bars(retrieval))
+    for drawn in (text, page):
+        assert "price $x^{ $" in drawn and "n" * 40 not in drawn
+
+
+def test_every_line_that_a_stage_prints_goes_through_one_function() -> None:
+    for file in sorted((ROOT / "stages").glob("*.py")):
+        calls = re.findall(r"\b(?:click\.s?echo|print)\(", file.read_text())
+        assert len(calls) == (file.name == "common.py"), f"{file.name}: use stages.common.echo"
+
+
+def test_a_manifest_of_tiny_values_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+    (tmp_path / "store.json").write_bytes(b'{"shards": [' + b"[]," * 5_000_000 + b"[]]}")
+
+    def read() -> None:
+        with pytest.raises(LeafError, match="holds more than 4,000,000 values"):
+            Store.open(tmp_path)
+
+    assert peak_of(read) < 20 * MEGABYTE
+
+
+def test_the_reports_page_may_load_send_and_resolve_nothing() -> None:
+    page = (ROOT / "pipeline/report/templates/report.html").read_text()
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert {rules[name] for name in ("default-src", "base-uri", "form-action")} == {"'none'"}
+    assert set(rules) == {"default-src", "style-src", "img-src", "base-uri", "form-action"}

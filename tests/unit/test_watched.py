@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.watched import unwatched, warn_unwatched
+from stages.watched import name_outside, unwatched, warn_unwatched
 
 
 @pytest.fixture
@@ -77,3 +77,49 @@ def test_a_stage_without_dependencies_watches_nothing(sources: Path, capsys: pyt
     Path("dvc.yaml").write_text("stages: {evaluate: {cmd: leaf evaluate}}")
     warn_unwatched(["far"], "evaluate")
     assert "does not watch far," in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("texts/a.txt", None),
+        ("texts", None),
+        ("nowhere/*.txt", None),
+        ("lab/data-set-of-the-hub", None),
+        ("{outside}/keys/id", "{outside}/keys/id"),
+        ("{outside}/keys/*", "{outside}/keys/id"),
+        ("../outside/keys", "{outside}/keys"),
+        ("linked.txt", "{outside}/keys/id"),
+        ("links", "{outside}/keys/id"),
+        ("links/*", "{outside}/keys/id"),
+    ],
+)
+def test_what_lies_outside_the_project_is_named_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: str, named: str | None
+) -> None:
+    project, outside = tmp_path / "project", tmp_path / "outside"
+    for folder in (project / "texts", project / "links", outside / "keys"):
+        folder.mkdir(parents=True)
+    (project / "texts/a.txt").touch()
+    (outside / "keys/id").touch()
+    (project / "texts/b.txt").symlink_to("a.txt")
+    for link in ("linked.txt", "links/id"):
+        (project / link).symlink_to(outside / "keys/id")
+    monkeypatch.chdir(project)
+    path = path.format(outside=outside)
+    name_outside([path], "corpus.sources")
+    expected = f"corpus.sources: reads {named}, outside this project (`{path}`)\n" if named else ""
+    assert capsys.readouterr().err == expected.format(outside=outside)
+
+
+def test_an_address_and_many_places_outside_are_named_in_a_line_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.txt").touch()
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    name_outside(["s3://bucket/store", "../*.txt"], "encode.reuse")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "encode.reuse: reads s3://bucket/store"
+    assert " and 2 more, outside this project (`../*.txt`)" in second

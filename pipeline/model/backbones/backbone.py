@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from pipeline.base import LeafError
 from pipeline.model.batch import Batch
 from pipeline.model.pooling import Pooling
 
@@ -99,6 +100,14 @@ class Backbone(nn.Module, ABC):
 
         Computed in `dtype` from the float32 parameters; dropout only while `training`.
         """
+
+    def features_at(self, batch: Batch, dtype: torch.dtype, depths: Sequence[int]) -> list[Tensor]:
+        """`features` as they are behind each of these numbers of layers, ascending, computed in one pass.
+
+        Raises:
+            LeafError: the backbone cannot do that.
+        """
+        raise LeafError(f"fit.assistants.depths: must be left out with a backbone of type `{self.model_type}`")
 
     @abstractmethod
     def compiled(self, token_budget: int) -> CompiledBackbone:

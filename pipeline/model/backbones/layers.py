@@ -26,7 +26,7 @@ def keep_layers(model: Any, layers: Sequence[int]) -> None:
     if getattr(config, "num_hidden_groups", None) == 1:  # ALBERT runs one layer again and again
         config.num_hidden_layers = len(layers)
         return
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    lists = layer_lists(model, count)
     if len(lists) != 1:
         raise LeafError(f"fit.student.layers: the layers of {config.model_type} models cannot be cut; leave it out")
     kept = [lists[0][number] for number in layers]
@@ -40,6 +40,11 @@ def keep_layers(model: Any, layers: Sequence[int]) -> None:
             f"fit.student.layers: {list(layers)} cannot be kept of a {config.model_type} model: its layers are not all "
             f"alike (`{differing}` differs); name others, from 0 on, or leave it out"
         )
+
+
+def layer_lists(model: nn.Module, count: int) -> list[nn.ModuleList]:
+    """The lists of so many modules in a transformers model: if there is one, it is that of its layers."""
+    return [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
 
 
 def _configurations(model: Any) -> Iterator[Any]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -291,6 +292,10 @@ class PackedBackbone(Backbone):
         All between the embeddings and the pooling is computed in `dtype`. Autocast would compute the norms in float32
         and convert the hidden states back and forth.
         """
+        return self.features_at(batch, dtype, (self.layers,))[0]
+
+    def features_at(self, batch: Batch, dtype: torch.dtype, depths: Sequence[int]) -> list[Tensor]:
+        """See `Backbone.features_at`."""
         model, config, family = self.model, self.model.config, self.family
         hidden_dropout = getattr(config, family.hidden_dropout_setting) if model.training else 0.0
         attention_dropout = getattr(config, family.attention_dropout_setting) if model.training else 0.0
@@ -304,8 +309,12 @@ class PackedBackbone(Backbone):
         blocks = [_TrainingBlock(modules, activation, *dropouts) for modules in family.layers(model)]
         heads = config.num_attention_heads
         settings: dict[str, Any] = {"heads": heads, "biases": biases, "dropout": attention_dropout}
-        hidden = _run_layers(hidden, blocks, batch.length_groups, **settings, behind=batch.behind())
-        return _pooled(hidden, batch, self.pooling)
+        settings["behind"] = batch.behind()
+        features = []
+        for start, stop in pairwise((0, *depths)):
+            hidden = _run_layers(hidden, blocks[start:stop], batch.length_groups, **settings)
+            features.append(_pooled(hidden, batch, self.pooling))
+        return features
 
     def padded_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """See `Backbone.padded_states`.

@@ -8,11 +8,12 @@ from typing import Any, Literal, TypeVar, cast
 
 import click
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, parse_yaml
 from pipeline.corpus import Fields, Preview, guess_sources, preview
 from pipeline.params import (
     ApiParams,
     CorpusParams,
+    EncodeParams,
     EvaluateParams,
     FitParams,
     SourceParams,
@@ -24,7 +25,7 @@ from pipeline.params import (
 from stages import suggested
 from stages.common import command, echo
 from stages.estimate import model_size
-from stages.project import EVALUATION, RECIPES, SECTIONS, SOURCES, Project, source_paths
+from stages.project import EVALUATION, RECIPES, SECTIONS, SOURCES, Project, evaluation_paths, source_paths
 from stages.shown import show_run, show_source
 
 T = TypeVar("T")
@@ -221,14 +222,17 @@ def _read_recipe(name: str) -> tuple[str, dict[str, object]]:
     file = Path(str(RECIPES.joinpath(f"{name}.yaml")))
     head = "".join(f"{line}\n" for line in file.read_text(encoding="utf-8").partition("\n\n")[0].splitlines())
     echo(head.replace("# ", ""))
-    return head, {section: load_section(file, section, section_classes()[section]) for section in SECTIONS}
+    written = parse_yaml(file.read_text(encoding="utf-8"))
+    classes = {section: cls for section, cls in section_classes().items() if section in (*SECTIONS, *written)}
+    return head, {section: load_section(file, section, cls) for section, cls in classes.items()}
 
 
 def _show_next_steps(directory: Path, draft: _Draft) -> None:
     """Print what is still missing, and the command to type."""
-    missing = [path for path in source_paths(draft.sections) if not (draft.project.directory / path).exists()]
+    named = [*source_paths(draft.sections), *evaluation_paths(draft.sections), *draft.get(EncodeParams).reuse]
+    missing = [path for path in named if "://" not in path and not (draft.project.directory / path).exists()]
     if missing:
-        echo(f"bring the texts that are not there yet: {', '.join(missing)}")
+        echo(f"bring what is not there yet, or change params.yaml: {', '.join(missing)}")
     if api := draft.get(TeacherParams).api:
         echo(f"put the API's key into the environment variable {api.key_env}")
     is_here = draft.project.directory == Path.cwd()

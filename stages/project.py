@@ -135,7 +135,7 @@ def evaluation_paths(sections: Mapping[str, object]) -> list[str]:
     """Files and collections that the student is measured on."""
     evaluate = sections["evaluate"]
     assert isinstance(evaluate, EvaluateParams)
-    return [*evaluate.beir, *evaluate.sts, *evaluate.classification]
+    return [*evaluate.beir, *evaluate.sts, *evaluate.classification, *evaluate.clustering]
 
 
 def _top(paths: Iterable[str], folder: str) -> list[str]:

@@ -6,6 +6,7 @@ from pipeline.fit.estimate import estimate as estimate_fit
 from pipeline.fit.launch import end_with_parent, launch
 from pipeline.fit.loader import Loader, Position
 from pipeline.fit.ranks import LOST, RankLostError, Ranks, is_one_of_several, joined
+from pipeline.fit.saved_weights import start_shares
 from pipeline.fit.soup import soup
 from pipeline.fit.token_cache import tokenize
 from pipeline.fit.trainer import Trainer, fit
@@ -27,5 +28,6 @@ __all__ = [
     "joined",
     "launch",
     "soup",
+    "start_shares",
     "tokenize",
 ]

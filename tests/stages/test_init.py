@@ -187,9 +187,9 @@ def test_many_texts_get_a_bounded_fit_and_a_smaller_share_is_held_out(
 def test_a_recipe_is_a_project_and_its_head_says_what_to_bring(place: Path) -> None:
     result = init("new", "--recipe", "mpnet-minilm")
     assert result.exit_code == 0, result.output
-    assert params("new")["fit"]["snapshots"] == [0, 938, 3125, 9375, 15625]
+    assert params("new")["fit"]["snapshots"] == [0, 3125, 9375]
     assert (
-        "bring the texts that are not there yet: data/sources/debian.parquet, data/sources/wordnet.parquet"
+        "bring what is not there yet, or change params.yaml: data/sources/broad.parquet, data/sources/debian.parquet"
         in result.output
     )
     assert Path("new/params.yaml").read_text().startswith("# leaf-ir's size ratio on two CPU cores")

@@ -54,6 +54,8 @@ class Project:
         if source.is_relative_to(self.root):
             return os.path.relpath(source, self.directory)
         target = self.directory / folder / source.name
+        if (source, target) in self._copies:  # a directory with files of several kinds is several sources
+            return f"{folder}/{source.name}"
         if target.exists() or any(target == taken for _, taken in self._copies):
             raise LeafError(f"{target}: is there already, and nothing is overwritten; rename {path}")
         self._copies.append((source, target))
@@ -133,7 +135,7 @@ def evaluation_paths(sections: Mapping[str, object]) -> list[str]:
     """Files and collections that the student is measured on."""
     evaluate = sections["evaluate"]
     assert isinstance(evaluate, EvaluateParams)
-    return [*evaluate.beir, *evaluate.sts, *evaluate.classification]
+    return [*evaluate.beir, *evaluate.sts, *evaluate.classification, *evaluate.clustering]
 
 
 def _top(paths: Iterable[str], folder: str) -> list[str]:

@@ -91,7 +91,7 @@ class Ranks:
         A process without a text in a batch has no gradients. Which parameters get one, all learn at their first step.
         """
         if self._taking_part is None:
-            present = torch.tensor([float(p.grad is not None) for p in parameters], device=_device())
+            present = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
             self.sum([present])
             self._taking_part = [p for p, count in zip(parameters, present.tolist(), strict=True) if count]
         for parameter in self._taking_part:

@@ -35,7 +35,9 @@ def weights(student: Path) -> dict[str, Tensor]:
 def check_same(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float = 0.0) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():
-        assert torch.allclose(second[name], value, atol=tolerance, rtol=0), name
+        # The gradient of a key's bias is rounding alone, as it moves all scores of a softmax alike; so is its sign.
+        if not tolerance or not name.endswith("key.bias"):
+            assert torch.allclose(second[name], value, atol=tolerance, rtol=0), name
 
 
 @pytest.mark.parametrize("number", [2, 3, 5])

@@ -11,6 +11,7 @@ from pipeline.params import FitParams, load_section
 from pipeline.store import Store
 from stages.common import command, params_option, write_json
 from stages.recorded import check_recorded
+from stages.watched import warn_without_dependency
 
 
 @command
@@ -24,12 +25,15 @@ from stages.recorded import check_recorded
 def main(**paths: Path) -> None:
     """Fit a student to the stored vectors of the corpus's training texts.
 
+    Stores of further teachers and other files are named in the parameters (docs/recipes.md).
     Killed at any moment, it continues from the last checkpoint and ends with the same weights. Section read: fit.
     """
     params = load_section(paths["params"], "fit", FitParams)
     curve = paths["curve"]
     check_writable([paths["metrics"], curve], [paths["out"]])
     check_recorded(paths["corpus"], paths["embeddings"])
+    extra = [entry.store for entry in [params.anchor] if entry] + [entry.path for entry in [params.candidates] if entry]
+    warn_without_dependency([*params.further_stores, *extra], "fit")
     result = fit(paths["corpus"], Store.open(paths["embeddings"]), params, paths["out"], paths["work"])
     figures = result.metrics
     write_json(paths["metrics"], figures)

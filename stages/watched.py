@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import click
+import yaml
 
 
 def warn_unwatched(paths: Iterable[str], root: Path, stage: str) -> None:
@@ -21,6 +22,22 @@ def warn_unwatched(paths: Iterable[str], root: Path, stage: str) -> None:
             click.echo(
                 f"{path}: DVC does not watch {place}, which is outside {root} or behind a linked directory: after a "
                 f"change there, type `dvc repro -f {stage}`, or bring it below {root} (`dvc import-url`)",
+                err=True,
+            )
+
+
+def warn_without_dependency(paths: Iterable[str], stage: str) -> None:
+    """Print a sentence for each local path that a stage reads and `dvc.yaml` does not name among its dependencies."""
+    try:
+        described = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return
+    named = {os.path.normpath(dependency) for dependency in described.get("deps", []) if isinstance(dependency, str)}
+    for path in dict.fromkeys(paths):
+        if Path(path).exists() and os.path.normpath(path) not in named:
+            click.echo(
+                f"{path}: is no dependency of the stage {stage} in dvc.yaml, so DVC will not run it again when this "
+                "changes: add it to `deps`",
                 err=True,
             )
 

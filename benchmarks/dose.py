@@ -1,10 +1,11 @@
-"""Retention against the number of presentations: a row for each snapshot of a recipe's run, and for its student.
+"""Retention against the number of presentations: a row for each snapshot of a project's run, and for its student.
 
-python -m benchmarks.dose --params recipes/mpnet-minilm.yaml --run runs/mpnet-minilm
+python -m benchmarks.dose --project runs/mpnet-minilm
 """
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -22,26 +23,31 @@ from pipeline.store import Store
 from pipeline.teacher import open_teacher
 from stages.common import command
 
+PARAMS, STUDENT, SNAPSHOTS = Path("params.yaml"), Path("models/student"), Path("models/student-snapshots")
+project_option = click.option(
+    "--project", type=click.Path(exists=True, path_type=Path), required=True, help="Directory of `leaf init`."
+)
+
 
 @command
-@click.option("--params", type=Path, required=True, help="Parameter file of the run.")
-@click.option("--run", "folder", type=Path, required=True, help="Directory that `make recipe` filled.")
-def main(params: Path, folder: Path) -> None:
-    """Measure every snapshot under RUN/student-snapshots and RUN/student, and print the table."""
-    batch = load_section(params, "fit", FitParams).batch_size
-    steps = {int(path.name.removeprefix("step-")): path for path in (folder / "student-snapshots").glob("step-*")}
+@project_option
+def main(project: Path) -> None:
+    """Measure every snapshot and the student, and print the table."""
+    os.chdir(project)
+    batch = load_section(PARAMS, "fit", FitParams).batch_size
+    steps = {int(path.name.removeprefix("step-")): path for path in SNAPSHOTS.glob("step-*")}
     models = {step * batch: path for step, path in steps.items()}
-    if (folder / "student").is_dir():
-        models[json.loads((folder / "fit.json").read_text())["presentations"]] = folder / "student"
-    measure = measured(params, folder)
+    if STUDENT.is_dir():
+        models[json.loads(Path("metrics/fit.json").read_text())["presentations"]] = STUDENT
+    measure = measured()
     table("presentations", ((f"{count:,}", measure(Student.load(model))) for count, model in sorted(models.items())))
 
 
-def measured(params: Path, folder: Path) -> Callable[[Student], dict[str, Any]]:
-    """A function that gives a student's alignment and retrieval, without intervals."""
-    teacher, encode = load_section(params, "teacher", TeacherParams), load_section(params, "encode", EncodeParams)
+def measured() -> Callable[[Student], dict[str, Any]]:
+    """A function that gives the alignment and retrieval of a student of this project, without intervals."""
+    teacher, encode = load_section(PARAMS, "teacher", TeacherParams), load_section(PARAMS, "encode", EncodeParams)
     settings = dataclasses.replace(
-        load_section(params, "evaluate", EvaluateParams),
+        load_section(PARAMS, "evaluate", EvaluateParams),
         calibration_rows=0,
         bootstrap=0,
         dims=(1,),
@@ -49,14 +55,14 @@ def measured(params: Path, folder: Path) -> Callable[[Student], dict[str, Any]]:
         map_texts=0,
     )
 
-    store = Store.open(folder / "embeddings")
+    store = Store.open(Path("data/embeddings"))
     opened = open_teacher(teacher, encode, store)
 
     def teacher_vectors(texts: pl.DataFrame) -> Array:
         return vectors_on_demand(opened, encode, store)(texts)
 
     def measure(student: Student) -> dict[str, Any]:
-        return evaluate(folder / "corpus", store, StudentEncoder(student).encode, teacher_vectors, settings).figures
+        return evaluate(Path("data/corpus"), store, StudentEncoder(student).encode, teacher_vectors, settings).figures
 
     return measure
 

@@ -1,12 +1,13 @@
 """What each lever of the fit is worth: students of one store, each fitted with a few other keys, and what they keep.
 
-python -m benchmarks.levers --params recipes/mpnet-minilm.yaml --run runs/mpnet-minilm --presentations 100000
+python -m benchmarks.levers --project runs/mpnet-minilm --presentations 100000
 
-RUN holds `corpus` and `embeddings`, as after `make recipe`. benchmarks/levers.yaml names the configurations: changes of
-the section `fit`, in which {run} stands for RUN. Killed, it continues: what is measured is kept in RUN/levers.
+The project has its corpus and embeddings (`leaf repro encode`). benchmarks/levers.yaml names the configurations:
+changes of the section `fit`. Killed, it continues: what is measured is kept in runs/levers of the project.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +17,7 @@ import click
 import yaml
 
 from benchmarks.common import machine, skipped
-from benchmarks.dose import measured
+from benchmarks.dose import PARAMS, measured, project_option
 from pipeline.base import LeafError, written_file
 from pipeline.fit import fit
 from pipeline.model import Student
@@ -25,24 +26,23 @@ from pipeline.serve import MODES
 from pipeline.store import Store
 from stages.common import command
 
+RUNS = Path("runs/levers")
 LEVERS = Path(__file__).with_name("levers.yaml")
 BASE = "base"  # the configuration that the others are compared with
 
 
 @command
-@click.option("--params", type=Path, required=True, help="Parameter file, whose section fit is changed.")
-@click.option("--run", "folder", type=Path, required=True, help="Directory of corpus and embeddings.")
+@project_option
 @click.option(
     "--levers", type=Path, default=LEVERS, show_default=True, help="YAML: name -> changes of the section fit."
 )
 @click.option("--only", multiple=True, help="Name of a configuration; may be given again  [default: all]")
 @click.option("--presentations", type=click.IntRange(1), default=100_000, show_default=True, help="Of texts, in a fit.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True, help="May be given again.")
-def main(
-    params: Path, folder: Path, levers: Path, only: tuple[str, ...], presentations: int, seeds: tuple[int, ...]
-) -> None:
+def main(project: Path, levers: Path, only: tuple[str, ...], presentations: int, seeds: tuple[int, ...]) -> None:
     """Fit and measure a student for each configuration and seed, and print the table."""
-    changes: dict[str, Any] = yaml.safe_load(levers.read_text(encoding="utf-8").replace("{run}", str(folder)))
+    changes: dict[str, Any] = yaml.safe_load(levers.read_text(encoding="utf-8"))
+    os.chdir(project)
     if unknown := [name for name in only if name not in changes]:
         raise LeafError(f"--only: {levers} has no `{unknown[0]}`; it has {', '.join(changes)}")
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -50,19 +50,17 @@ def main(
         if only and name not in (*only, BASE):
             continue
         try:
-            rows[name] = [_figures(params, folder, name, changed or {}, presentations, seed) for seed in seeds]
+            rows[name] = [_figures(name, changed or {}, presentations, seed) for seed in seeds]
         except LeafError as error:
             skipped(name, str(error))
     click.echo(f"{machine()}; {presentations:,} presentations, {len(seeds)} seed{'s' * (len(seeds) > 1)}\n")
     click.echo("\n".join(_table(rows)))
 
 
-def _figures(
-    params: Path, folder: Path, name: str, changed: Mapping[str, Any], presentations: int, seed: int
-) -> dict[str, Any]:
+def _figures(name: str, changed: Mapping[str, Any], presentations: int, seed: int) -> dict[str, Any]:
     """What the student of a configuration keeps: read, if it has been measured before."""
-    place = folder / "levers" / f"{name}-{presentations}-{seed}"
-    file, section = place / "params.yaml", yaml.safe_load(params.read_text(encoding="utf-8"))
+    place = RUNS / f"{name}-{presentations}-{seed}"
+    file, section = place / "params.yaml", yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
     batch = changed.get("batch_size") or section["fit"].get("batch_size") or FitParams.batch_size
     length = {"max_steps": -(-presentations // batch), "seed": seed, "snapshots": []}
     wanted = yaml.safe_dump({"fit": _merged(section["fit"], {**changed, **length})})
@@ -74,8 +72,8 @@ def _figures(
     results.unlink(missing_ok=True)
     file.write_text(wanted, encoding="utf-8")
     settings = load_section(file, "fit", FitParams)
-    done = fit(folder / "corpus", Store.open(folder / "embeddings"), settings, place / "student", folder / "work")
-    figures = {"fit": done.metrics, "evaluate": measured(params, folder)(Student.load(place / "student"))}
+    done = fit(Path("data/corpus"), Store.open("data/embeddings"), settings, place / "student", RUNS / "work")
+    figures = {"fit": done.metrics, "evaluate": measured()(Student.load(place / "student"))}
     with written_file(results) as new:
         new.write_text(json.dumps(figures), encoding="utf-8")
     done.discard_state()

@@ -16,8 +16,7 @@ from benchmarks.common import machine
 from benchmarks.encode import BUDGET, MAX_LENGTH, inputs, linear_operations, models
 from pipeline.model import pack, token_batches
 from pipeline.params import EncodeParams, TeacherParams
-from pipeline.teacher import LocalTeacher
-from pipeline.teacher.runners import PackedRunner
+from pipeline.teacher import LocalTeacher, PackedRunner
 
 KINDS = {
     "products": ("_linear_pointwise",),

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dvc.cli import main as dvc  # type: ignore[import-untyped]
+from dvc.cli import main as dvc
 from tokenizers import Tokenizer
 
 from benchmarks.common import MINILM, child, machine, peak_mb

@@ -1,15 +1,14 @@
 """What a smaller student costs: its vocabulary, then its layers, are taken away, down to a table of token vectors.
 
-python -m benchmarks.trade --run runs/trade
+python -m benchmarks.trade --project .          # after `make demo`
 
-Makes corpus and store of params.yaml below RUN (vectors that the shard cache has are not computed again), fits each
-student with the section `fit`, and prints the table. Killed, it continues. About 45 minutes on 2 cores for the demo.
+Fits each student with the section `fit` of a project whose corpus and store are there, below runs/trade, and prints the
+table. Killed, it continues. About 45 minutes on 2 cores for the demo.
 """
 
 import dataclasses
 import itertools
-import subprocess
-import sys
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ import click
 import polars as pl
 
 from benchmarks.common import machine
-from benchmarks.dose import measured
+from benchmarks.dose import measured, project_option
 from pipeline.corpus import scan
 from pipeline.fit import fit
 from pipeline.model import Student, StudentEncoder
@@ -29,6 +28,7 @@ from pipeline.serve import MODES
 from pipeline.store import Store
 from stages.common import command
 
+CORPUS, RUN = Path("data/corpus"), Path("runs/trade")
 QUERIES = 100  # held-out queries that are timed
 ROUNDS = 5  # in each of which every student encodes all of them
 STATIC_RATE = 10  # times `fit.learning_rate`: a row of a table alone needs larger steps than a transformer's
@@ -37,32 +37,23 @@ TITLES = ("student", "vocabulary", *(f"nDCG@10 kept, {mode}" for mode in MODES[1
 
 
 @command
-@click.option("--params", type=Path, default=Path("params.yaml"), show_default=True, help="Parameter file.")
-@click.option("--run", "folder", type=Path, required=True, help="Directory of corpus, store and students.")
+@project_option
 @click.option("--layers", multiple=True, default=("all", "1,3,5", "0"), show_default=True, help="Layers of a student.")
-def main(params: Path, folder: Path, layers: tuple[str, ...]) -> None:
+def main(project: Path, layers: tuple[str, ...]) -> None:
     """Fit a student of each shape and print what each keeps and costs."""
-    _make_store(params, folder)
-    settings = load_section(params, "fit", FitParams)
-    measure, results = measured(params, folder), []
+    os.chdir(project)
+    settings = load_section(Path("params.yaml"), "fit", FitParams)
+    measure, results = measured(), []
     students: dict[str, Path] = {}
     for name, changed in _shapes(settings, layers):
-        out = students[name] = folder / "students" / name
-        results.append(fit(folder / "corpus", Store.open(folder / "embeddings"), changed, out, folder / "work"))
+        out = students[name] = RUN / "students" / name
+        results.append(fit(CORPUS, Store.open(Path("data/embeddings")), changed, out, RUN / "work"))
     click.echo(f"{machine()}\n\n| {' | '.join(TITLES)} |\n{'|---' * len(TITLES)}|")
-    latencies = _latencies(students, folder / "corpus")
+    latencies = _latencies(students, CORPUS)
     for name, path in students.items():
         click.echo(_row(name, path, measure(Student.load(path)), latencies[name]))
     for result in results:
         result.discard_state()
-
-
-def _make_store(params: Path, folder: Path) -> None:
-    places = {"corpus": folder / "corpus", "encode": folder / "embeddings"}
-    for stage, out in places.items():
-        inputs = ["--corpus", places["corpus"]] if stage == "encode" else []
-        arguments = ["--params", params, *inputs, "--out", out, "--metrics", folder / f"{stage}.json"]
-        subprocess.run([sys.executable, "-m", f"stages.{stage}", *map(str, arguments)], check=True)
 
 
 def _shapes(params: FitParams, layers: tuple[str, ...]) -> Iterator[tuple[str, FitParams]]:

@@ -1,1 +1,1 @@
-"""One command per DVC stage: `python -m stages.NAME --help`."""
+"""A command a module: `leaf NAME --help`, or `python -m stages.NAME --help` in a checkout."""

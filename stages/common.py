@@ -1,18 +1,21 @@
 """Shared by the commands of all stages: the option for the parameter file, errors as messages, writing metrics."""
 
 import json
+import logging
 import os
 import select
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from pipeline.base import LeafError, access, written_file
-from pipeline.store import check_fitted_to
+from pipeline.base import LeafError, access, first_line, is_panic, printable, written_file
+from pipeline.params import EncodeParams, Permits, TeacherParams
+from pipeline.store import VectorSource, check_fitted_to
 from stages.recorded import removed_by_dvc
 
 if TYPE_CHECKING:
@@ -23,6 +26,14 @@ params_option = click.option(
 )
 
 
+class _PrintableRecord(logging.LogRecord):
+    """A message of any library's log, which may quote a model's or a server's words."""
+
+    def getMessage(self) -> str:  # noqa: N802  the name is logging's
+        """The message, with nothing that a terminal would obey."""
+        return printable(super().getMessage())
+
+
 class _Command(click.Command):
     """A click command that ends with a message and exit code 1 on bad input, and ends orderly on SIGTERM.
 
@@ -31,6 +42,7 @@ class _Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         signal.signal(signal.SIGTERM, _terminate)
+        logging.setLogRecordFactory(_PrintableRecord)
         try:
             with access():
                 result = super().invoke(ctx)
@@ -38,11 +50,17 @@ class _Command(click.Command):
             return result
         except LeafError as error:
             raise click.ClickException("\n".join([str(error), *removed_by_dvc(_paths(ctx))])) from None
-        except OSError as error:
+        except BaseException as error:
+            if is_panic(error):
+                raise click.ClickException(f"a library's native code gave up: {printable(first_line(error))}") from None
+            if not isinstance(error, OSError):
+                raise
             if isinstance(error, BrokenPipeError) and _nobody_reads():
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left, Python writes at its end
                 return None
-            raise click.ClickException(f"{error.filename or 'the system'}: {error.strerror or error}") from None
+            raise click.ClickException(
+                printable(f"{error.filename or 'the system'}: {error.strerror or error}")
+            ) from None
 
 
 def _nobody_reads() -> bool:
@@ -68,6 +86,40 @@ def command(function: Callable[..., None]) -> click.Command:
     return click.command(cls=_Command)(function)
 
 
+def api_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that allow a parameter file more than any file may do; the function gets them as `permits`."""
+
+    @wraps(function)
+    def with_permits(*args: Any, key_env: str | None, plain_http: str | None, **options: Any) -> None:
+        function(*args, permits=Permits(key_env, plain_http), **options)
+
+    key_env = click.option(
+        "--key-env", envvar="LEAF_KEY_ENV", metavar="NAME", help="Let teacher.api.key_env name this variable."
+    )
+    plain_http = click.option(
+        "--plain-http", envvar="LEAF_PLAIN_HTTP", metavar="HOST", help="Let teacher.api.base_url be http:// there."
+    )
+    return key_env(plain_http(with_permits))
+
+
+def open_teacher(
+    params: TeacherParams, encode: EncodeParams, permits: Permits, store: VectorSource | None = None
+) -> "Teacher":
+    """`pipeline.teacher.open_teacher`, after saying what is sent to whom."""
+    from pipeline.teacher import open_teacher as opened  # here: commands that need no model do not wait for torch
+
+    teacher = opened(params, encode, store, permits)
+    if api := params.api:
+        key = f"the key in {api.key_env}" if os.environ.get(api.key_env) else f"no key, as {api.key_env} is not set"
+        echo(f"teacher.api: texts that have no vector yet are sent to {api.base_url}, with {key}", err=True)
+    return teacher
+
+
+def echo(message: object, err: bool = False) -> None:
+    """Print a line. Texts, ids and names in it come from other people: what a terminal would obey is written out."""
+    click.echo(printable(str(message)), err=err)
+
+
 def check_student(model: Path, fingerprint: str, place: str, teacher: "Teacher | None" = None) -> None:
     """Refuse a model that was fitted to other vectors than those at `place`; a word where it does not say to which.
 
@@ -75,7 +127,7 @@ def check_student(model: Path, fingerprint: str, place: str, teacher: "Teacher |
     """
     word = check_fitted_to(model, fingerprint, place, lambda: teacher.earlier_fingerprints if teacher else ())
     if word:
-        click.echo(word, err=True)
+        echo(word, err=True)
 
 
 def with_part(model: Path, fingerprint: str) -> Path:

@@ -5,12 +5,10 @@ from pathlib import Path
 import click
 
 from pipeline.base import check_writable
-from pipeline.corpus import build, corpus_digest
+from pipeline.corpus import CORPUS_KIND, build, corpus_digest
 from pipeline.params import CorpusParams, load_section
-from stages.common import command, params_option, write_json
-from stages.watched import warn_unwatched
-
-SOURCES = Path("data/sources")  # what the stage depends on in dvc.yaml
+from stages.common import command, echo, params_option, write_json
+from stages.watched import name_outside, warn_unwatched
 
 
 @command
@@ -23,20 +21,21 @@ def main(params: Path, out: Path, metrics: Path) -> None:
     If it is killed, the corpus that was there stays as it was. Section read: corpus.
     """
     settings = load_section(params, "corpus", CorpusParams)
-    check_writable([metrics], [out])
-    warn_unwatched([source.path for source in settings.sources if source.path], SOURCES, "corpus")
+    check_writable([metrics], {out: CORPUS_KIND})
+    name_outside([source.path for source in settings.sources if source.path], "corpus.sources")
+    warn_unwatched([source.path for source in settings.sources if source.path], "corpus")
     figures = build(settings, out, _find_model)
     write_json(metrics, figures | {"digest": corpus_digest(out)})
-    click.echo(f"{'source':24}{'role':10}{'train':>12}{'heldout':>10}")
+    echo(f"{'source':24}{'role':10}{'train':>12}{'heldout':>10}")
     for source, roles in figures["rows"].items():
         for role, splits in sorted(roles.items()):
-            click.echo(f"{source:24}{role:10}{splits['train']:>12,}{splits['heldout']:>10,}")
+            echo(f"{source:24}{role:10}{splits['train']:>12,}{splits['heldout']:>10,}")
     for source, more in figures["passages_more"].items():
-        click.echo(f"{source}: {more:,} texts more, as documents were cut into passages")
+        echo(f"{source}: {more:,} texts more, as documents were cut into passages")
     for source, reasons in figures["dropped"].items():
         if dropped := [f"{number:,} {reason.replace('_', ' ')}" for reason, number in reasons.items() if number]:
-            click.echo(f"{source}: of {figures['read'][source]:,} texts were dropped: {', '.join(dropped)}")
-    click.echo("\n".join([*figures["notices"], str(out), str(metrics)]))
+            echo(f"{source}: of {figures['read'][source]:,} texts were dropped: {', '.join(dropped)}")
+    echo("\n".join([*figures["notices"], str(out), str(metrics)]))
 
 
 def _find_model(name: str) -> Path:

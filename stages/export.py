@@ -7,10 +7,9 @@ import click
 
 from pipeline.base import check_writable
 from pipeline.export import EXPORTERS, export
-from pipeline.params import EncodeParams, ExportParams, FitParams, TeacherParams, load_section
-from pipeline.store import Store
-from pipeline.teacher import open_teacher
-from stages.common import check_student, command, params_option, with_part, write_json
+from pipeline.params import EncodeParams, ExportParams, FitParams, Permits, TeacherParams, load_section
+from pipeline.store import MODEL_KIND, Store
+from stages.common import api_options, check_student, command, echo, open_teacher, params_option, with_part, write_json
 from stages.recorded import check_recorded
 
 EVALUATION = Path("metrics/evaluate.json")
@@ -24,17 +23,27 @@ EVALUATION = Path("metrics/evaluate.json")
 @click.option("--evaluation", type=Path, help="Figures for the cards  [default: metrics/evaluate.json if it exists]")
 @click.option("--out", type=Path, default=Path("models"), show_default=True, help="Parent of the new directories.")
 @click.option("--metrics", type=Path, default=Path("metrics/export.json"), show_default=True, help="Metrics file.")
+@api_options
 def main(
-    *, params: Path, corpus: Path, embeddings: Path, model: Path, evaluation: Path | None, out: Path, metrics: Path
+    *,
+    params: Path,
+    corpus: Path,
+    embeddings: Path,
+    model: Path,
+    evaluation: Path | None,
+    out: Path,
+    metrics: Path,
+    permits: Permits,
 ) -> None:
     """Make a student ready to serve: `asymmetric`, `asymmetric-named`, `onnx` and `cards` below --out.
 
     Sections read: export, teacher, fit.student.
     """
     settings = load_section(params, "export", ExportParams)
-    check_writable([metrics], [out / exporter.directory for exporter in EXPORTERS])
-    check_recorded(corpus, embeddings)
-    teacher = open_teacher(load_section(params, "teacher", TeacherParams), EncodeParams())  # nothing is encoded here
+    check_writable([metrics], {out / exporter.directory: MODEL_KIND for exporter in EXPORTERS})
+    check_recorded(corpus, embeddings, model)
+    nothing_is_encoded = EncodeParams()
+    teacher = open_teacher(load_section(params, "teacher", TeacherParams), nothing_is_encoded, permits)
     checkpoint = load_section(params, "fit", FitParams).student
     if evaluation is None and EVALUATION.is_file():
         evaluation = EVALUATION
@@ -52,7 +61,7 @@ def main(
         exporters=EXPORTERS,
     )
     write_json(metrics, figures)
-    click.echo("\n".join([*table(figures), *(str(out / exporter.directory) for exporter in EXPORTERS), str(metrics)]))
+    echo("\n".join([*table(figures), *(str(out / exporter.directory) for exporter in EXPORTERS), str(metrics)]))
 
 
 def table(figures: dict[str, Any]) -> list[str]:

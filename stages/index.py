@@ -8,7 +8,7 @@ import click
 from pipeline.serve import Kind
 from pipeline.serve import index as indexes
 from pipeline.store import Store
-from stages.common import command
+from stages.common import command, echo
 
 
 @command
@@ -26,7 +26,7 @@ def main(*, kind: str, embeddings: Path, corpus: Path, no_texts: bool, role: str
     store = Store.open(embeddings)
     count = indexes.write(store, texts, cast(Kind, kind), place, role=None if role == "all" else role)
     carried = f", {'with' if texts else 'without'} their texts" if takes_texts else ""
-    click.echo(f"{place}: {count:,} vectors{carried}, to be compared by {store.meta.similarity}")
+    echo(f"{place}: {count:,} vectors{carried}, to be compared by {store.meta.similarity}")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,17 @@
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 import click
 
-from pipeline.base import LeafError, first_line
-from stages.common import command
+from pipeline.base import LeafError, first_line, read_listing, regular_size, sha256
+from pipeline.store import MODEL_KIND
+from stages.common import command, echo
+
+CARD = "README.md"
 
 
 @command
@@ -26,25 +30,52 @@ def main(*, model: str, repo: str, models: Path, private: bool, upload: bool) ->
     source = models / model
     with tempfile.TemporaryDirectory() as folder:
         staged = _copy_files(source, models / "cards" / f"{model}.md", Path(folder) / "model")
-        license_ = _check_card(staged / "README.md")
+        license_ = _check_card(staged / CARD)
         files = sorted(path for path in staged.rglob("*") if path.is_file())
         listed = [f"{file.stat().st_size / 1e6:9.2f} MB  {file.relative_to(staged)}" for file in files]
         done = _upload(staged, repo, private) if upload else f"dry run: nothing was sent to {repo}; add --upload"
-        click.echo("\n".join([*listed, f"licence on the card: {license_ or 'none'}", done]))
+        echo("\n".join([*listed, f"licence on the card: {license_ or 'none'}", done]))
 
 
 def _copy_files(source: Path, card: Path, folder: Path) -> Path:
     """Copy the files to upload into `folder`; `card` with the measured results replaces the one that fit wrote."""
     if not source.is_dir():
         raise LeafError(f"{source}: no such model; run the export stage first")
-    if [file.name for file in source.iterdir()] == ["README.md"]:
+    listed = _listed(source)
+    if list(listed) == [CARD]:
         raise LeafError(f"{source}: holds no model; its README.md says why")
-    # Contents without modes: a model that DVC has linked to its cache is read-only, and its card is replaced.
-    ignored = shutil.ignore_patterns(".*", "__pycache__")
-    shutil.copytree(source, folder, ignore=ignored, copy_function=shutil.copyfile)
+    for name, digest in listed.items():
+        _copy(source / name, folder / name, digest)
     if card.is_file():
-        shutil.copyfile(card, folder / "README.md")
+        _copy(card, folder / CARD, _listed(card.parent).get(card.name))
     return folder
+
+
+def _listed(directory: Path) -> Mapping[str, str]:
+    """The files of a model and their SHA-256, as they were written; what else lies there is nobody's to publish."""
+    listed = read_listing(directory, MODEL_KIND.name)
+    if listed is None or any(".." in Path(name).parts or Path(name).is_absolute() for name in listed):
+        raise LeafError(
+            f"{directory}: does not say which files belong to the model (an earlier version wrote it, or another "
+            "program): run the stage that wrote it again, or upload it with `hf upload`"
+        )
+    return listed
+
+
+def _copy(file: Path, target: Path, digest: str | None) -> None:
+    """Copy one file; LeafError unless it is the one that was written there, or a card that was edited since.
+
+    A model that DVC has linked to its cache is copied through the links, which the digests vouch for.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    regular_size(file, "belongs to the model")
+    edited = file.suffix == ".md" and not file.is_symlink()
+    shutil.copyfile(file, target)  # without modes: what DVC has linked is read-only, and the card is replaced
+    if sha256(target) == digest:
+        return
+    if not edited:
+        raise LeafError(f"{file}: is not the file that was written there: run the stage again; nothing was sent")
+    echo(f"{file}: was changed by hand since it was written, and is sent as it is")
 
 
 def _check_card(card: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Whether corpus and store are those that the project records: in `dvc.lock`, and by their digests in `metrics/`.
+"""Whether corpus, store and student are those that the project records: in `dvc.lock`, and by digests in `metrics/`.
 
 Git carries both records, and DVC the data: after `git pull` without `dvc pull` they belong to different states of the
 project, and `dvc status` need not show it. Nothing here calls DVC.
@@ -10,22 +10,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pipeline.base import LeafError
+from pipeline.base import LeafError, parse_yaml
 from pipeline.corpus import corpus_digest
 from pipeline.store import Store
 
 LOCK = Path("dvc.lock")
+
+
+def student_digest(path: Path) -> str:
+    """SHA-256 over the files of a student, its card left out."""
+    from pipeline.model import model_sha256  # here, so that commands that read no student do not wait for torch
+
+    return model_sha256(path)
+
+
 RECORDED: dict[Path, tuple[str, Callable[[Path], str]]] = {
     Path("data/corpus"): ("corpus", corpus_digest),
     Path("data/embeddings"): ("encode", lambda path: Store.open(path).digest()),
+    Path("models/student"): ("fit", student_digest),
 }
 """Directories that stages read by default, the stage that wrote each, and their digests in that stage's metrics."""
 
 
 def check_recorded(*places: Path) -> None:
-    """Refuse a corpus or store of RECORDED that is another one than both `dvc.lock` and the metrics say.
+    """Refuse a corpus, store or student of RECORDED that is another one than both `dvc.lock` and the metrics say.
 
     One that either of them knows is good: whoever runs stages by hand brings the metrics up to date, and `dvc commit`
     the other. Without a `dvc.lock` nothing is compared.
@@ -54,7 +62,9 @@ def removed_by_dvc(paths: Sequence[Path]) -> list[str]:
     """
     lost = [place for place in _locked_directories() if not place.exists() and _is_below(place, paths)]
     return [
-        f"{place} is gone, as DVC removes outputs before a run: `dvc checkout {place}` restores it" for place in lost
+        f"{place} is gone, as DVC removes outputs before a run: `dvc checkout {place}` restores it; if it was never "
+        f"here, `dvc pull {place}` fetches it"
+        for place in lost
     ]
 
 
@@ -65,10 +75,10 @@ def _is_below(place: Path, paths: Sequence[Path]) -> bool:
 def _locked_directories() -> dict[Path, str]:
     """The directories among the outputs in `dvc.lock`, with their MD5; empty where there is no such file."""
     try:
-        stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"]
+        stages = parse_yaml(LOCK.read_text(encoding="utf-8"))["stages"]
         outputs = [output for stage in stages.values() for output in stage.get("outs", [])]
         return {Path(output["path"]): output["md5"] for output in outputs if output.get("md5", "").endswith(".dir")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, LeafError):
         return {}
 
 

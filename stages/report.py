@@ -6,7 +6,7 @@ import click
 
 from pipeline.base import written_file
 from pipeline.report import Sources, render
-from stages.common import command, params_option
+from stages.common import command, echo, params_option
 
 
 @command
@@ -20,7 +20,7 @@ def main(*, params: Path, embeddings: Path, metrics: Path, plots: Path, out: Pat
     page = render(Sources(params, embeddings / "store.json", metrics, plots))
     with written_file(out) as file:
         file.write_text(page, encoding="utf-8")
-    click.echo(str(out))
+    echo(str(out))
 
 
 if __name__ == "__main__":

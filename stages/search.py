@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, on_one_line
 from pipeline.serve import MODELS, Answer, OnnxEncoder, Searcher, Vectors, check_dim, read_vectors
 from pipeline.serve import index as indexes
 from pipeline.store import Store, remote_url
-from stages.common import check_student, command
+from stages.common import check_student, command, echo
 
 SHOWN = 300  # characters of a text
 NOTHING = Answer((), 0.0, 0.0)
@@ -42,7 +42,7 @@ def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, prec
         if (remote_url(embeddings) or (embeddings / "store.json").is_file()) and (
             older := indexes.check_origin(loaded, index, Store.open(embeddings))
         ):
-            click.echo(older, err=True)
+            echo(older, err=True)
     else:
         store = Store.open(embeddings)
         check_dim(encoder.dim, store.meta.dim, embeddings)
@@ -51,10 +51,10 @@ def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, prec
     encoder.encode(["the first call prepares the graph"])
     texts = corpus if corpus.exists() else None
     if texts is None:
-        click.echo(f"{corpus}: no corpus there: documents are shown by their ids", err=True)
+        echo(f"{corpus}: no corpus there: documents are shown by their ids", err=True)
     searcher = Searcher(encoder.encode, searched.rows, searched.nearest, texts, searched.similarity)
     if searcher.absent:
-        click.echo(f"{searcher.absent:,} documents are passed over: their texts are not in {corpus}", err=True)
+        echo(f"{searcher.absent:,} documents are passed over: their texts are not in {corpus}", err=True)
     if query is not None:
         queries: Iterable[str] = [query]
     else:
@@ -67,7 +67,7 @@ def main(*, query: str | None, embeddings: Path, corpus: Path, model: Path, prec
         except LeafError as error:
             if query is not None:
                 raise
-            click.echo(str(error), err=True)
+            echo(str(error), err=True)
         _show(answer, searcher.documents, as_json)
 
 
@@ -88,13 +88,13 @@ def _piped() -> Iterator[str]:
 
 def _show(answer: Answer, documents: int, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(asdict(answer), ensure_ascii=False))
+        echo(json.dumps(asdict(answer), ensure_ascii=False))
         return
     for hit in answer.hits:
-        click.echo(f"{hit.score:.3f}  {hit.id}  ({hit.source})")
+        echo(f"{hit.score:.3f}  {on_one_line(hit.id)}  ({on_one_line(hit.source)})")
         if hit.text is not None:
-            click.echo(f"       {hit.text if len(hit.text) <= SHOWN else hit.text[: SHOWN - 1] + '…'}")
-    click.echo(
+            echo(f"       {on_one_line(hit.text if len(hit.text) <= SHOWN else hit.text[: SHOWN - 1] + '…')}")
+    echo(
         f"{len(answer.hits)} of {documents:,} documents; query's vector {answer.encode_ms:.1f} ms, "
         f"search {answer.search_ms:.1f} ms"
     )

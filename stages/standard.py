@@ -13,7 +13,8 @@ from pipeline.model import StudentEncoder
 from pipeline.params import EncodeParams, TeacherParams, load_section
 from pipeline.serve import MODES
 from pipeline.teacher import open_teacher
-from stages.common import check_student, command, params_option, with_part
+from stages.common import check_student, command, echo, params_option, with_part
+from stages.recorded import check_recorded
 
 ROWS = {"role": pl.String, "text": pl.String}  # what a teacher reads
 
@@ -34,6 +35,7 @@ def main(
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), load_section(params, "encode", EncodeParams))
     if teacher.directory is None:
         raise LeafError("teacher.api: these tasks would pay for vectors that nobody keeps; name them in evaluate.beir")
+    check_recorded(model)
     check_student(model, teacher.meta.fingerprint, "the section `teacher`", teacher)
     student = StudentEncoder.load(with_part(model, teacher.meta.fingerprint))
 
@@ -48,7 +50,7 @@ def main(
     for mode in modes:
         tasks = [*mteb_tasks.named_tasks(names), *(mteb_tasks.local_task(path) for path in beir)]
         for row in mteb_tasks.run(mteb_tasks.model(mode, encoders[mode], dim, similarity), tasks, out):
-            click.echo(f"{row['task']:24} {row['model']:10} {row['score']:.4f}  {row['path']}")
+            echo(f"{row['task']:24} {row['model']:10} {row['score']:.4f}  {row['path']}")
 
 
 if __name__ == "__main__":

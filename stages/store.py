@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from pipeline.base import ROLES, LeafError
+from pipeline.base import ROLES, LeafError, on_one_line
 from pipeline.corpus import corpus_keys
-from pipeline.params import EncodeParams, TeacherParams, load_section
+from pipeline.params import EncodeParams, Permits, TeacherParams, load_section
 from pipeline.store import (
     EncodeAgain,
     Listed,
@@ -26,8 +26,9 @@ from pipeline.store import (
     write_list,
 )
 from pipeline.store import repair as repair_store
-from stages.common import command, params_option
+from stages.common import api_options, command, echo, open_teacher, params_option
 
+SHOWN = 500  # characters of a name that somebody gave
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 replace_option = click.option("--replace", is_flag=True, help="Replace a store that is at --out already.")
 corpus_option = click.option("--corpus", type=Path, default=Path("data/corpus"), show_default=True, help="Its texts.")
@@ -57,27 +58,28 @@ def info(path: str, as_json: bool) -> None:
 @click.argument("place")
 @click.option("--write", is_flag=True, help="Write stores.json there, by which a web server's stores are found.")
 @click.option("--params", type=Path, help="Parameter file  [default: params.yaml if there is one]")
-def list_(place: str, write: bool, params: Path | None, as_json: bool) -> None:
+@api_options
+def list_(*, place: str, write: bool, params: Path | None, permits: Permits, as_json: bool) -> None:
     """The stores of a place: teacher, rows, licence, and whether encode.reuse can take them, or why not.
 
     PLACE is a directory, s3://BUCKET/PREFIX, or http(s)://HOST/PATH with a list there (stores.json).
     """
     if write:
-        click.echo(write_list(place), err=True)
+        echo(write_list(place), err=True)
     params = params or (Path("params.yaml") if Path("params.yaml").exists() else None)
     listed = open_stores(find_stores(place))
-    reasons = _misfits(listed, params) if params else {}
+    reasons = _misfits(listed, params, permits) if params else {}
     entries = [_entry(one, bool(params), reasons.get(one.name)) for one in listed]
     if as_json:
-        click.echo(json.dumps(entries, indent=1, sort_keys=True))
+        echo(json.dumps(entries, indent=1, sort_keys=True))
         return
     for entry in entries:
-        click.echo(entry["store"])
+        echo(entry["store"])
         if "rows" in entry:
             described = f"{entry['teacher']}, {entry['rows']:,} vectors of {entry['dim']} {entry['dtype']}"
-            click.echo(f"  {described}, licence {entry['license'] or 'not stated'}")
+            echo(f"  {described}, licence {entry['license'] or 'not stated'}")
         if "fits" in entry or "why" in entry:
-            click.echo(f"  {'fits encode.reuse' if entry.get('fits') else entry['why']}")
+            echo(f"  {'fits encode.reuse' if entry.get('fits') else entry['why']}")
 
 
 def _entry(listed: Listed, compared: bool, reason: str | None) -> dict[str, Any]:
@@ -96,17 +98,17 @@ def _entry(listed: Listed, compared: bool, reason: str | None) -> dict[str, Any]
     return described | ({"fits": reason is None, "why": reason} if compared else {})
 
 
-def _misfits(listed: Sequence[Listed], params: Path) -> dict[str, str | None]:
+def _misfits(listed: Sequence[Listed], params: Path, permits: Permits) -> dict[str, str | None]:
     """Why the vectors of each store that could be opened cannot be reused with these parameters; None if they can."""
     from pipeline.encode import comparison  # here, so that commands that need no model do not wait for torch
-    from pipeline.teacher import open_teacher
+    from pipeline.teacher import open_teacher as open_unasked  # nothing is sent, so nothing is said of it
 
     section, encode = _sections(params)
-    teacher, reasons = open_teacher(section, encode), {}
+    teacher, reasons = open_unasked(section, encode, None, permits), {}
     for one in listed:
         if one.store is not None:
             if section.api is not None:  # is recognised by the probe in the store, without a request
-                teacher = open_teacher(section, encode, one.store)
+                teacher = open_unasked(section, encode, one.store, permits)
             reasons[one.name] = comparison.misfit(one.store.meta, teacher)
     return reasons
 
@@ -116,7 +118,8 @@ def _misfits(listed: Sequence[Listed], params: Path) -> dict[str, str | None]:
 @click.option("--sample", type=click.IntRange(0), default=0, help="Texts to encode again and compare.")
 @corpus_option
 @params_option
-def verify(path: str, sample: int, corpus: Path, params: Path, as_json: bool) -> None:
+@api_options
+def verify(*, path: str, sample: int, corpus: Path, params: Path, permits: Permits, as_json: bool) -> None:
     """Check every byte: checksums, counts, unique keys, NaN, norms; exit code 1 and the shard's name on damage.
 
     With --sample N, N texts of the corpus are encoded again with section `teacher` of the parameters and compared.
@@ -125,10 +128,9 @@ def verify(path: str, sample: int, corpus: Path, params: Path, as_json: bool) ->
     figures = operations.verify(opened)
     if sample:
         from pipeline.encode import comparison  # here, so that commands that need no model do not wait for torch
-        from pipeline.teacher import open_teacher
 
         teacher, encode = _sections(params)
-        figures |= comparison.sample(opened, corpus, open_teacher(teacher, encode, opened), sample)
+        figures |= comparison.sample(opened, corpus, open_teacher(teacher, encode, permits, opened), sample)
     _show(figures, as_json)
 
 
@@ -161,7 +163,7 @@ def diff(first: str, second: str, cosines: int, as_json: bool) -> None:
     try:
         figures = operations.diff(Store.open(first), Store.open(second), cosines)
     except LeafError as error:
-        click.echo(f"Error: {error}", err=True)
+        echo(f"Error: {error}", err=True)
         sys.exit(2)
     _show(figures, as_json)
     sys.exit(0 if figures["agree"] else 1)
@@ -207,6 +209,7 @@ def compact(*, path: str, corpus: Path, out: Path | None, replace: bool, drop_mo
 @click.option("--sample", type=click.IntRange(1), default=64, show_default=True, help="Rows to encode and compare.")
 @click.option("--unverified", is_flag=True, help="Encode none; the store is marked as unverified for good.")
 @click.option("--params", type=Path, help="Parameter file  [default: params.yaml if there is one]")
+@api_options
 def import_(
     *,
     path: Path,
@@ -224,6 +227,7 @@ def import_(
     sample: int,
     unverified: bool,
     params: Path | None,
+    permits: Permits,
     as_json: bool,
 ) -> None:
     """Make a store of texts and vectors that somebody else has computed.
@@ -232,7 +236,6 @@ def import_(
     drawn at random are encoded with the teacher first: unless all agree, nothing is written.
     """
     from pipeline.encode import Fields, VectorFiles, import_unverified, import_vectors  # here: they wait for torch
-    from pipeline.teacher import open_teacher
 
     params = params or (Path("params.yaml") if Path("params.yaml").exists() else None)
     if model is not None:
@@ -248,7 +251,7 @@ def import_(
     if unverified:
         figures = import_unverified(files, teacher, encode, out, source=source, replace_out=replace)
     else:
-        opened = open_teacher(teacher, encode)
+        opened = open_teacher(teacher, encode, permits)
         figures = import_vectors(files, opened, encode, out, source=source, sample=sample, replace_out=replace)
     _show(figures, as_json)
 
@@ -256,20 +259,31 @@ def import_(
 @_command
 @click.argument("path", type=Path)
 @click.option("--from", "copies", multiple=True, help="Another copy of the store, path or URL; may be repeated.")
+@click.option("--fingerprint", help="If store.json itself is damaged: take that of the copy with this fingerprint.")
 @click.option("--pool", type=Path, help="Shard cache that may have the shard  [default: encode.pool of --params]")
 @click.option("--corpus", type=Path, help="Corpus to encode lost shards from, with the teacher of --params.")
 @click.option("--params", type=Path, help="Parameter file  [default: params.yaml if there is one]")
+@api_options
 def repair_(
-    *, path: Path, copies: tuple[str, ...], pool: Path | None, corpus: Path | None, params: Path | None, as_json: bool
+    *,
+    path: Path,
+    copies: tuple[str, ...],
+    fingerprint: str | None,
+    pool: Path | None,
+    corpus: Path | None,
+    params: Path | None,
+    permits: Permits,
+    as_json: bool,
 ) -> None:
     """Restore damaged shards, and only those, from other copies or the shard cache, or encode their texts again."""
     here = Path("params.yaml")
     params = params or (here if corpus or here.exists() else None)
     if pool is None:  # a store may be repaired where there are no parameters
         pool = Path(load_section(params, "encode", EncodeParams).pool if params else EncodeParams.pool)
-    encode_again = _encoder_of_lost_shards(corpus, params) if corpus and params else None
+    encode_again = _encoder_of_lost_shards(corpus, params, permits) if corpus and params else None
     caches = sorted(entry for entry in pool.glob("*") if entry.is_dir())
-    _show(repair_store(path, [*(Store.open(copy) for copy in copies), *caches], encode_again), as_json)
+    others: list[Store | Path] = [*(Store.open(copy) for copy in copies), *caches]
+    _show(repair_store(path, others, encode_again, fingerprint), as_json)
 
 
 @_command
@@ -278,20 +292,22 @@ def repair_(
 @click.option("--out", type=Path, help="Store to write  [default: PATH itself]")
 @replace_option
 @params_option
-def migrate(*, path: str, corpus: Path, out: Path | None, replace: bool, params: Path, as_json: bool) -> None:
+@api_options
+def migrate(
+    *, path: str, corpus: Path, out: Path | None, replace: bool, params: Path, permits: Permits, as_json: bool
+) -> None:
     """Give a store of an earlier version the teacher's fingerprint of this one, beside the same shards.
 
     Texts of the corpus are encoded again with section `teacher` of the parameters, and must agree with the stored.
     """
     from pipeline.encode import migrate as migrate_store  # here, so that other commands do not wait for torch
-    from pipeline.teacher import open_teacher
 
     if out is None and remote_url(path):
         raise LeafError("--out: name a directory; a store behind a URL is not changed")
     opened, (teacher, encode) = Store.open(path), _sections(params)
     if out is not None:
         check_free(out, replace)
-    _show(migrate_store(opened, corpus, open_teacher(teacher, encode, opened), out or Path(path)), as_json)
+    _show(migrate_store(opened, corpus, open_teacher(teacher, encode, permits, opened), out or Path(path)), as_json)
 
 
 @_command
@@ -309,14 +325,13 @@ def push(path: Path, url: str, replace: bool, as_json: bool) -> None:
     _show(upload.push(Store.open(path), target, replace), as_json)
 
 
-def _encoder_of_lost_shards(corpus: Path, params: Path) -> EncodeAgain:
+def _encoder_of_lost_shards(corpus: Path, params: Path, permits: Permits) -> EncodeAgain:
     teacher, encode = _sections(params)
 
     def encode_again(store: Store, lost: list[int]) -> int:
         from pipeline.encode import encode_lost_shards  # here, so that a repair from copies needs no torch
-        from pipeline.teacher import open_teacher
 
-        return encode_lost_shards(store, lost, corpus, open_teacher(teacher, encode, store), encode.shard_rows)
+        return encode_lost_shards(store, lost, corpus, open_teacher(teacher, encode, permits, store), encode.shard_rows)
 
     return encode_again
 
@@ -327,13 +342,18 @@ def _sections(params: Path) -> tuple[TeacherParams, EncodeParams]:
 
 def _show(figures: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(figures, indent=1, sort_keys=True))
+        echo(json.dumps(figures, indent=1, sort_keys=True))
         return
     for name, value in figures.items():
         if isinstance(value, dict):
-            click.echo(f"{name.replace('_', ' ')}:")
+            echo(f"{name.replace('_', ' ')}:")
             for inner, entry in value.items():
                 shown = ", ".join(f"{k} {v:,}" for k, v in entry.items()) if isinstance(entry, dict) else entry
-                click.echo(f"  {inner:<26}{shown:,}" if isinstance(shown, int) else f"  {inner:<26}{shown}")
+                echo(f"  {_in_a_line(inner):<26}{_in_a_line(shown)}")
         else:
-            click.echo(f"{name.replace('_', ' '):<28}{f'{value:,}' if type(value) is int else value}")
+            echo(f"{name.replace('_', ' '):<28}{_in_a_line(value)}")
+
+
+def _in_a_line(value: object) -> str:
+    """A figure, or a name that somebody gave, which must not look like further lines."""
+    return f"{value:,}" if type(value) is int else on_one_line(str(value))[:SHOWN]

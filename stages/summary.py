@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import click
-
 from pipeline.base import LeafError
-from stages.common import command
+from stages.common import command, echo
 from stages.evaluate import table
 
 METRICS = Path("metrics")
@@ -29,12 +27,12 @@ def main() -> None:
     corpus, encode, fit, evaluate = (
         _read(METRICS / f"{name}.json") for name in ("corpus", "encode", "fit", "evaluate")
     )
-    click.echo(f"\ncorpus    {corpus['total']:,} texts, {corpus['splits'].get('heldout', 0):,} of them held out")
-    click.echo(f"encode    {encode['rows_encoded']:,} texts encoded, {encode['rows_reused']:,} reused")
-    click.echo(f"fit       {fit['presentations']:,} presentations, {fit['samples_per_s']:,} a second")
-    click.echo("\n".join(["evaluate", *(f"  {line}" for line in table(evaluate)), ""]))
+    echo(f"\ncorpus    {corpus['total']:,} texts, {corpus['splits'].get('heldout', 0):,} of them held out")
+    echo(f"encode    {encode['rows_encoded']:,} texts encoded, {encode['rows_reused']:,} reused")
+    echo(f"fit       {fit['presentations']:,} presentations, {fit['samples_per_s']:,} a second")
+    echo("\n".join(["evaluate", *(f"  {line}" for line in table(evaluate)), ""]))
     for path, description in OUTPUTS.items():
-        click.echo(f"{path:26}{description}")
+        echo(f"{path:26}{description}")
 
 
 def _read(path: Path) -> Any:

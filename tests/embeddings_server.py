@@ -22,6 +22,8 @@ import numpy as np
 DIM = 16
 KEY = "sk-test-LEAKPROBE-0123456789"
 SPOILED = {"nan": np.nan, "zero": 0.0}
+ENDLESS = {"flood": (b"x" * 2**16, 1600, 0.0, ""), "slow": (b"x", 400, 0.05, ""), "packed": (b"x", 1, 0.0, "br")}
+"""Errors whose body is large, slow, or packed in an odd way: piece, number of pieces, pause, encoding."""
 ERROR = {"message": "the model gave no vector", "type": "test"}
 
 
@@ -57,6 +59,7 @@ class Server(ThreadingHTTPServer):
         self.kinds: dict[str, str] = {}  # text -> `input_type` that its request must have
         self.azure_version: str | None = None
         self.refused_requests = 0
+        self.error_bytes = 0  # written of an error without end
         self.usage = 0  # tokens of a request; 0 counts them
         self.answered: Counter[str] = Counter()
         self.requests: list[dict[str, Any]] = []
@@ -135,12 +138,8 @@ class Handler(BaseHTTPRequestHandler):
         if server.key is not None and given != f"Bearer {server.key}":
             return self.fail(401, f"Incorrect API key provided: {given}")
         kind, _, detail = wrong.partition(":")
-        if kind == "status":
-            status, _, after = detail.partition(",")
-            headers = {"Retry-After": after} if after else {}
-            return self.fail(int(status), f"told to fail; your key is {given}", headers)
-        if kind == "quota":
-            return self.fail(429, "no money", code="insufficient_quota")
+        if kind in ("status", "redirect", "quota", *ENDLESS):
+            return self.fail_as_told(kind, detail, given)
         server.refuse_all = server.refuse_all or kind == "refuse-all"
         if reason := self.reason_to_refuse(request):
             return self.fail(400, f"{reason}, key {given}")
@@ -150,6 +149,30 @@ class Handler(BaseHTTPRequestHandler):
             if server.poison.startswith("error"):
                 return self.send(200, {"error": ERROR | {"code": server.poison.partition(":")[2] or None}})
         self.send_vectors(request, kind)
+
+    def fail_as_told(self, kind: str, detail: str, given: str) -> None:
+        if kind == "status":
+            status, _, after = detail.partition(",")
+            headers = {"Retry-After": after} if after else {}
+            self.fail(int(status), f"told to fail; your key is {given}", headers)
+        elif kind == "redirect":
+            self.send(307, {}, {"Location": detail})
+        elif kind == "quota":
+            self.fail(429, "no money", code="insufficient_quota")
+        else:
+            self.fail_without_end(*ENDLESS[kind])
+
+    def fail_without_end(self, piece: bytes, pieces: int, pause: float, encoding: str) -> None:
+        self.send_response(500)
+        self.send_header("Content-Length", str(len(piece) * pieces))
+        self.send_header("Content-Encoding", encoding)
+        self.end_headers()
+        self.close_connection = True
+        for number in range(pieces):
+            self.server.error_bytes = number * len(piece)
+            self.wfile.write(piece)  # raises once the client has gone
+            time.sleep(pause)
+        self.server.error_bytes = pieces * len(piece)
 
     def reason_to_refuse(self, request: dict[str, Any]) -> str | None:
         server, texts = self.server, request["input"]

@@ -6,6 +6,7 @@ line for each request: method, path, range.
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +14,15 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from tests.conftest import ROOT
+ROOT = Path(__file__).parent.parent  # not of tests.conftest, which would have each server import PyTorch
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves files below a directory. Options: `break_after` (bytes of each answer), `ranges=no`, `redirect=URL`."""
+    """Serves files below a directory.
+
+    Options: `break_after` (bytes of each answer), `ranges=no`, `redirect=URL`, `stall_after` (bytes of vectors: no more
+    come while the file `LOG.stalled` exists).
+    """
 
     protocol_version = "HTTP/1.1"
 
@@ -52,7 +57,15 @@ class Handler(SimpleHTTPRequestHandler):
             self.head(200, len(raw))
         if body:
             limit = int(self.options.get("break_after", len(raw)))
-            self.wfile.write(raw[:limit])
+            sent = int(self.options.get("stall_after", limit))
+            self.wfile.write(raw[:sent])
+            while (
+                self.path.endswith("/c/0/0")
+                and sent < limit
+                and self.log.with_name(f"{self.log.name}.stalled").exists()
+            ):
+                time.sleep(0.02)
+            self.wfile.write(raw[sent:limit])
             if limit < len(raw):
                 self.close_connection = True
 

@@ -1,72 +1,128 @@
 """Ground floor: what knows nothing of this project.
 
-Errors meant for people, files and locks, directories that are written whole, keys of texts, arrays, reading ahead,
-memory kept by malloc, optional packages, token ids of long texts. Every other room may use it.
+Errors meant for people, files and locks, directories that are written whole and replaced only where they are ours, keys
+of texts, arrays, reading ahead, memory kept by malloc, optional packages, token ids of long texts. Every other room may
+use it.
 """
 
-from pipeline.base import files
+from pipeline.base import files, outputs
 from pipeline.base.arrays import Array, Similarity, cosines, similarities
-from pipeline.base.errors import FileMissingError, LeafError, NoAccessError, first_line
+from pipeline.base.digests import (
+    DigestError,
+    bytes_kept,
+    check_sha256,
+    checked_file,
+    file_sha256,
+    remember_sha256,
+)
+from pipeline.base.documents import parse_yaml
+from pipeline.base.errors import (
+    FileMissingError,
+    LeafError,
+    NoAccessError,
+    first_line,
+    is_panic,
+    on_one_line,
+    panics_as_errors,
+    printable,
+    quoted,
+)
 from pipeline.base.files import (
     TEMPORARY,
     access,
-    check_writable,
+    apply_umask,
     disk,
     link,
     locked,
+    new_file,
+    open_own,
     read_json,
     regular_size,
     remove,
-    replace_directory,
     sha256,
     sync,
     temporary,
     workspace,
     write_json,
-    written_directory,
     written_file,
 )
 from pipeline.base.keys import KEY_BYTES, KEY_DTYPE, ROLES, contains, key_array, keys, merge_sorted
+from pipeline.base.markdown import LONGEST_LABEL, LONGEST_NAME, code_span, markdown, shortened, string_literal
 from pipeline.base.memory import keep_pages, release_pages
 from pipeline.base.optional import import_optional
+from pipeline.base.outputs import (
+    LISTING,
+    IsOurs,
+    Kind,
+    check_replaceable,
+    check_writable,
+    read_listing,
+    written_directory,
+)
 from pipeline.base.prefetch import prefetch
 from pipeline.base.prefixes import Prefixes, TokenIds, portions
 
 __all__ = [
     "KEY_BYTES",
     "KEY_DTYPE",
+    "LISTING",
+    "LONGEST_LABEL",
+    "LONGEST_NAME",
     "ROLES",
     "TEMPORARY",
     "Array",
+    "DigestError",
     "FileMissingError",
+    "IsOurs",
+    "Kind",
     "LeafError",
     "NoAccessError",
     "Prefixes",
     "Similarity",
     "TokenIds",
     "access",
+    "apply_umask",
+    "bytes_kept",
+    "check_replaceable",
+    "check_sha256",
     "check_writable",
+    "checked_file",
+    "code_span",
     "contains",
     "cosines",
     "disk",
+    "file_sha256",
     "files",
     "first_line",
     "import_optional",
+    "is_panic",
     "keep_pages",
     "key_array",
     "keys",
     "link",
     "locked",
+    "markdown",
     "merge_sorted",
+    "new_file",
+    "on_one_line",
+    "open_own",
+    "outputs",
+    "panics_as_errors",
+    "parse_yaml",
     "portions",
     "prefetch",
+    "printable",
+    "quoted",
     "read_json",
+    "read_listing",
     "regular_size",
     "release_pages",
+    "remember_sha256",
     "remove",
-    "replace_directory",
     "sha256",
+    "shortened",
     "similarities",
+    "string_literal",
     "sync",
     "temporary",
     "workspace",

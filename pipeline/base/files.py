@@ -1,19 +1,20 @@
-"""Files and directories: locks, temporary directories, replacing a directory at once, links, digests, JSON.
+"""Files and directories: locks, temporary files and directories, modes, links, digests, JSON.
 
-What is written here survives kills and power cuts: a directory is built beside its place and then swapped in.
+Others may be able to create names where we write (`/tmp`, a directory of a group, what was unpacked from an archive).
+So temporary names are made by chance, nothing is written through a link, and what is not ours is left alone.
 """
 
-import ctypes
 import errno
 import fcntl
 import hashlib
 import json
 import os
 import pwd
+import re
+import secrets
 import shutil
 import stat
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from pipeline.base.errors import LeafError, NoAccessError
 
 TEMPORARY = ".tmp-"
 """Prefix of the names of unfinished files and directories; the next run removes what a killed one has left."""
-_LOCK = "lock"
-_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+CHANCE_BYTES = 8  # of randomness in such a name, so that nobody can put anything there before
+LOCK_ATTEMPTS = 8  # to lock a file that others keep removing
+_CHANCE = re.compile(r"[0-9a-f]{16}")
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # constants of renameat2(2)
 
 
 @contextmanager
@@ -37,13 +39,13 @@ def access(place: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ACCESS and not isinstance(error, PermissionError):
+        if error.errno not in NO_ACCESS and not isinstance(error, PermissionError):
             raise
         path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else place
-        raise NoAccessError(f"{path}: {_permissions(path, error)}") from None
+        raise NoAccessError(f"{path}: {permissions(path, error)}") from None
 
 
-def _permissions(path: Path | None, error: OSError) -> str:
+def permissions(path: Path | None, error: OSError) -> str:
     """Who owns the nearest of the path and its parents that can be looked at, with which mode, and what to do."""
     if error.errno == errno.EROFS:
         return "the file system is mounted read-only: name a place elsewhere"
@@ -68,70 +70,159 @@ def _user(number: int) -> str:
         return f"user {number}"
 
 
-@contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold an exclusive lock on a file, which is made if absent. The kernel frees the lock of a process that dies.
+def open_own(file: Path, flags: int) -> int:
+    """A handle of a file that may be written into (`os.open`'s flags); it is made if it is absent.
 
-    `what` names the locked thing in the message.
+    Whoever may create names in a directory could have put a link there, so that somebody else's file is written into.
 
     Raises:
-        LeafError: another process holds the lock; the message has its process id.
+        LeafError: it is a link, no regular file, has a second name, or is of a foreign owner (`is_own`).
     """
-    with access():
-        handle = os.open(path, os.O_CLOEXEC | os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    with access(file):
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = os.fstat(handle).st_nlink > 0  # 0 if its holder has removed it since we opened it
-        except BlockingIOError:
-            free = False
-        if not free:
-            holder = os.pread(handle, 32, 0).decode(errors="replace").strip()
-            process = f" (process {holder})" if holder else ""
-            raise LeafError(f"{what}: another run is under way{process}; wait for it or end it")
+            handle = os.open(file, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EMLINK, errno.EISDIR):
+                raise
+            raise LeafError(f"{file}: is a link or a directory, and no file is written there; remove it") from None
+    status = os.fstat(handle)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1 and is_own(status, file.parent):
+        return handle
+    os.close(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        raise LeafError(f"{file}: is no regular file with one name, and nothing is written into it; remove it")
+    raise LeafError(f"{file}: belongs to {_user(status.st_uid)}, and nothing is written into it; remove it")
+
+
+def is_own(status: os.stat_result, directory: Path) -> bool:
+    """Whether a file belongs to this user, or to whoever owns the directory that it lies in, who may do anything there.
+
+    The second holds where a file system gives all files one owner, or another one than who made them.
+    """
+    return status.st_uid in (os.geteuid(), directory.stat().st_uid)
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold an exclusive lock on a file, which is made if absent and removed at the end.
+
+    The kernel frees the lock of a process that dies. `what` names the locked thing in the message.
+
+    Raises:
+        LeafError: another process holds the lock; the message has its process id. Or the file is not ours (`open_own`).
+    """
+    handle = _lock(path, what)
+    try:
         # Padded to one length, so that the file need not be truncated: ext4 flushes a file to the disk at close if it
         # was truncated and written again.
         os.pwrite(handle, f"{os.getpid():<31}\n".encode(), 0)
         yield
     finally:
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(handle), path.lstat()):
+                path.unlink()
         os.close(handle)
+
+
+def _lock(path: Path, what: str) -> int:
+    """A handle of the locked file."""
+    holder = ""
+    for _ in range(LOCK_ATTEMPTS):
+        handle = open_own(path, os.O_RDWR)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(handle, 32, 0).decode(errors="replace").strip()
+            os.close(handle)
+            break
+        if os.fstat(handle).st_nlink:
+            return handle
+        os.close(handle)  # its holder has removed it since we opened it
+    process = f" (process {holder})" if holder.isdecimal() else ""
+    raise LeafError(f"{what}: another run is under way{process}; wait for it or end it")
 
 
 @contextmanager
 def workspace(out: Path, purpose: str) -> Iterator[Path]:
-    """An empty, locked directory beside `out`, named after `out` and the purpose. It is removed at the end.
+    """An empty directory beside `out` for the holder of a lock that is named after `out` and the purpose.
 
-    What a killed run left in it is removed when the next run opens it.
+    It has a name by chance, and is removed at the end. What a killed run has left is removed by the next run.
 
     Raises:
-        LeafError: another process holds it for the same purpose.
+        LeafError: another process holds the lock.
     """
-    directory = out.parent / f"{TEMPORARY}{out.name}.{purpose}"
-    directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory / _LOCK, str(out)):
-        _empty(directory)
-        try:
+    prefix = f"{TEMPORARY}{out.name}.{purpose}."
+    with access(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(out.with_name(f"{prefix}lock"), str(out)):
+        for left in _left_behind(out.parent, prefix):
+            remove(left)
+        with temporary(out.parent, prefix) as directory:
             yield directory
-        finally:
-            with suppress(OSError):  # what stays is removed by the next run
-                _empty(directory)
-                shutil.rmtree(directory)
 
 
 @contextmanager
-def written_directory(out: Path) -> Iterator[Path]:
-    """An empty directory that replaces `out` when the block ends without an exception; until then `out` stays as it is.
+def temporary(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new directory in `parent`, removed at the end unless the block has renamed it."""
+    path = parent / f"{prefix}{secrets.token_hex(CHANCE_BYTES)}"
+    with access(path):
+        path.mkdir()  # fails where anything is, a link to a directory too
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
-    It lies beside `out`, under a lock. If the block fails or the process is killed, `out` is untouched.
 
-    Raises:
-        LeafError: another process is writing `out`.
+@contextmanager
+def new_file(out: Path) -> Iterator[Path]:
+    """A new, empty file beside `out`, with a name by chance; removed at the end unless the block has renamed it.
+
+    Those that killed runs have left beside `out` are removed.
     """
-    with workspace(out, "new") as directory:
-        result = directory / "result"
-        result.mkdir()
-        yield result
-        replace_directory(result, out)
+    prefix = f"{TEMPORARY}{out.name}."
+    for left in _left_behind(out.parent, prefix):
+        _remove_abandoned(left)
+    path, handle = _created(out.parent, prefix)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _created(directory: Path, prefix: str) -> tuple[Path, int]:
+    """A new file and a handle that holds its lock, by which other processes know that this one lives."""
+    while True:
+        path = directory / f"{prefix}{secrets.token_hex(CHANCE_BYTES)}"
+        with access(path):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # of a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return path, handle
+        os.close(handle)  # another process has taken it for abandoned before it was locked
+
+
+def _left_behind(directory: Path, prefix: str) -> list[Path]:
+    """What has such a name by chance and is ours: no links, nothing of foreign owners."""
+    found = []
+    for path in directory.iterdir():
+        if path.name.startswith(prefix) and _CHANCE.fullmatch(path.name[len(prefix) :]) and not path.is_symlink():
+            with suppress(OSError):  # it is gone by now
+                if is_own(path.lstat(), directory):
+                    found.append(path)
+    return found
+
+
+def _remove_abandoned(file: Path) -> None:
+    """Remove a file that no living process has locked (`_created`)."""
+    with suppress(OSError):
+        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink()
+        finally:
+            os.close(handle)
 
 
 @contextmanager
@@ -140,40 +231,29 @@ def written_file(out: Path) -> Iterator[Path]:
 
     `out` itself is never written into: it may be a link into a cache, read-only, or in use. Its directory is made.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    path = out.with_name(f"{TEMPORARY}{out.name}")
-    path.unlink(missing_ok=True)
-    try:
+    with access(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(out) as path:
+        mode = stat.S_IMODE(path.stat().st_mode)
         yield path
+        path.chmod(mode)  # some libraries put a file of their own there, which nobody else could read
         path.replace(out)
-    finally:
-        path.unlink(missing_ok=True)
 
 
-def check_writable(files: Iterable[Path], directories: Iterable[Path] = ()) -> None:
-    """Refuse now what `written_file` and `written_directory` could not put in place after hours of work.
+def apply_umask(directory: Path) -> None:
+    """Give what lies in a directory that `Path.mkdir` has made the modes that umask decides, as it did for that one.
 
-    Raises:
-        LeafError: nothing can be created there, or a file is where a directory belongs, or the other way round.
+    Libraries write files that nobody else can read. A file with a second name belongs to somebody's cache and is left
+    as it is.
     """
-    for out, wrong in [*((file, Path.is_dir) for file in files), *((path, Path.is_file) for path in directories)]:
-        if wrong(out):
-            raise LeafError(f"{out}: is a {'directory' if out.is_dir() else 'file'}; remove it, or name another place")
-        place = next(parent for parent in out.absolute().parents if parent.exists() or parent.is_symlink())
-        try:
-            with tempfile.TemporaryFile(dir=place):
-                pass
-        except OSError as error:
-            raise LeafError(
-                f"{out}: cannot be written: {place}: {error.strerror or error}; name another place"
-            ) from None
-
-
-def _empty(directory: Path) -> None:
-    """Remove everything but the lock file: another process that finds none would take the directory for free."""
-    for path in directory.iterdir():
-        if path.name != _LOCK:
-            remove(path)
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    for folder, folders, files in os.walk(directory):
+        for path in (Path(folder, name) for name in [*folders, *files]):
+            status = path.lstat()
+            wanted = mode if stat.S_ISDIR(status.st_mode) else mode & 0o666
+            single = stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
+            if single and stat.S_IMODE(status.st_mode) != wanted:
+                path.chmod(wanted)
 
 
 def remove(path: Path) -> None:
@@ -182,18 +262,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def temporary(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new directory in `parent`, removed at the end unless the block has renamed it."""
-    path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    path.chmod(0o755)
-    try:
-        yield path
-    finally:
-        if path.exists():
-            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -238,37 +306,6 @@ def link(source: Path, target: Path) -> None:
             raise
         shutil.copyfile(source, target)
         sync(target)
-
-
-def replace_directory(new: Path, out: Path) -> None:
-    """Put the finished directory `new` in place of `out`: a kill at any moment leaves the old one or the new one there.
-
-    On a system that cannot swap two names atomically, `out` is absent for a moment.
-    """
-    aside = new.with_name(f"{new.name}.old")
-    if not out.exists():
-        new.rename(out)
-    elif not _exchange(new, out):
-        remove(aside)
-        try:
-            out.rename(aside)
-            new.rename(out)
-        finally:
-            if not out.exists():
-                aside.rename(out)
-    with suppress(OSError):  # the old directory; if it stays, the next run removes it
-        remove(new)
-        remove(aside)
-    sync(out.parent)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two names atomically (Linux); False if the system or the file system cannot."""
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    if renameat2 is None:
-        return False
-    flags = ctypes.c_uint(_RENAME_EXCHANGE)
-    return bool(renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), flags) == 0)
 
 
 def sha256(path: Path) -> str:

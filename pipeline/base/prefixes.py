@@ -17,6 +17,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from pipeline.base.errors import LeafError, first_line, panics_as_errors
+
 FURTHER_WORDS = 8
 CHARACTERS_PER_TOKEN = 8  # of the prefix that is tried first; twice as much in languages with spaces
 GROWTH = 4  # of the prefix, where it was too short
@@ -126,10 +128,14 @@ class TokenIds:
         self._prefixes = Prefixes(tokenizer, cut["max_length"] if cut else 1, from_right=from_right)
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """`[texts]` lists of ids, special tokens included."""
+        """`[texts]` lists of ids, special tokens included; LeafError where the tokenizer breaks off."""
         ids: list[list[int]] = []
-        for part in portions([self._prefixes.cut(text) for text in texts]):
-            ids += [encoding.ids for encoding in self._tokenizer.encode_batch_fast(part)]
+        try:
+            with panics_as_errors():
+                for part in portions([self._prefixes.cut(text) for text in texts]):
+                    ids += [encoding.ids for encoding in self._tokenizer.encode_batch_fast(part)]
+        except Exception as error:  # the library raises bare exceptions
+            raise LeafError(f"the model's tokenizer breaks off ({first_line(error):.160}); do not trust it") from None
         return ids
 
 

@@ -5,7 +5,10 @@
 
 from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
+from pipeline.corpus.further_records import NAME as FURTHER_RECORDS
 from pipeline.corpus.further_records import further_records
+from pipeline.corpus.guess import Fields, field_names, guess_sources
+from pipeline.corpus.output import CORPUS_KIND
 from pipeline.corpus.parts import (
     check_rows,
     corpus_digest,
@@ -17,14 +20,20 @@ from pipeline.corpus.parts import (
     rows_within,
     scan,
 )
+from pipeline.corpus.preview import Preview, preview
 from pipeline.corpus.readers.beir import CORPUS, QUERIES, beir_file
 from pipeline.corpus.readers.docstrings import texts
 from pipeline.corpus.readers.lines import json_objects, lines
+from pipeline.corpus.readers.table import read_table
 from pipeline.corpus.text import clean
 
 __all__ = [
     "CORPUS",
+    "CORPUS_KIND",
+    "FURTHER_RECORDS",
     "QUERIES",
+    "Fields",
+    "Preview",
     "beir_file",
     "build",
     "check_rows",
@@ -32,13 +41,17 @@ __all__ = [
     "corpus_digest",
     "corpus_keys",
     "external_sort",
+    "field_names",
     "further_records",
+    "guess_sources",
     "json_objects",
     "lines",
     "numbered_column",
     "part_files",
+    "preview",
     "read_blocks",
     "read_keys",
+    "read_table",
     "rows_within",
     "scan",
     "texts",

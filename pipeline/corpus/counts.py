@@ -7,7 +7,9 @@ from typing import Any
 import polars as pl
 
 from pipeline.base import ROLES
+from pipeline.corpus.caps import Drawn
 from pipeline.corpus.shared_texts import Regrouped
+from pipeline.corpus.views import views_source
 from pipeline.params import CorpusParams
 
 REASONS = ("sampled_out", "empty", "too_short", "duplicate", "near_duplicate")
@@ -19,13 +21,21 @@ class Counts:
 
     def __init__(self, params: CorpusParams) -> None:
         names = [source.name for source in params.sources]
+        names += [views_source(source) for source in params.sources if source.views]
         self._shares = [params.heldout if source.heldout is None else source.heldout for source in params.sources]
         self.read: Counter[str] = Counter(dict.fromkeys(names, 0))
         self.passages: Counter[str] = Counter(dict.fromkeys(names, 0))
         """Texts that a source has more because its documents were cut into passages."""
+        self.origins: dict[str, dict[str, dict[str, int]]] = {}
+        """By source and origin, the records that are there and those that were drawn; only of sources with a `cap`."""
         self.dropped = {name: dict.fromkeys(REASONS, 0) for name in names}
         self._kept: dict[str, dict[str, dict[str, int]]] = {name: {} for name in names}
         self._lengths: dict[str, Counter[int]] = {role: Counter() for role in ROLES}
+
+    def draw(self, source: str, drawn: Drawn | None) -> None:
+        """Note the records that a source with a `cap` has of each origin, and those that were drawn."""
+        if drawn is not None:
+            self.origins[source] = drawn.origins
 
     def drop(self, source: str, reason: str, number: int) -> None:
         """Count texts of a source that were dropped for one of REASONS."""
@@ -55,6 +65,7 @@ class Counts:
             "splits": total,
             "read": dict(self.read),
             "passages_more": {name: more for name, more in self.passages.items() if more},
+            **({"origins": self.origins} if self.origins else {}),
             "rows": self._kept,
             "dropped": self.dropped,
             "shared_texts": {

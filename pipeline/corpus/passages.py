@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.base import LeafError, first_line, import_optional
+from pipeline.base import LeafError, first_line, import_optional, panics_as_errors
 from pipeline.params import PassageParams
 
 FindModel = Callable[[str], Path]
@@ -28,6 +28,7 @@ class Passages:
         Raises:
             LeafError: the package is missing, or there is no such tokenizer.
         """
+        self._place = place
         library = import_optional("semantic_text_splitter", "passages", f"{place}: passages")
         if params.tokens is not None:
             tokenizer = _tokenizer(params.tokenizer or "", place, find_model)
@@ -46,11 +47,17 @@ class Passages:
             return frame
         documents = frame.filter(mask).select(_folded(pl.col("text"))).to_series().to_list()
         rows = frame.with_row_index("row").with_columns(text=pl.concat_list("text"))
-        cut = rows.filter(mask).with_columns(
-            text=pl.Series(self._splitter.chunk_all(documents), dtype=pl.List(pl.String))
-        )
+        cut = rows.filter(mask).with_columns(text=pl.Series(self._passages(documents), dtype=pl.List(pl.String)))
         together = pl.concat([rows.filter(~mask), cut]).sort("row", maintain_order=True)
         return together.explode("text").drop("row")
+
+    def _passages(self, documents: list[str]) -> list[list[str]]:
+        try:
+            with panics_as_errors():
+                passages: list[list[str]] = self._splitter.chunk_all(documents)
+                return passages
+        except Exception as error:  # of the tokenizer, which may be anybody's
+            raise LeafError(f"{self._place}: passages: cannot be cut ({first_line(error):.160})") from None
 
 
 def _folded(texts: pl.Expr) -> pl.Expr:
@@ -67,7 +74,8 @@ def _tokenizer(model: str, place: str, find_model: FindModel) -> Any:
     if not file.is_file():
         raise LeafError(f"{place}: passages.tokenizer: `{model}` has no tokenizer.json; count characters instead")
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        with panics_as_errors():
+            tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare exceptions
         raise LeafError(f"{place}: passages.tokenizer: {file} cannot be read ({first_line(error):.160})") from None
     tokenizer.no_truncation()

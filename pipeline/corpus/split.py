@@ -1,6 +1,7 @@
 """Which records are held out of training, and which are sampled: decided by a hash of the record's source and id.
 
-So the decision about a record does not depend on what else the corpus holds, and all texts of a record share it.
+So the decision about a record does not depend on what else the corpus holds, and all texts of a record share it. The
+records of a page have one hash, that of the page's id (`corpus.sources[].page_suffix`).
 Records that share a text are held out together (`pipeline.corpus.shared_texts`): else a held-out text would be trained
 on.
 """
@@ -9,7 +10,6 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
-import polars as pl
 
 from pipeline.base import Array
 
@@ -19,12 +19,12 @@ def record_hashes(source: str, ids: Sequence[str]) -> Array:
     return _hashes(source, ids)
 
 
-def sampled(source: str, ids: Sequence[str], share: float, seed: int) -> pl.Series:
-    """Which records of a source are kept in a sample of about `share` of them: `[n]` Boolean.
+def draw_hashes(source: str, ids: Sequence[str], seed: int) -> Array:
+    """`[n]` uint64: by these, records are drawn for samples and caps, the smallest first.
 
-    A larger share selects the same records and more.
+    So a larger share, or cap, draws the same records and more.
     """
-    return pl.Series(below(_hashes(f"{seed}\0{source}", ids), share))
+    return _hashes(f"{seed}\0{source}", ids)
 
 
 def below(hashes: Array, share: float) -> Array:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.base import Array, LeafError, contains, cosines
+from pipeline.base import Array, LeafError, contains, cosines, key_array
 from pipeline.corpus import corpus_keys, scan
+from pipeline.encode.sampling import draw, proof
 from pipeline.store import SAME_LENGTH, SAME_VECTOR, UNVERIFIED, Store, StoreMeta
 from pipeline.teacher import Teacher
 
@@ -71,7 +72,7 @@ def compare(place: str, texts: pl.DataFrame, store: Store, teacher: Teacher) -> 
 def sample(store: Store, corpus: Path, teacher: Teacher, rows: int) -> dict[str, Any]:
     """Encode up to `rows` texts that corpus and store share again, and compare them with the stored vectors.
 
-    They are the ones with the smallest keys, which are a random sample. `teacher` is opened with `store`.
+    They are drawn by chance, some of every shard that shares any (`sampling.draw`). `teacher` is opened with `store`.
 
     Raises:
         LeafError: another teacher's store, no text in common, or a vector that differs (`compare`).
@@ -83,14 +84,18 @@ def sample(store: Store, corpus: Path, teacher: Teacher, rows: int) -> dict[str,
             f"{store.name}: was made with the fingerprint {store.meta.fingerprint[:16]}, but section `teacher` "
             f"describes {teacher.meta.fingerprint[:16]}: name the same model, prompts, max_length and normalize"
         )
-    stored = store.keys()
-    shared = np.sort(stored[contains(corpus_keys(corpus), stored)])[:rows]
-    if not len(shared):
+    of_corpus = corpus_keys(corpus)
+    stored = (key_array(store.shard_rows_frame(i)["key"]) for i in range(len(store.shards)))
+    shared = [keys[contains(of_corpus, keys)] for keys in stored]
+    if not (total := sum(map(len, shared))):
         raise LeafError(f"{corpus}: shares no text with {store.name}: nothing to compare")
-    texts = scan(corpus).filter(pl.col("key").is_in(shared.tolist())).collect(engine="streaming")
+    drawn = [keys[numbers] for keys, numbers in zip(shared, draw(list(map(len, shared)), rows), strict=True)]
+    chosen = np.concatenate(drawn).tolist()
+    texts = scan(corpus).filter(pl.col("key").is_in(chosen)).collect(engine="streaming")
     similarities = compare(store.name, texts, store, teacher)
     return {
         "compared": len(similarities),
+        "proof": proof(len(similarities), total),
         "cosine_min": round(float(similarities.min()), 6),
         "cosine_mean": round(float(similarities.mean()), 6),
     }

@@ -8,15 +8,18 @@ handled by one mechanism, and the shards of a resumed run are those of a run tha
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from pipeline.base import Array, LeafError, keep_pages, key_array, merge_sorted
 from pipeline.corpus import corpus_keys, part_files, scan
 from pipeline.encode.engines.api import ApiEngine
 from pipeline.encode.engines.engine import EncodeFigures, Engine
+from pipeline.encode.engines.ray import RayEngine
 from pipeline.encode.engines.threads import ThreadsEngine
 from pipeline.encode.plan import COLUMNS, count_missing, plan
-from pipeline.encode.reuse import take_over_all, take_over_earlier
-from pipeline.params import EncodeParams
+from pipeline.encode.reuse import Reused, take_over_all, take_over_earlier
+from pipeline.encode.worker import write_orders
+from pipeline.params import ClusterParams, EncodeParams
 from pipeline.store import ShardCache
 from pipeline.teacher import ApiTeacher, LocalTeacher, Teacher
 
@@ -32,15 +35,10 @@ def encode(
         LeafError: bad corpus, teacher or reused store; a vector of NaN, of zeros or of the wrong length; a run is
             already under way; no space left. Finished shards stay in the shard cache in every case.
     """
-    parts = part_files(corpus)
-    keys = corpus_keys(corpus)
-    if not len(keys):
-        raise LeafError(f"{corpus}: the corpus holds no text; look at the sources under corpus.sources")
+    keys = _keys(corpus)
     with open_cache(teacher, params, license_=params.license) as cache:
-        texts = scan(corpus).select(COLUMNS)
-        take_over_earlier(texts, keys, cache, teacher)
-        reused = take_over_all(params.reuse, texts, keys, cache, teacher=teacher, verify_rows=params.verify_rows)
-        figures = fill(parts, cache, params.shard_rows, engine or engine_for(teacher))
+        reused = _reuse(corpus, keys, cache, teacher, params)
+        figures = fill(part_files(corpus), cache, params.shard_rows, engine or engine_for(teacher))
         refused = [cache.refused[key] for key in sorted(cache.left_out(keys))]
         store = cache.publish(out, keys)
         teacher.remember(Path(params.pool))
@@ -48,8 +46,10 @@ def encode(
         "rows_encoded": figures.rows,
         "rows_reused": len(keys) - figures.rows - len(refused),
         **({"api": figures.api | {"refused": len(refused)}} if teacher.directory is None else {}),
+        **({"cluster": figures.cluster} if figures.cluster else {}),
         **({"refused": [vars(refusal) for refusal in refused]} if refused else {}),
         "taken_over": reused.rows,
+        **({"compared": reused.compared} if reused.compared else {}),
         **({"passed_over": reused.passed_over} if reused.passed_over else {}),
         "tokens_saved": reused.tokens,
         **({"license": store.meta.license} if store.meta.license != params.license else {}),
@@ -62,6 +62,32 @@ def encode(
             "writing": round(figures.writing, 2),
         },
     }
+
+
+def plan_shards(corpus: Path, teacher: Teacher, params: EncodeParams, file: Path) -> int:
+    """Write the work orders that are left to do for a corpus, for workers that no engine starts; returns how many.
+
+    They hold until the shard cache is opened again. Errors: `encode`.
+    """
+    keys = _keys(corpus)
+    with open_cache(teacher, params, license_=params.license) as cache:
+        _reuse(corpus, keys, cache, teacher, params)
+        return write_orders(file, cache, plan(part_files(corpus), _done(cache), params.shard_rows))
+
+
+def _keys(corpus: Path) -> Array:
+    """The sorted keys of the corpus; LeafError where it is empty."""
+    keys = corpus_keys(corpus)
+    if not len(keys):
+        raise LeafError(f"{corpus}: the corpus holds no text; look at the sources under corpus.sources")
+    return keys
+
+
+def _reuse(corpus: Path, keys: Array, cache: ShardCache, teacher: Teacher, params: EncodeParams) -> Reused:
+    """Take over into the cache what vectors earlier versions and other stores have of the corpus's texts."""
+    texts = scan(corpus).select(COLUMNS)
+    take_over_earlier(texts, keys, cache, teacher)
+    return take_over_all(params.reuse, texts, keys, cache, teacher=teacher, verify_rows=params.verify_rows)
 
 
 def _cut(figures: EncodeFigures) -> dict[str, object]:
@@ -77,6 +103,27 @@ def engine_for(teacher: Teacher) -> Engine:
     if isinstance(teacher, LocalTeacher):
         return ThreadsEngine(teacher)
     raise TypeError(f"no engine is known for {type(teacher).__name__}: name one in the call")
+
+
+def engine_on(cluster: ClusterParams, teacher: Teacher, params: EncodeParams) -> Engine:
+    """The engine that encodes with this teacher where `cluster.engine` says.
+
+    Raises:
+        LeafError: not with this kind of teacher.
+    """
+    if cluster.engine == "local":
+        return engine_for(teacher)
+    check_local(teacher, f"cluster.engine: `{cluster.engine}`")
+    return RayEngine(cast(LocalTeacher, teacher), params, cluster)
+
+
+def check_local(teacher: Teacher, user: str) -> None:
+    """LeafError where the teacher is behind an API; `user` is what would run it in several processes."""
+    if not isinstance(teacher, LocalTeacher):
+        raise LeafError(
+            f"{user} cannot be used with teacher.api: an account's limits and spending are kept by one client; encode "
+            "with cluster.engine: local, and raise teacher.api.concurrency"
+        )
 
 
 def open_cache(teacher: Teacher, params: EncodeParams, license_: str | None = None) -> ShardCache:

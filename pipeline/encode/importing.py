@@ -7,6 +7,9 @@ teacher at hand the store gets a fingerprint of its own, which says that it is u
 import hashlib
 import json
 import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,12 +22,14 @@ from tqdm import tqdm
 from pipeline.base import Array, LeafError, cosines, keys, workspace
 from pipeline.corpus import clean
 from pipeline.encode.comparison import compare
+from pipeline.encode.sampling import proof
 from pipeline.encode.vector_files import Rows, VectorFiles
 from pipeline.params import EncodeParams, TeacherParams, public_name
-from pipeline.store import SAME_VECTOR, UNVERIFIED, ShardCache, StoreMeta, check_free, scratch_cache
+from pipeline.store import SAME_VECTOR, UNVERIFIED, ShardCache, Store, StoreMeta, check_free, scratch_cache
 from pipeline.teacher import Teacher
 
 UNIT_TOLERANCE = 2e-3  # of a vector's length, as float16 rounds it
+REPEATS_BYTES = 128 * 2**20  # vectors of repeated texts that are compared at once: a pass may read the whole store
 UNKNOWN_TOKENS = 0  # what the rows say where nobody has counted
 
 
@@ -48,7 +53,7 @@ def import_vectors(
 
     Raises:
         LeafError: `out` may not be replaced, a file cannot be read, the dimension is not the teacher's, a vector of the
-            sample differs (`compare`). Nothing is published then.
+            sample differs (`compare`), or a text that occurs again has other vectors there. Nothing is published then.
     """
     check_free(out, replace_out)
     meta = replace(teacher.meta, license=params.license)
@@ -61,10 +66,14 @@ def import_vectors(
         if not len(texts):
             raise LeafError(f"{files.path}: no row that was drawn has a text: nothing could be compared")
         with workspace(out, "import") as directory:
-            similarities = compare(str(files.path), texts, cache.publish(directory / "store", cache.keys()), teacher)
+            view = cache.publish(directory / "store", cache.keys())
+            with _named(files.path):
+                filling.repeats.check(view)
+            similarities = compare(str(files.path), texts, view, teacher)
         cache.publish(out, cache.keys())
     return figures | {
         "compared": len(similarities),
+        "proof": proof(len(similarities), files.rows),
         "cosine_min": round(float(similarities.min()), 6),
         "cosine_mean": round(float(similarities.mean()), 6),
     }
@@ -91,9 +100,22 @@ def import_unverified(
     fingerprint = hashlib.sha256(covered.encode()).hexdigest()
     meta = StoreMeta(fingerprint, described, files.dim, params.dtype, teacher.normalize, params.license)
     with scratch_cache(out, meta) as cache:
-        figures = _Filling(cache, params.shard_rows, source, np.empty(0, np.int64)).fill(files)
+        filling = _Filling(cache, params.shard_rows, source, np.empty(0, np.int64))
+        figures = filling.fill(files)
+        if filling.repeats.rows:
+            with workspace(out, "import") as directory, _named(files.path):
+                filling.repeats.check(cache.publish(directory / "store", cache.keys()))
         cache.publish(out, cache.keys())
     return figures | {"unverified": UNVERIFIED}
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Begin a LeafError of the block, which speaks of rows, with the files that they are from."""
+    try:
+        yield
+    except LeafError as error:
+        raise LeafError(f"{path}: {error}") from None
 
 
 def _draw(rows: int, count: int) -> Array:
@@ -103,11 +125,44 @@ def _draw(rows: int, count: int) -> Array:
     return np.array(drawn, np.int64)
 
 
+class _Repeats:
+    """Rows whose text an earlier row has: their vectors wait in a file until they can be compared with the stored."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115  it is gone with this object
+        self._frames: list[pl.DataFrame] = []
+        self.rows = 0
+
+    def add(self, frame: pl.DataFrame, vectors: Array) -> None:
+        """Keep the rows `row, key, id` of a batch, whose vectors are `vectors[row]`."""
+        if len(frame):
+            self._file.write(vectors[frame["row"].to_numpy()].astype(np.float32).tobytes())
+            self._frames.append(frame.select("key", "id"))
+            self.rows += len(frame)
+
+    def check(self, store: Store) -> None:
+        """LeafError where a text has another vector than the one that was stored first."""
+        if not self.rows:
+            return
+        frame, row_bytes = pl.concat(self._frames), 4 * store.meta.dim
+        self._file.seek(0)
+        for part in frame.iter_slices(max(1, REPEATS_BYTES // row_bytes)):
+            vectors = np.frombuffer(self._file.read(len(part) * row_bytes), np.float32).reshape(len(part), -1)
+            similarity = cosines(vectors, store.lookup(part["key"].to_list()))
+            worst = int(np.nan_to_num(similarity, nan=-1).argmin())
+            if not similarity[worst] >= SAME_VECTOR:
+                raise LeafError(
+                    f"the text of id `{part['id'][worst]}` occurs twice, with vectors of cosine "
+                    f"{similarity[worst]:.4f}: one teacher gives a text one vector"
+                )
+
+
 class _Filling:
     """Writes batches of rows into a shard cache, shard by shard."""
 
     def __init__(self, cache: ShardCache, shard_rows: int, source: str, drawn: Array) -> None:
         self.cache, self.shard_rows, self.source, self.drawn = cache, shard_rows, source, drawn
+        self.repeats = _Repeats(cache.path)
         self.sampled: list[pl.DataFrame] = []
         """`key, role, id, text` of the rows that were drawn."""
         self._frames: list[pl.DataFrame] = []
@@ -119,10 +174,12 @@ class _Filling:
         start = 0
         with tqdm(total=files.rows, desc="import", unit="row") as bar:
             for batch in files.batches():
-                self._add(batch, start)
+                with _named(files.path):
+                    self._add(batch, start)
                 start += len(batch.frame)
                 bar.update(len(batch.frame))
-        self._write(last=True)
+        with _named(files.path):
+            self._write(last=True)
         if not self.figures["rows"]:
             raise LeafError(f"{files.path}: holds no text with a vector")
         return dict(self.figures)
@@ -133,32 +190,18 @@ class _Filling:
         drawn = self.drawn[(self.drawn >= start) & (self.drawn < start + len(frame))] - start
         self.sampled.append(frame[drawn].filter(pl.col("text") != "").select("key", "role", "id", "text"))
         with_text = frame.filter(pl.col("text") != "")
-        self._check_repeated(with_text, batch.vectors)
         new = with_text.unique("key", keep="first", maintain_order=True)
         new = new.filter(~pl.Series(self.cache.has(new["key"]), dtype=pl.Boolean))
         for waiting in self._frames:
             new = new.join(waiting, on="key", how="anti", maintain_order="left")
         self.figures["rows_without_text"] += len(frame) - len(with_text)
         self.figures["rows_duplicate"] += len(with_text) - len(new)
+        self.repeats.add(with_text.join(new, on="row", how="anti", maintain_order="left"), batch.vectors)
         if len(new):
             self._frames.append(new.select("key", "role", "id"))
             self._vectors.append(self._scaled(batch.vectors[new["row"].to_numpy()]))
         if sum(map(len, self._frames)) >= self.shard_rows:
             self._write()
-
-    def _check_repeated(self, frame: pl.DataFrame, vectors: Array) -> None:
-        """LeafError where a batch has one text twice, with different vectors."""
-        repeated = frame.select("row", "key", "id", first=pl.col("row").first().over("key"))
-        repeated = repeated.filter(pl.col("row") != pl.col("first"))
-        if not len(repeated):
-            return
-        similarity = cosines(vectors[repeated["row"].to_numpy()], vectors[repeated["first"].to_numpy()])
-        worst = int(similarity.argmin())
-        if similarity[worst] < SAME_VECTOR:
-            raise LeafError(
-                f"the text of id `{repeated['id'][worst]}` occurs twice, with vectors of cosine "
-                f"{similarity[worst]:.4f}: one teacher gives a text one vector"
-            )
 
     def _scaled(self, vectors: Array) -> Array:
         """Vectors of length one where the teacher's are; `ShardCache.write` refuses zeros and NaN."""

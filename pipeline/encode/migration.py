@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, check_replaceable
 from pipeline.encode.comparison import sample
 from pipeline.encode.reuse import EARLIER_ROWS
-from pipeline.store import Store, check_replaceable, scratch_cache
+from pipeline.store import STORE_KIND, Store, scratch_cache
 from pipeline.teacher import Teacher
 
 
@@ -25,7 +25,7 @@ def migrate(store: Store, corpus: Path, teacher: Teacher, out: Path) -> dict[str
     """
     if store.meta.fingerprint == teacher.meta.fingerprint:
         raise LeafError(f"{store.name}: has the fingerprint of this version already: there is nothing to migrate")
-    check_replaceable(out)
+    check_replaceable(out, STORE_KIND)
     compared = sample(store, corpus, teacher, EARLIER_ROWS)
     license_ = {name: text for name, text in store.meta.teacher.items() if name == "license"}
     meta = replace(store.meta, fingerprint=teacher.meta.fingerprint, teacher=license_ | teacher.meta.teacher)

@@ -4,10 +4,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import polars as pl
 
 from pipeline.base import Array, LeafError, contains, key_array, workspace
 from pipeline.encode.comparison import compare, misfit
+from pipeline.encode.sampling import draw, proof
 from pipeline.store import ShardCache, Store, find_stores, joint_teacher, open_stores, remote_url, shard_directory
 from pipeline.teacher import Teacher
 
@@ -22,6 +24,8 @@ class Reused:
 
     rows: dict[str, int] = field(default_factory=dict)
     """By the path or URL of the store, as it was named or found."""
+    compared: dict[str, str] = field(default_factory=dict)
+    """By the same names: how many of the rows were encoded again, and what their agreement proves."""
     tokens: int = 0
     passed_over: dict[str, str] = field(default_factory=dict)
     """Stores of a place of many that were not taken, or not in full, and why."""
@@ -88,9 +92,9 @@ def take_over(
 
     It may have the teacher's fingerprint or that of an earlier version, which is never trusted without a comparison.
 
-    The rows of the store that are useful are sampled, encoded again and compared first: the `verify_rows` with the
-    smallest keys, and one of each shard. Of a store behind a URL, only the rows files and the shards that hold a
-    useful key are fetched.
+    Of the rows of the store that are useful some are encoded again and compared first: `verify_rows`, drawn by chance,
+    and one of each shard. Of a store behind a URL, only the rows files and the shards that hold a useful key are
+    fetched.
 
     Raises:
         LeafError: the store has another fingerprint or dtype, is damaged, or has other vectors than the teacher gives.
@@ -102,18 +106,11 @@ def take_over(
         return
     if store.meta.fingerprint != cache.meta.fingerprint:
         verify_rows = max(verify_rows, EARLIER_ROWS)
-    smallest = [
-        _useful_rows(store, shard, missing)["key"].sort().head(max(1, verify_rows))
-        for shard in range(len(store.shards))
-    ]
-    useful_shards = [shard for shard, keys in enumerate(smallest) if len(keys)]
-    if verify_rows and useful_shards:
-        # Keys are random, so the smallest of all are a fair sample of the store, and each shard's smallest one of it.
-        sample = pl.concat([pl.concat(smallest).sort().head(verify_rows), *(keys.head(1) for keys in smallest)])
-        sampled = texts.filter(pl.col("key").is_in(sample.unique().implode())).collect(engine="streaming")
-        compare(f"encode.reuse: {store.name}", sampled, store, teacher)
+    useful = [key_array(_useful_rows(store, shard, missing)["key"]) for shard in range(len(store.shards))]
+    if verify_rows and any(map(len, useful)):
+        reused.compared[store.name] = _compare_drawn(store, useful, verify_rows, texts, teacher)
     cache.meta = replace(cache.meta, teacher=joint_teacher(cache.meta.teacher, store.meta.teacher))
-    for shard in useful_shards:
+    for shard in [shard for shard, keys in enumerate(useful) if len(keys)]:
         rows, info = _useful_rows(store, shard, missing), store.shards[shard]
         license_ = info.license if licenses is None else licenses[info.name]
         if len(rows) == info.rows:
@@ -124,6 +121,16 @@ def take_over(
             stored = [array[rows["row"].to_numpy()] for array in store.stored(shard)]
             cache.write_stored(rows.drop("row"), stored, license_)
         reused.add(store, len(rows), int(rows["tokens"].sum()))
+
+
+def _compare_drawn(store: Store, useful: Sequence[Array], count: int, texts: pl.LazyFrame, teacher: Teacher) -> str:
+    """Encode rows again that are drawn from the `useful` keys of each shard; what their agreement proves."""
+    sizes = list(map(len, useful))
+    drawn = np.concatenate([keys[rows] for keys, rows in zip(useful, draw(sizes, count), strict=True)])
+    chosen = pl.Series(drawn.tolist(), dtype=pl.Binary)
+    sampled = texts.filter(pl.col("key").is_in(chosen.implode())).collect(engine="streaming")
+    compare(f"encode.reuse: {store.name}", sampled, store, teacher)
+    return f"{len(sampled):,} rows: {proof(len(sampled), sum(sizes))}"
 
 
 def take_over_earlier(texts: pl.LazyFrame, corpus_keys: Array, cache: ShardCache, teacher: Teacher) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.base import ROLES, Array, LeafError, sha256
+from pipeline.base import ROLES, Array, LeafError, access, sha256
 
 BATCH_ROWS = 8192
 MAX_HEADER = 10_000  # bytes of the header of a npy file
@@ -118,7 +118,8 @@ class VectorFiles:
     def _array(self) -> Array:
         """The vectors of a npy file, mapped into memory; what is pickled is refused unread."""
         try:
-            array: Array = np.load(self.path, mmap_mode="r", allow_pickle=False, max_header_size=MAX_HEADER)
+            with access(self.path):
+                array: Array = np.load(self.path, mmap_mode="r", allow_pickle=False, max_header_size=MAX_HEADER)
         except (ValueError, OSError, EOFError) as error:
             raise LeafError(f"{self.path}: cannot be read as a NumPy array: {error!s:.200}") from None
         if array.ndim != 2 or array.dtype.kind != "f":
@@ -139,7 +140,8 @@ def _files(folder: Path) -> list[Path]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        document = json.loads(file.read_bytes())
+        with access():
+            document = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
@@ -148,7 +150,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _head(file: Path) -> bytes:
-    with file.open("rb") as raw:
+    with access(), file.open("rb") as raw:
         return raw.read(8)
 
 
@@ -225,6 +227,7 @@ def _read_index(file: Path, names: list[str]) -> pl.DataFrame:
         ]
         return pl.concat(frames) if frames else pl.DataFrame(schema=dict.fromkeys(names, pl.String))
     try:
+        _head(file)
         if suffix in ("jsonl", "ndjson"):
             frame = pl.read_ndjson(io.BytesIO(file.read_bytes()), infer_schema_length=None)
         elif suffix in ("csv", "tsv"):

@@ -3,10 +3,11 @@
 from pipeline.evaluate import bootstrap, collection, metrics, mteb_tasks, plots, tasks
 from pipeline.evaluate.bootstrap import bootstrap_means, interval
 from pipeline.evaluate.cost import cost
-from pipeline.evaluate.datasets import heldout_pairs
-from pipeline.evaluate.evaluation import evaluate
+from pipeline.evaluate.datasets import StudentVectors, heldout_pairs
+from pipeline.evaluate.evaluation import evaluate, needs_of_teacher
 
 __all__ = [
+    "StudentVectors",
     "bootstrap",
     "bootstrap_means",
     "collection",
@@ -16,6 +17,7 @@ __all__ = [
     "interval",
     "metrics",
     "mteb_tasks",
+    "needs_of_teacher",
     "plots",
     "tasks",
 ]

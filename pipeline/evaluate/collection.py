@@ -1,4 +1,8 @@
-"""A retrieval test collection in BEIR's layout (arXiv 2104.08663): corpus.jsonl, queries.jsonl, and judgments."""
+"""A retrieval test collection in BEIR's layout (arXiv 2104.08663): corpus.jsonl, queries.jsonl, and judgments.
+
+Or an index of documents whose texts are elsewhere, or that have none (images, pages): their vectors alone, as a Parquet
+file in the place of corpus.jsonl.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +11,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.base import LeafError, keys
+from pipeline.base import Array, LeafError, keys
 from pipeline.corpus import CORPUS, QUERIES, beir_file, clean, json_objects
 from pipeline.evaluate import judgments
 from pipeline.evaluate.judgments import Judgments
+
+VECTORS = "vectors.parquet"  # columns id, vector: what stands in the place of corpus.jsonl
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,21 @@ class Collection:
     itself: np.ndarray
     """`[queries]` int64: the row of the document that is the query itself (same id and text, as in ArguAna and Quora),
     or -1 if there is none."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """Documents by their teacher vectors alone, and judged queries as a frame `key, role, id, source, text`."""
+
+    name: str
+    vectors: Array
+    """`[documents, dim]` float32."""
+    queries: pl.DataFrame
+    """The queries that have at least one relevant document."""
+    judged: list[dict[int, int]]
+    """For each query, the grade of each judged document, by the document's row; above 0 is relevant."""
+    judgments: Judgments
+    """Where the grades are from, and what was passed over."""
 
 
 def read(directory: Path) -> Collection:
@@ -56,6 +77,45 @@ def read(directory: Path) -> Collection:
         judgments=judged,
         itself=itself,
     )
+
+
+def is_index(directory: Path) -> bool:
+    """Whether the documents of the collection in a directory are vectors alone."""
+    return (directory.expanduser() / VECTORS).is_file()
+
+
+def read_index(directory: Path) -> Index:
+    """Read a collection whose documents are vectors alone; raises as `read`, or because there are texts as well."""
+    directory = directory.expanduser()
+    file = directory / VECTORS
+    if any(directory.glob(f"{CORPUS}*")):
+        raise LeafError(f"{directory}: has both {CORPUS} and {VECTORS}; move one of them away")
+    ids, vectors = _bare_vectors(file)
+    queries = _texts(beir_file(directory, QUERIES))
+    row_of = {name: row for row, name in enumerate(ids)}
+    judged = judgments.read(judgments.find(directory), row_of, set(queries["id"].to_list()))
+    queries, name = queries.filter(pl.col("id").is_in(list(judged.grades))), directory.resolve().name
+    grades = [judged.grades[query] for query in queries["id"].to_list()]
+    return Index(name, vectors, _frame(queries, "query", name), grades, judged)
+
+
+def _bare_vectors(file: Path) -> tuple[list[str], Array]:
+    """Ids, and vectors `[n, dim]` float32, of a Parquet file with the columns `id` and `vector` (lists of numbers)."""
+    try:
+        frame = pl.read_parquet(file, columns=["id", "vector"])
+        frame = frame.with_columns(pl.col("id").cast(pl.String), pl.col("vector").cast(pl.List(pl.Float32)))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise LeafError(f"{file}: must have the columns `id` and `vector`, lists of numbers: {error!s:.200}") from None
+    dims = frame["vector"].list.len().unique().to_list()
+    if len(dims) != 1 or not dims[0] or frame["id"].null_count():
+        raise LeafError(f"{file}: must have an id in each row, and vectors of one length, not of {dims[:5]}")
+    if (repeated := frame["id"].is_duplicated()).any():
+        raise LeafError(f"{file}: the id {frame['id'].filter(repeated)[0]!r:.60} occurs twice; ids must be unique")
+    vectors = np.array(frame["vector"].explode(), np.float32).reshape(len(frame), -1)
+    bad = ~np.isfinite(vectors).all(1) | ~vectors.any(1)
+    if bad.any():
+        raise LeafError(f"{file}: the vector of id {frame['id'][int(bad.argmax())]!r:.60} is zero or not finite")
+    return frame["id"].to_list(), vectors
 
 
 def _frame(texts: pl.DataFrame, role: str, source: str) -> pl.DataFrame:

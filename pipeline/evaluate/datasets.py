@@ -16,6 +16,8 @@ from pipeline.evaluate import metrics
 
 StudentVectors = Callable[[Sequence[str], str], Array]  # texts and their role -> [n, dim] float32
 TeacherVectors = Callable[[pl.DataFrame], Array]  # frame key, role, id, source, text -> [n, dim] float32
+Sides = tuple[Array, Array]
+"""The vectors of queries and of documents, `[n, d]` each."""
 TOP = 10  # documents that nDCG@10 looks at
 
 
@@ -54,6 +56,8 @@ class Dataset:
     """How many were read and passed over, for the metrics."""
     notices: Sequence[str] = ()
     """What a person should know about them, a sentence each."""
+    start: Sides | None = None
+    """Vectors by the untouched checkpoint that the student was made from, of a width of their own; None if unknown."""
 
     def nearest(self, queries: Array, documents: Array, k: int) -> Array:
         """`metrics.nearest` of vectors of these queries and documents, which may be shortened or quantised."""
@@ -115,7 +119,7 @@ def heldout_pairs(heldout: pl.DataFrame, further: pl.DataFrame) -> Iterator[Held
             yield HeldoutPairs(source, tested, rows.to_numpy(), list(judged.values()), untested)
 
 
-def sides(queries: PairedVectors, documents: PairedVectors) -> dict[str, tuple[Array, Array]]:
+def sides(queries: PairedVectors, documents: PairedVectors) -> dict[str, Sides]:
     """The vectors of queries and of documents that each mode compares."""
     return {
         "teacher": (queries.teacher, documents.teacher),

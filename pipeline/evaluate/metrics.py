@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.base import Array, Similarity, cosines
-from pipeline.model import best_device
+from pipeline.model import best_device, keep_best, none_yet
 
 QUANTILES = (5, 25, 50, 75, 95)
 DEPTH = 100  # documents ranked for a query; recall@100 needs as many
@@ -61,21 +61,15 @@ def nearest(
 
 def _search(queries: torch.Tensor, documents: torch.Tensor, k: int, own: torch.Tensor | None) -> torch.Tensor:
     """`nearest` for one block of queries, by dot product; documents block by block."""
-    scores = torch.empty((len(queries), 0), device=queries.device)
-    rows = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
+    best = none_yet(len(queries), queries.device)
     for start in range(0, len(documents), DOCUMENT_ROWS):
         block = documents[start : start + DOCUMENT_ROWS].to(queries.device)
         similarities = queries @ block.T
         if own is not None:
             here = ((own >= start) & (own < start + len(block))).nonzero()[:, 0]
             similarities[here, own[here] - start] = -torch.inf
-        best, best_rows = similarities.topk(min(k, len(block)), dim=1)
-        best_rows, order = best_rows.sort(dim=1)
-        scores = torch.cat([scores, best.gather(1, order)], dim=1)
-        rows = torch.cat([rows, best_rows + start], dim=1)
-        # Rows of earlier blocks are smaller, and both parts ascend: a stable sort keeps ties in the order of rows.
-        order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        scores, rows = scores.gather(1, order), rows.gather(1, order)
+        best = keep_best(best, similarities, start, k)
+    scores, rows = best
     return rows.masked_fill(scores == -torch.inf, -1)
 
 

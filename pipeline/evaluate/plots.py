@@ -8,13 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import written_file
+from pipeline.base import LONGEST_LABEL, shortened, written_file
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.serve import MODES
+from pipeline.serve import MODES, START
 
 BIN_WIDTH = 0.02  # width of a histogram bin of cosines
 # Okabe and Ito's palette can be told apart with any colour vision; the hatches tell bars apart in print.
-MODE_STYLES = {"teacher": ("#666666", ""), "standard": ("#0072B2", "//"), "asymmetric": ("#E69F00", "..")}
+MODE_STYLES = {
+    "teacher": ("#666666", ""),
+    "standard": ("#0072B2", "//"),
+    "asymmetric": ("#E69F00", ".."),
+    START: ("#CC79A7", "xx"),
+}
 ROLE_STYLES = {"query": ("#D55E00", "-"), "document": ("#009E73", "--")}
 BAR_SHARE = 0.8  # share of a group's width
 
@@ -73,7 +78,7 @@ def retention_rows(retrieval: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Rows `dataset, mode, retention, low, high`; a missing figure is an empty cell."""
     rows = []
     for name, result in retrieval.items():
-        for mode in MODES[1:]:
+        for mode in (mode for mode in (*MODES[1:], START) if mode in result):
             low, high = result[mode]["interval"]["retention"] or ("", "")
             value = result[mode]["retention"]
             rows.append((name, mode, "" if value is None else value, low, high))
@@ -114,7 +119,9 @@ def _draw_picture(
     from matplotlib.figure import Figure
 
     # Ids in an SVG are random and its date is today unless told otherwise.
-    with mpl.rc_context({**mpl.rcParamsDefault, "svg.hashsalt": "leaf", "font.size": 10, "backend": "agg"}):
+    with mpl.rc_context(
+        {**mpl.rcParamsDefault, "svg.hashsalt": "leaf", "font.size": 10, "backend": "agg", "text.parse_math": False}
+    ):
         width = 3 + 1.6 * max(len(retrieval), 1)
         figure = Figure(figsize=(width + 5, 4), layout="constrained")
         FigureCanvasSVG(figure)
@@ -131,22 +138,24 @@ def _draw_bars(axes: Any, retrieval: Mapping[str, Any]) -> None:
     if not retrieval:
         axes.text(0.5, 0.5, "no queries with known documents", ha="center", transform=axes.transAxes)
         return
-    places, step = np.arange(len(retrieval)), BAR_SHARE / len(MODE_STYLES)
-    for m, (mode, (colour, hatch)) in enumerate(MODE_STYLES.items()):
+    everywhere = set.intersection(*map(set, retrieval.values()))
+    styles = {mode: style for mode, style in MODE_STYLES.items() if mode in everywhere}
+    places, step = np.arange(len(retrieval)), BAR_SHARE / len(styles)
+    for m, (mode, (colour, hatch)) in enumerate(styles.items()):
         results = [result[mode] for result in retrieval.values()]
         values = np.array([result["ndcg@10"] for result in results])
         ends = np.array([result["interval"]["ndcg@10"] or [v, v] for result, v in zip(results, values, strict=True)])
-        middle = places + (m - 1) * step
+        middle = places + (m - (len(styles) - 1) / 2) * step
         axes.bar(middle, values, step * 0.92, color=colour, hatch=hatch, edgecolor="white", label=mode)
         axes.errorbar(middle, values, np.abs(ends.T - values), fmt="none", ecolor="black", elinewidth=1, capsize=3)
         for place, value, top, result in zip(middle, values, ends[:, 1], results, strict=True):
             kept = result.get("retention")
             label = f"{value:.3f}" if kept is None else f"{value:.3f}\n{kept:.1%}"
             axes.annotate(label, (place, top), (0, 4), textcoords="offset points", ha="center", fontsize=7)
-    axes.set_xticks(places, list(retrieval))
+    axes.set_xticks(places, [shortened(name, LONGEST_LABEL) for name in retrieval])
     axes.set_ylim(0, max(1.0, axes.get_ylim()[1]) * 1.12)
     axes.set_yticks(np.linspace(0, 1, 6))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(MODE_STYLES), frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(styles), frameon=False)
 
 
 def _draw_histograms(axes: Any, bins: list[tuple[str, float, float]], alignment: Mapping[str, Any]) -> None:

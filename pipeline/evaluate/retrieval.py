@@ -1,6 +1,6 @@
 """How well the student retrieves: ranking metrics against judgments, and agreement with the teacher's neighbours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,9 @@ import numpy as np
 from pipeline.base import Array, Similarity
 from pipeline.evaluate import metrics
 from pipeline.evaluate.bootstrap import bootstrap_means, difference, interval
-from pipeline.evaluate.datasets import PairedVectors, sides
+from pipeline.evaluate.datasets import PairedVectors, Sides, sides
 from pipeline.params import EvaluateParams
-from pipeline.serve import MODES
+from pipeline.serve import MODES, START
 
 NEIGHBOURS = 10
 
@@ -23,28 +23,46 @@ def retrieval(
     itself: Array | None = None,
     *,
     similarity: Similarity = "cosine",
+    start: Sides | None = None,
 ) -> dict[str, Any]:
     """nDCG@10, recall@100 and MRR@10 of the three modes, with 95 % bootstrap intervals over the queries.
 
     `retention` is the share of the teacher's nDCG@10, its interval paired by query; None where the teacher has 0.
-    `difference` is that of nDCG@10 to the teacher's, paired likewise; `gain` that of asymmetric to standard.
+    `difference` is that of nDCG@10 to the teacher's, paired likewise; `gain` that of asymmetric to standard, and
+    `since_start` that of standard mode to the untouched checkpoint.
 
     Args:
         judged: for each query, the grade of documents, by row of `documents`; above 0 is relevant.
         itself: for each query, the document that must not be found because it is the query; -1 for none.
         similarity: what vectors are compared by.
+        start: vectors of queries and documents by the untouched checkpoint, where it is at hand; a fourth mode.
     """
-    rankings = {
-        mode: metrics.nearest(*vectors, metrics.DEPTH, itself, similarity)
-        for mode, vectors in sides(queries, documents).items()
-    }
+    modes = sides(queries, documents) | ({} if start is None else {START: start})
+    return ranking_figures(modes, judged, params, itself, similarity)
+
+
+def ranking_figures(
+    modes: Mapping[str, Sides],
+    judged: Sequence[dict[int, int]],
+    params: EvaluateParams,
+    itself: Array | None,
+    similarity: Similarity,
+) -> dict[str, Any]:
+    """What `retrieval` returns, of these modes, of which `teacher` is the first; by the vectors of both sides."""
     # [queries, modes, metrics]
-    values = np.stack([metrics.ranking_metrics(rankings[mode], judged) for mode in MODES], axis=1)
+    values = np.stack(
+        [
+            metrics.ranking_metrics(metrics.nearest(*vectors, metrics.DEPTH, itself, similarity), judged)
+            for vectors in modes.values()
+        ],
+        axis=1,
+    )
     means = values.mean(0)
     flat = values.reshape(len(values), -1)
     samples = bootstrap_means(flat, params.bootstrap, params.seed).reshape(-1, *means.shape)
+    queries, documents = modes["teacher"]
     result: dict[str, Any] = {"queries": len(queries), "documents": len(documents)}
-    for m, mode in enumerate(MODES):
+    for m, mode in enumerate(modes):
         intervals = {name: interval(samples[:, m, i]) for i, name in enumerate(metrics.RANKING_METRICS)}
         result[mode] = {"n": len(queries), **dict(zip(metrics.RANKING_METRICS, means[m].tolist(), strict=True))}
         if mode != "teacher":
@@ -53,7 +71,11 @@ def retrieval(
                 intervals["retention"] = interval(samples[:, m, 0] / samples[:, 0, 0])
             result[mode]["difference"] = difference(means[m, 0] - means[0, 0], samples[:, m, 0] - samples[:, 0, 0])
         result[mode]["interval"] = intervals
-    result["asymmetric"]["gain"] = difference(means[2, 0] - means[1, 0], samples[:, 2, 0] - samples[:, 1, 0])
+    place = {mode: m for m, mode in enumerate(modes)}
+    for mode, name, other in (("asymmetric", "gain", "standard"), ("standard", "since_start", START)):
+        if {mode, other} <= set(place):
+            m, o = place[mode], place[other]
+            result[mode][name] = difference(means[m, 0] - means[o, 0], samples[:, m, 0] - samples[:, o, 0])
     return result
 
 

@@ -5,17 +5,20 @@ begins late is not seen.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
-from pipeline.base import LeafError, first_line
-from pipeline.corpus import json_objects
+from pipeline.base import LeafError, access, first_line
+from pipeline.corpus import json_objects, read_table
+from pipeline.params import SourceParams
 
 Columns = dict[str, str]
 """Name -> `text` or `number`."""
+Reader = Callable[[Path, Sequence[str], Sequence[str]], pl.DataFrame]
+"""A file and the names of its required and optional columns -> a frame of these."""
 
 
 def read(path: Path, required: Columns, task: str, optional: Columns | None = None) -> pl.DataFrame:
@@ -27,12 +30,13 @@ def read(path: Path, required: Columns, task: str, optional: Columns | None = No
         LeafError: it cannot be read, lacks a column, or a value is missing or not of its kind; names the row.
     """
     place = f"evaluate.{task}: {path}"
-    reader = READERS.get(path.suffix.lower())
+    reader = next((READERS[ending] for ending in map(str.lower, path.suffixes[:-3:-1]) if ending in READERS), None)
     if reader is None:
         raise LeafError(f"{place}: the file must be one of {', '.join(READERS)}")
     columns = required | (optional or {})
     try:
-        frame = reader(path, list(columns))
+        with access(path):
+            frame = reader(path, list(required), list(optional or {}))
     except (OSError, pl.exceptions.PolarsError, UnicodeEncodeError) as error:
         raise LeafError(f"{place}: cannot be read: {first_line(error):.160}") from None
     if missing := [name for name in required if name not in frame.columns]:
@@ -53,20 +57,26 @@ def _typed(values: pl.Series, kind: str, place: str) -> pl.Series:
     return typed
 
 
-def _read_table(separator: str, quote: str | None) -> Callable[[Path, list[str]], pl.DataFrame]:
-    return lambda path, _: pl.read_csv(path, separator=separator, quote_char=quote, infer_schema=False)
+def _read_table(kind: Literal["csv", "tsv"]) -> Reader:
+    """A reader of tables, which finds out how they are written as the sources of a corpus do."""
+
+    def read_columns(path: Path, required: Sequence[str], optional: Sequence[str]) -> pl.DataFrame:
+        header, rows = read_table(SourceParams(name=path.name, kind=kind, path=str(path)), path, required)
+        if repeated := [name for name in optional if header.count(name) > 1]:
+            raise LeafError(f"{path}: has more than one column {repeated[0]}")
+        positions = {name: header.index(name) for name in (*required, *optional) if name in header}
+        values = [row for _, row in rows]
+        return pl.DataFrame({
+            name: pl.Series([row[position] or None for row in values], dtype=pl.String)
+            for name, position in positions.items()
+        })  # fmt: skip
+
+    return read_columns
 
 
-def _read_tsv(path: Path, names: list[str]) -> pl.DataFrame:
-    """A quote is a letter, unless all fields of a column are in quotes."""
-    frame = _read_table("\t", None)(path, names)
-    in_quotes = frame.select(pl.all().str.contains(r'^"(?s:.*)"$').all())
-    quoted = len(frame) > 0 and any(value for value in in_quotes.row(0))
-    return _read_table("\t", '"')(path, names) if quoted else frame
-
-
-def _read_objects(path: Path, names: list[str]) -> pl.DataFrame:
+def _read_objects(path: Path, required: Sequence[str], optional: Sequence[str]) -> pl.DataFrame:
     """The fields of a file of JSON objects, as they are written: empty columns for those that are not named."""
+    names = [*required, *optional]
     rows: list[list[str | None]] = []
     fields: dict[str, None] = {}  # in the order in which they are seen
     for place, record in json_objects(path):
@@ -85,15 +95,16 @@ def _as_written(place: str, name: str, value: Any) -> str | None:
     return json.dumps(value)
 
 
-def _read_parquet(path: Path, names: list[str]) -> pl.DataFrame:
+def _read_parquet(path: Path, required: Sequence[str], optional: Sequence[str]) -> pl.DataFrame:
     present = list(pl.read_parquet_schema(path))
-    return pl.read_parquet(path, columns=[name for name in present if name in names] or present)
+    return pl.read_parquet(path, columns=[name for name in present if name in (*required, *optional)] or present)
 
 
-READERS: dict[str, Callable[[Path, list[str]], pl.DataFrame]] = {
-    ".csv": _read_table(",", '"'),
-    ".tsv": _read_tsv,
+READERS: dict[str, Reader] = {
+    ".csv": _read_table("csv"),
+    ".tsv": _read_table("tsv"),
     ".jsonl": _read_objects,
     ".parquet": _read_parquet,
 }
-"""By the name's last part; each gives at least those of the named columns that the file has."""
+"""By the ending of the file's name, or the one before that of its compression. Each gives at least those of the named
+columns that the file has."""

@@ -1,4 +1,4 @@
-"""Semantic textual similarity (STS) and classification from local files, with the vectors of teacher and student."""
+"""Semantic textual similarity (STS), classification and clustering of local files, by teacher and by student."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,22 +18,34 @@ from pipeline.serve import MODES
 
 Encode = Callable[[pl.DataFrame], PairedVectors]  # frame key, role, id, source, text -> vectors of both models
 TEST_SHARE = 0.2  # of a file without a column `split`
+TEXT_COLUMNS = {"sts": ("sentence1", "sentence2"), "classification": ("text",), "clustering": ("text",)}
 MAX_ITERATIONS = 1000  # of the classifier's solver
+CLUSTERINGS = 3  # runs of k-means, from different starts, whose v-measures are averaged
+CLUSTERING_BATCH = 500  # texts of a step of k-means, as in MTEB
+
+
+def keyed(texts: pl.Series, source: str) -> pl.DataFrame:
+    """The cleaned texts as `key, role, id, source, text`, all in the role `document`: here no text is a query."""
+    frame = pl.DataFrame({"text": texts}).with_columns(clean(pl.col("text")))
+    cleaned = frame["text"].to_list()
+    return frame.select(
+        pl.Series("key", keys(["document"] * len(cleaned), cleaned), dtype=pl.Binary),
+        pl.lit("document").alias("role"),
+        pl.int_range(pl.len()).cast(pl.String).alias("id"),
+        pl.lit(source).alias("source"),
+        "text",
+    )
 
 
 def encode_column(texts: pl.Series, source: str, encode: Encode) -> PairedVectors:
-    """Vectors of the cleaned texts, all in the role `document`: in these tasks no text is a query."""
-    frame = pl.DataFrame({"text": texts}).with_columns(clean(pl.col("text")))
-    cleaned = frame["text"].to_list()
-    return encode(
-        frame.select(
-            pl.Series("key", keys(["document"] * len(cleaned), cleaned), dtype=pl.Binary),
-            pl.lit("document").alias("role"),
-            pl.int_range(pl.len()).cast(pl.String).alias("id"),
-            pl.lit(source).alias("source"),
-            "text",
-        )
-    )
+    """Vectors of `keyed` texts."""
+    return encode(keyed(texts, source))
+
+
+def task_texts(path: Path, task: str) -> pl.DataFrame:
+    """All texts of a file of the task `sts`, `classification` or `clustering`, `keyed`; LeafError as `read`."""
+    frame = read(path, dict.fromkeys(TEXT_COLUMNS[task], "text"), task)
+    return pl.concat([keyed(frame[column], path.stem) for column in TEXT_COLUMNS[task]])
 
 
 def sts(path: Path, encode: Encode, params: EvaluateParams, similarity: Similarity = "cosine") -> dict[str, Any]:
@@ -108,6 +120,57 @@ def _train_classifier(vectors: Array, labels: Array) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(max_iter=MAX_ITERATIONS).fit(vectors, labels)
+
+
+def clustering(path: Path, encode: Encode, params: EvaluateParams) -> dict[str, Any]:
+    """V-measure of k-means against the labels in the three modes, with intervals over the texts.
+
+    As in MTEB (arXiv 2210.07316): mini-batch k-means with as many clusters as there are labels. Asymmetric mode finds
+    the clusters in the teacher's vectors and assigns the student's to the nearest.
+
+    Raises:
+        LeafError: the file is not as `EvaluateParams.clustering` says, or has fewer than two labels.
+    """
+    from sklearn.cluster import MiniBatchKMeans
+
+    frame = read(path, {"text": "text", "label": "text"}, "clustering")
+    names, labels = np.unique(frame["label"].to_numpy(), return_inverse=True)
+    if len(names) < 2:
+        raise LeafError(f"evaluate.clustering: {path}: needs at least two labels")
+    vectors = encode_column(frame["text"], path.stem, encode)
+    random, n = np.random.default_rng(params.seed), len(frame)
+    weights = random.multinomial(n, np.full(n, 1 / n), size=params.bootstrap)
+    values, samples = np.zeros(len(MODES)), np.zeros((params.bootstrap, len(MODES)))
+    for run in range(CLUSTERINGS):
+        means = MiniBatchKMeans(len(names), batch_size=CLUSTERING_BATCH, n_init="auto", random_state=params.seed + run)
+        clusters = {
+            "standard": means.fit(vectors.student).labels_,
+            "teacher": means.fit(vectors.teacher).labels_,
+            "asymmetric": means.predict(vectors.student.astype(vectors.teacher.dtype)),
+        }
+        for m, mode in enumerate(MODES):
+            pairs = labels * len(names) + clusters[mode]
+            values[m] += v_measure(np.bincount(pairs, minlength=len(names) ** 2)) / CLUSTERINGS
+            for sample, counts in enumerate(weights):
+                samples[sample, m] += v_measure(np.bincount(pairs, counts, len(names) ** 2)) / CLUSTERINGS
+    return {"clusters": len(names), **_by_mode("v_measure", values, samples, n)}
+
+
+def v_measure(counts: Array) -> float:
+    """Harmonic mean of homogeneity and completeness (Rosenberg and Hirschberg, 2007).
+
+    `counts` are those of texts by label and cluster, `[labels x clusters]`, as many of the one as of the other.
+    """
+    table = counts.reshape(round(len(counts) ** 0.5), -1) / counts.sum()
+    of_label, of_cluster = table.sum(1), table.sum(0)
+    both, label, cluster = _entropy(table.reshape(-1)), _entropy(of_label), _entropy(of_cluster)
+    shared = label + cluster - both  # mutual information, which is homogeneity of the labels' entropy
+    return float(2 * shared / (label + cluster)) if label + cluster > 0 else 1.0
+
+
+def _entropy(shares: Array) -> float:
+    positive = shares[shares > 0]
+    return float(-(positive * np.log(positive)).sum())
 
 
 def _by_mode(name: str, values: Array, samples: Array, n: int) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Any
 
 import yaml
 
-from pipeline.base import Similarity
+from pipeline.base import LeafError, Similarity, markdown, parse_yaml, shortened
 from pipeline.params import ExportParams
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+MAX_FRONT_MATTER = 2**20  # characters
 METRICS = {"ndcg@10": "nDCG@10", "recall@100": "recall@100", "mrr@10": "MRR@10"}
 TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "distillation"]
 
@@ -32,8 +33,8 @@ class Origin:
 
     @property
     def teacher_name(self) -> str:
-        """What a card calls the teacher."""
-        return self.teacher or "the teacher"
+        """What a card calls the teacher, in Markdown."""
+        return markdown(self.teacher) if self.teacher else "the teacher"
 
 
 def origin_of(
@@ -77,12 +78,13 @@ def hub_id(model: str) -> str | None:
 def license_of(directory: Path) -> str | None:
     """The `license` in the front matter of the directory's README.md; None without any."""
     try:
-        matter = FRONT_MATTER.match((directory / "README.md").read_text(encoding="utf-8").replace("\r\n", "\n"))
-        document = yaml.safe_load(matter[1]) if matter else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        with (directory / "README.md").open(encoding="utf-8") as file:
+            matter = FRONT_MATTER.match(file.read(MAX_FRONT_MATTER))
+        document = parse_yaml(matter[1]) if matter else None
+    except (OSError, UnicodeDecodeError, LeafError):
         return None
     name = document.get("license") if isinstance(document, dict) else None
-    return name if isinstance(name, str) else None
+    return shortened(name) if isinstance(name, str) else None
 
 
 def front_matter(name: str, origin: Origin, modes: Sequence[str], library: str = "sentence-transformers") -> str:
@@ -128,7 +130,7 @@ def results_table(origin: Origin, modes: Sequence[str]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for source, figures in sorted(origin.retrieval.items()):
-        lines += [f"| {source} | {mode} | {_result_cells(figures[mode])} |" for mode in ("teacher", *modes)]
+        lines += [f"| {markdown(source)} | {mode} | {_result_cells(figures[mode])} |" for mode in ("teacher", *modes)]
     return "\n".join(lines) + "\n"
 
 

@@ -19,7 +19,7 @@ from pipeline.export.router import NamedRouterExporter, RouterExporter
 from pipeline.export.student_card import StudentCardExporter
 from pipeline.model import Student, StudentEncoder, resolve_model, write_errors
 from pipeline.params import ExportParams, StudentParams
-from pipeline.store import VectorSource
+from pipeline.store import MODEL_KIND, VectorSource
 from pipeline.teacher import Teacher
 
 EXPORTERS: list[Exporter] = [RouterExporter(), NamedRouterExporter(), OnnxExporter(), StudentCardExporter()]
@@ -95,7 +95,7 @@ def _write(
     exporter: Exporter, job: ExportJob, parity: Parity, out: Path
 ) -> tuple[dict[str, Any] | None, dict[str, ExportedEncoder]]:
     """Write one export and put it in its place; its figures (None: it contributes none) and its encoders."""
-    with written_directory(out) as directory:
+    with written_directory(out, MODEL_KIND) as directory:
         with write_errors(out):
             left_out = exporter.write(job, directory)
         if left_out:

@@ -125,7 +125,7 @@ def write_graphs(student: Student, directory: Path) -> str | None:
         LeafError: the package `onnx` or `onnxruntime` is missing.
     """
     for module in ("onnx", "onnxruntime"):
-        import_optional(module, "onnx", "export to ONNX")
+        import_optional(module, None, "export to ONNX")
     exact = directory / MODELS["float32"]
     exact.parent.mkdir()
     graph = Graph(copy.deepcopy(student)).float().cpu().eval()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import Array, LeafError, first_line
+from pipeline.base import LISTING, Array, LeafError, code_span, first_line
 from pipeline.export.cards import fill_template, front_matter, results_table
 from pipeline.export.exporter import ExportedEncoder, ExportJob, LeftOut
 from pipeline.model import load_sentence_transformer, older_form
@@ -78,7 +78,8 @@ class NamedRouterExporter:
         }
         text = json.dumps(named, indent=1, ensure_ascii=False) + "\n"
         loader = files("pipeline.export").joinpath("templates/asymmetric.py").read_text(encoding="utf-8")
-        shutil.copytree(job.student_directory, directory / "student", copy_function=shutil.copyfile)
+        ignored = shutil.ignore_patterns(LISTING)
+        shutil.copytree(job.student_directory, directory / "student", ignore=ignored, copy_function=shutil.copyfile)
         (directory / "teacher.json").write_text(text, encoding="utf-8")
         (directory / "asymmetric.py").write_text(loader, encoding="utf-8")
         return None
@@ -161,11 +162,10 @@ def _documents(name: str, router: Any) -> dict[str, ExportedEncoder]:
 def _without_teacher(job: ExportJob) -> LeftOut | None:
     teacher = job.teacher.params
     if job.teacher.directory is None:
-        reason = f"the teacher `{teacher.model}` is an API: no model can contain it"
+        reason = f"the teacher {code_span(teacher.model)} is an API: no model can contain it"
     elif teacher.trust_remote_code:
-        reason = (
-            f"the teacher `{teacher.model}` runs code of its own, which whoever loads the model would have to trust"
-        )
+        name = code_span(teacher.model)
+        reason = f"the teacher {name} runs code of its own, which whoever loads the model would have to trust"
     else:
         return None
     return LeftOut(reason, f"# No asymmetric model\n\nLeft out: {reason}. {INSTEAD}\n")
@@ -178,7 +178,7 @@ def _card(job: ExportJob, name: str, usage: str) -> str:
         "teacher": job.origin.teacher_name,
         "dim": job.student.dim,
         "comparison": job.meta.comparison,
-        "prompt": f"the prompt `{prompt}`" if prompt else "no prompt",
+        "prompt": f"the prompt {code_span(prompt)}" if prompt else "no prompt",
         "usage": usage,
         "results": results_table(job.origin, modes),
     }

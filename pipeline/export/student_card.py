@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.base import markdown, string_literal
 from pipeline.export.cards import FRONT_MATTER, Origin, front_matter, results_table
 from pipeline.export.exporter import ExportedEncoder, ExportJob
 from pipeline.params import public_name
 
-NAMED = ("# A student of {}\n", "**{}**", "| teacher | {} |", 'SentenceTransformer("{}")')
+NAMED = ("# A student of {}\n", "**{}**", "| teacher | {} |")
+NAMED_IN_CODE = "SentenceTransformer({})"
 """Where fit's card names the teacher. Elsewhere the same word is no name: a directory may be called `teacher`."""
 
 
@@ -42,8 +44,11 @@ def student_card(card: str, origin: Origin, teacher: str) -> str:
     modes = ("standard", "asymmetric")
     head, parameters, rest = FRONT_MATTER.sub("", card).strip().partition("\n## Parameters")
     name_in_card = Path(teacher).name if Path(teacher).is_dir() else public_name(teacher)
-    for phrase in NAMED if origin.teacher else ():
-        head = head.replace(phrase.format(name_in_card), phrase.format(origin.teacher))
+    if origin.teacher:
+        for phrase in NAMED:
+            head = head.replace(phrase.format(markdown(name_in_card)), phrase.format(markdown(origin.teacher)))
+        here, elsewhere = (NAMED_IN_CODE.format(string_literal(name)) for name in (name_in_card, origin.teacher))
+        head = head.replace(here, elsewhere)
     body = head + parameters + rest
     table = results_table(origin, modes).replace("## Results", "## Retrieval")
     return "\n".join([front_matter("student", origin, modes), body, "", table])

@@ -10,9 +10,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from pipeline.base import LONGEST_NAME, code_span, markdown, printable, string_literal
 from pipeline.corpus import scan
 from pipeline.model import Student
-from pipeline.params import FitParams, Pooling, public_name
+from pipeline.params import FitParams, Pooling, public_name, public_params
 from pipeline.store import UNVERIFIED, StoreMeta
 
 POOLING_WORDS: dict[Pooling, str] = {
@@ -29,6 +30,8 @@ TOKENS = {
     "corpus": "of its tokens: those of the training texts, special tokens, characters and bytes",
 }
 FLOAT_BYTES = 4
+LONGEST_LICENSE = 500  # characters
+LONGEST_JSON = 20_000
 
 
 def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[str, Any], student: Student) -> str:
@@ -37,11 +40,11 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
     prompts = meta.teacher.get("prompts") or {}
     shown = {role: prompt for role, prompt in sorted(prompts.items()) if prompt}
     return Template(files("pipeline.fit").joinpath("templates/student.md").read_text(encoding="utf-8")).substitute(
-        teacher=public_name(str(meta.teacher.get("model", "unknown"))),
+        teacher=markdown(public_name(str(meta.teacher.get("model", "unknown")))),
         unverified=f" The vectors are unverified: {UNVERIFIED}." if meta.unverified else "",
         fingerprint=meta.fingerprint,
-        license=meta.license or "not stated",
-        base=public_name(params.student.model) + ORIGINS[params.student.weights],
+        license=markdown(meta.license or "not stated", LONGEST_LICENSE),
+        base=markdown(public_name(params.student.model)) + ORIGINS[params.student.weights],
         architecture=_architecture(student),
         vocabulary=f"{student.backbone.token_embeddings.num_embeddings:,} {TOKENS[params.student.vocabulary]}",
         parameters=f"{metrics['parameters']:,} ({metrics['parameters'] * FLOAT_BYTES / 1e6:,.1f} MB)",
@@ -52,7 +55,7 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
         normalized="of length one" if student.normalize else "not normalised",
         comparison=meta.comparison,
         documents=_documents(meta.teacher, prompts.get("document") or ""),
-        prompts=f" ({json.dumps(shown, ensure_ascii=False)})" if shown else "",
+        prompts=f" ({code_span(json.dumps(shown, ensure_ascii=False))})" if shown else "",
         corpus=corpus_table(corpus),
         validation_rows=metrics["validation_rows"],
         loss=params.loss,
@@ -61,10 +64,17 @@ def write_card(meta: StoreMeta, corpus: Path, params: FitParams, metrics: dict[s
         start_cosine=_figure(start, "cosine"),
         end_cosine=_figure(end, "cosine"),
         steps=f"{metrics['steps']:,}",
+        processes=_processes(metrics.get("processes", {}), params),
         presentations=f"{metrics['presentations']:,}",
-        params=json.dumps(_public_params(params), indent=1, sort_keys=True, ensure_ascii=False),
-        identity=json.dumps(_identity(meta.teacher), indent=1, sort_keys=True, ensure_ascii=False),
+        params=_json(public_params(asdict(params))),
+        identity=_json(_identity(meta.teacher)),
     )
+
+
+def _json(content: dict[str, Any]) -> str:
+    """JSON for a block of code, at most LONGEST_JSON characters of it."""
+    text = printable(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False))
+    return text if len(text) <= LONGEST_JSON else f"{text[:LONGEST_JSON]}\n..."
 
 
 def _architecture(student: Student) -> str:
@@ -72,46 +82,51 @@ def _architecture(student: Student) -> str:
     return f"{layers} layers, {width} features" if layers else f"a table of token vectors, {width} wide, and no layers"
 
 
+def _processes(counts: dict[int, int], params: FitParams) -> str:
+    """A sentence where not one process computed all steps; `counts` are by the step from which on they did."""
+    if not counts:
+        return ""
+    if params.replicas > 1:
+        return f" {params.replicas} replicas trained side by side and were averaged every {params.average_every} steps."
+    shares = ", ".join(f"{count} from step {step:,}" for step, count in counts.items())
+    return f" So many processes shared each batch: {shares}."
+
+
 def corpus_table(corpus: Path) -> str:
     """Rows per source, role and split, as a Markdown table."""
     groups = ["source", "role", "split"]
     counts = scan(corpus).group_by(groups).len("rows").sort(groups).collect(engine="streaming")
     lines = ["| source | role | split | texts |", "|---|---|---|---|"]
-    lines += [f"| {source} | {role} | {split} | {rows:,} |" for source, role, split, rows in counts.iter_rows()]
+    lines += [
+        f"| {markdown(source)} | {role} | {split} | {rows:,} |" for source, role, split, rows in counts.iter_rows()
+    ]
     return "\n".join(lines)
 
 
 def _documents(teacher: dict[str, Any], prompt: str) -> str:
     """Code that embeds documents with the teacher."""
-    name = public_name(str(teacher.get("model", "unknown")))
+    name = string_literal(public_name(str(teacher.get("model", "unknown")))[:LONGEST_NAME])
     if teacher.get("kind") == "several":
         return (
             "# These vectors are those of several teachers side by side, each of length one, scaled to length one:\n"
-            + "\n".join(f"# {part['dim']} dimensions of {part['model']}" for part in teacher["parts"])
+            + "\n".join(
+                f"# {part['dim']} dimensions of {printable(str(part['model']))[:LONGEST_NAME]}"
+                for part in teacher["parts"]
+            )
             + "\n# To compare with one teacher's documents, take its columns of the student's vectors.\n"
             "documents = ..."
         )
     if teacher.get("kind") == "api":
-        texts = json.dumps([f"{prompt}A text.", f"{prompt}Another text."], ensure_ascii=False)
+        texts = printable(json.dumps([f"{prompt}A text.", f"{prompt}Another text."], ensure_ascii=False))
         fields = (teacher.get("extra") or {}).get("document")
         extra = f", extra_body={fields}" if fields else ""
         return (
             "from openai import OpenAI  # and numpy as np\n\n"
-            f'answer = OpenAI(base_url="https://...").embeddings.create(model="{name}", input={texts}{extra})\n'
+            f'answer = OpenAI(base_url="https://...").embeddings.create(model={name}, input={texts}{extra})\n'
             "documents = np.array([one.embedding for one in answer.data], np.float32)"
         )
     given = f", prompt={prompt!r}" if prompt else ""
-    return f'teacher = SentenceTransformer("{name}")\ndocuments = teacher.encode(["A text.", "Another text."]{given})'
-
-
-def _public_params(params: FitParams) -> dict[str, Any]:
-    shown = asdict(params)
-    shown["student"]["model"] = public_name(params.student.model)
-    shown["further_stores"] = [public_name(place) for place in params.further_stores]
-    for section, name in (("anchor", "store"), ("candidates", "path")):
-        if shown[section]:
-            shown[section][name] = public_name(shown[section][name])
-    return shown
+    return f'teacher = SentenceTransformer({name})\ndocuments = teacher.encode(["A text.", "Another text."]{given})'
 
 
 def _identity(teacher: dict[str, Any]) -> dict[str, Any]:

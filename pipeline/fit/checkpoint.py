@@ -10,9 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.base import LeafError, sync
+from pipeline.base import LeafError, sync, written_file
 
 NAME = "state.safetensors"
+RANK_SEEDS = 1_000_003  # between the seeds of neighbouring processes
 
 
 @dataclass
@@ -24,25 +25,31 @@ class Checkpoint:
 
 
 def capture(
-    model: nn.Module, optimiser: torch.optim.Optimizer, progress: dict[str, Any], earlier: dict[str, Tensor]
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    progress: dict[str, Any],
+    earlier: dict[str, Tensor],
+    others_random: dict[str, Tensor],
 ) -> Checkpoint:
     """The state of a run between two steps. The tensors are not copies: save before the next step.
 
-    `earlier` are weights of steps before, where they have a share in the saved ones.
+    `earlier` are weights of steps before, where they have a share in the saved ones; `others_random` are the random
+    states of other processes, by kind and number of the process (`cpu.1`).
     """
     tensors = {f"model.{name}": value for name, value in _weights(model).items()}
     tensors |= {f"earlier.{name}": value for name, value in earlier.items()}
     for number, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{name}": value for name, value in state.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    device = next(model.parameters()).device
-    if device.type != "cpu":
-        tensors[f"random.{device.type}"] = torch.get_device_module(device).get_rng_state()
+    tensors |= {f"random.{kind}": state for kind, state in random_states(next(model.parameters()).device).items()}
+    tensors |= {f"random.{name}": state for name, state in others_random.items()}
     return Checkpoint(tensors, progress)
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Put model, optimiser and random state back to where `capture` took them."""
+def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Optimizer, rank: int = 0) -> None:
+    """Put model, optimiser and random state back to where `capture` took them.
+
+    Process number `rank` has the random state of that number; where the run had fewer, a new one.
+    """
     tensors = checkpoint.tensors
     saved = with_prefix(tensors, "model.")
     with torch.no_grad():
@@ -53,10 +60,31 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimiser: torch.optim.Opt
         number, _, field = name.partition(".")
         state.setdefault(int(number), {})[field] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    torch.set_rng_state(tensors["random.cpu"])
     device = next(model.parameters()).device
-    if device.type != "cpu" and f"random.{device.type}" in tensors:
-        torch.get_device_module(device).set_rng_state(tensors[f"random.{device.type}"])
+    saved_random = {kind: tensors.get(f"random.{kind}.{rank}" if rank else f"random.{kind}") for kind in _kinds(device)}
+    if saved_random["cpu"] is None:
+        seed_process(int(checkpoint.progress["step"]), rank)
+        return
+    torch.set_rng_state(saved_random["cpu"])
+    if (state_of_device := saved_random[device.type]) is not None and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state_of_device)
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The random state of this process, of the CPU and of the device, by its kind."""
+    modules: dict[str, Any] = {
+        kind: torch if kind == "cpu" else torch.get_device_module(kind) for kind in _kinds(device)
+    }
+    return {kind: module.get_rng_state() for kind, module in modules.items()}
+
+
+def seed_process(seed: int, rank: int) -> None:
+    """Begin the random numbers of process number `rank`, each with others."""
+    torch.manual_seed(seed + RANK_SEEDS * rank)
+
+
+def _kinds(device: torch.device) -> list[str]:
+    return list(dict.fromkeys(("cpu", device.type)))
 
 
 def earlier_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -82,16 +110,13 @@ def save(checkpoint: Checkpoint, directory: Path) -> None:
     Raises:
         LeafError: the disk is full.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f"{NAME}.partial"
     tensors = {name: value.contiguous() for name, value in checkpoint.tensors.items()}
     try:
-        save_file(tensors, temporary, metadata={"progress": json.dumps(checkpoint.progress)})
-        sync(temporary)
-        temporary.replace(directory / NAME)
+        with written_file(directory / NAME) as new:
+            save_file(tensors, new, metadata={"progress": json.dumps(checkpoint.progress)})
+            sync(new)
         sync(directory)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise LeafError(f"{directory}: the checkpoint cannot be written: {error}; the one before is kept") from None
 
 

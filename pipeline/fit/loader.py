@@ -8,7 +8,7 @@ Memory: one buffer of vectors, and about 24 bytes a text for the join.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ class TrainingBatch:
     """`[texts, dim]` float32, in the order given to `pack`."""
     candidates: tuple[Tensor, Tensor] | None = None
     """See `Candidates.of`."""
+    beside: int = 0
+    """Texts that other replicas train on in the same step."""
 
     @property
     def expected(self) -> Expected:
@@ -217,6 +219,14 @@ class Loader:
         while True:
             yield from self._epoch(epoch, skip)
             epoch, skip = epoch + 1, 0
+
+    def batches_of(self, replica: int, replicas: int, position: Position) -> Iterator[TrainingBatch]:
+        """Those of one of several replicas that take turns; each names where all of them are to be continued."""
+        everything = self.batches(position)
+        while True:
+            turn = [next(everything) for _ in range(replicas)]
+            own, beside = turn[replica], sum(len(batch.targets) for batch in turn) - len(turn[replica].targets)
+            yield replace(own, following=turn[-1].following, beside=beside)
 
     def _epoch(self, epoch: int, skip: int) -> Iterator[TrainingBatch]:
         number = 0

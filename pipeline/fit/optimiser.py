@@ -11,13 +11,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pipeline.fit.ranks import Ranks
 from pipeline.model import traits_of
 from pipeline.params import FitParams
 
 
 def total_steps(params: FitParams, batches_per_epoch: int) -> int:
-    """Steps of the whole run."""
-    steps = params.cycles * params.epochs_per_cycle * batches_per_epoch
+    """Steps of the whole run. In a step each of `replicas` trains on a batch."""
+    steps = -(-params.cycles * params.epochs_per_cycle * batches_per_epoch // params.replicas)
     return steps if params.max_steps is None else min(steps, params.max_steps)
 
 
@@ -57,6 +58,9 @@ class Optimiser(Protocol):
     def begin(self, *, head_only: bool) -> None:
         """Called before the backward pass of a step, which gives only the head a gradient, or all that trains."""
 
+    def share(self, ranks: Ranks, ids: Tensor, *others: Tensor, head_only: bool) -> None:
+        """Make the gradients of a batch with tokens `ids`, and the `others`, the sum over all processes."""
+
     def step(self, ids: Tensor, rate: float) -> None:
         """One step at learning rate `rate`, after the backward pass of a batch with tokens `ids`; clears gradients."""
 
@@ -91,6 +95,15 @@ class RowsOptimiser:
         """See `Optimiser.begin`."""
         if self.by_rows:
             self.table.grad = None if head_only else self._table_gradient  # AdamW decays whatever has a gradient
+
+    def share(self, ranks: Ranks, ids: Tensor, *others: Tensor, head_only: bool) -> None:
+        """See `Optimiser.share`. Of the token embeddings only the rows of the batch are exchanged."""
+        if not self.by_rows or self.table.grad is None:
+            return ranks.sum_gradients(self.dense, others, head_only=head_only)
+        rows = torch.unique(ids)
+        touched = self.table.grad[rows]
+        ranks.sum_gradients(self.dense, [*others, touched], head_only=head_only)
+        self.table.grad[rows] = touched
 
     def step(self, ids: Tensor, rate: float) -> None:
         """See `Optimiser.step`."""
@@ -139,6 +152,10 @@ class DeviceOptimiser:
         self.rate.fill_(rate)
         for group in self.adamw.param_groups:
             group["lr"] = self.rate  # a restored state brings a tensor of its own
+
+    def share(self, ranks: Ranks, ids: Tensor, *others: Tensor, head_only: bool) -> None:
+        """See `Optimiser.share`."""
+        ranks.sum_gradients(self.trained, others, head_only=head_only)
 
     def step(self, ids: Tensor, rate: float) -> None:
         """See `Optimiser.step`."""

@@ -29,7 +29,7 @@ class SavedWeights:
 
     def __init__(self, student: Student, params: FitParams, total: int) -> None:
         """For a run of `total` steps."""
-        self._points = {point for n in range(params.average_last) if (point := total - n * params.average_every) > 0}
+        self._points = {point for n in range(params.average_last) if (point := total - n * params.average_spacing) > 0}
         shared = params.start_share or params.start_share_first
         self._shares = start_shares(student, params.start_share, params.start_share_first) if shared else {}
         self.start: dict[str, Tensor] = {}

@@ -18,10 +18,25 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.base import LeafError
 from pipeline.fit.loader import TrainingBatch
+from pipeline.fit.losses import LOSSES
 from pipeline.fit.objective import Expected, Objective, Outputs
 from pipeline.fit.optimiser import DeviceOptimiser, optimiser_for
-from pipeline.model import Batch, Graphs, Student, overwrite, pad, split, staged, traits_of, upload
+from pipeline.fit.ranks import ALONE, Ranks, check_separable
+from pipeline.model import (
+    Batch,
+    Graphs,
+    Student,
+    bf16_is_fast,
+    overwrite,
+    pad,
+    portion,
+    split,
+    staged,
+    traits_of,
+    upload,
+)
 from pipeline.params import FitParams
 
 SHORTEST = 8  # tokens that the shortest texts are padded to
@@ -46,13 +61,54 @@ class Step(Protocol):
         """
 
 
-def step_for(student: Student, params: FitParams, dtype: torch.dtype) -> Step:
-    """The way that suits the device where `student` is; forward and backward passes are computed in `dtype`."""
+def step_for(student: Student, params: FitParams, dtype: torch.dtype, ranks: Ranks = ALONE) -> Step:
+    """The way that suits the device where `student` is; forward and backward passes are computed in `dtype`.
+
+    With several `ranks`, each computes its share of every batch.
+    """
+    if not ranks.alone:
+        check_separable(LOSSES[params.loss], params.loss, student.dim)
+        for name in ("similarity", "relative"):
+            if getattr(params, name).weight:
+                raise LeafError(
+                    f"fit.{name}: compares the texts of a batch with each other, so that several processes cannot have "
+                    "a share of a batch each: set cluster.fit_ranks to 1 (fit.replicas has whole batches)"
+                )
     device = student.head.weight.device
     traits = traits_of(device)
     if traits.packed or not student.backbone.takes_padding:
-        return PackedStep(student, params, dtype)
-    return PaddedStep(student, params, dtype, Graphs(device).recorded if traits.graphs else lambda run: run)
+        return PackedStep(student, params, dtype, ranks)
+    recorder = Graphs(device).recorded if traits.graphs else lambda run: run
+    return PaddedStep(student, params, dtype, recorder, ranks)
+
+
+def compute_dtype(params: FitParams, device: torch.device) -> torch.dtype:
+    """Type of the forward and backward passes (`fit.precision`) on a device."""
+    if params.precision == "auto":
+        return torch.bfloat16 if bf16_is_fast(device) else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[params.precision]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process computes of a batch."""
+
+    texts: Batch | None
+    """None where there are fewer texts than processes."""
+    expected: Expected
+    """That of the share."""
+    of: int
+    """Texts of the whole batch."""
+    ids: Tensor
+    """Token ids of the whole batch."""
+
+    @classmethod
+    def of_batch(cls, batch: TrainingBatch, ranks: Ranks) -> "Share":
+        """That of this process."""
+        if ranks.alone:
+            return cls(batch.texts, batch.expected, len(batch.targets), batch.texts.ids)
+        texts, rows = portion(batch.texts, ranks.rank, ranks.size)
+        return cls(texts, batch.expected.rows(rows), len(batch.targets), batch.texts.ids)
 
 
 def _outputs(student: Student, texts: Batch, dtype: torch.dtype, *, head_only: bool = False) -> Outputs:
@@ -97,36 +153,38 @@ def _random(device: torch.device) -> Any:
 class PackedStep:
     """A step over texts laid end to end."""
 
-    def __init__(self, student: Student, params: FitParams, dtype: torch.dtype) -> None:
-        self.student, self.dtype = student, dtype
+    def __init__(self, student: Student, params: FitParams, dtype: torch.dtype, ranks: Ranks = ALONE) -> None:
+        self.student, self.dtype, self.ranks = student, dtype, ranks
         self.device = student.head.weight.device
         self.objective = Objective(params, student.dim, self.device)
         self.optimiser = optimiser_for(student, student.backbone.token_embeddings, params)
         self.adamw = self.optimiser.adamw
 
-    def prepare(self, batch: TrainingBatch) -> TrainingBatch:
+    def prepare(self, batch: TrainingBatch) -> Share:
         """See `Step.prepare`."""
-        return batch
+        return Share.of_batch(batch, self.ranks)
 
-    def run(self, prepared: TrainingBatch, rate: float, done: float = 0.0, *, head_only: bool = False) -> Tensor:
+    def run(self, prepared: Share, rate: float, done: float = 0.0, *, head_only: bool = False) -> Tensor:
         """See `Step.run`."""
         self.student.train()
         self.optimiser.begin(head_only=head_only)
         self.objective.set_progress(done)
         total = torch.zeros((), device=self.device)
-        parts = split(prepared.texts, traits_of(self.device).fit_tokens)
+        parts = split(prepared.texts, traits_of(self.device).fit_tokens) if prepared.texts else []
         if self.objective.compares and len(parts) > 1:
             self._add_compared(parts, prepared.expected, total, head_only=head_only)
         else:
             for texts, rows in parts:
                 outputs = self._outputs(texts, head_only=head_only)
                 expected = self._upload(prepared.expected.rows(rows))
-                loss = self.objective.of_texts(outputs, expected).mean() * (len(rows) / len(prepared.targets))
+                loss = self.objective.of_texts(outputs, expected).mean() * (len(rows) / prepared.of)
                 if self.objective.compares:
                     loss = loss + self._of_batch(outputs.vectors, expected.targets)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
-        self.optimiser.step(prepared.texts.ids, rate)
+        if not self.ranks.alone:
+            self.optimiser.share(self.ranks, prepared.ids, total, head_only=head_only)
+        self.optimiser.step(prepared.ids, rate)
         return total
 
     def _add_compared(
@@ -192,10 +250,12 @@ class PaddedPart:
 class PaddedStep:
     """A step over texts padded to one of a few lengths, always the same number of them."""
 
-    def __init__(self, student: Student, params: FitParams, dtype: torch.dtype, recorder: Recorder) -> None:
+    def __init__(
+        self, student: Student, params: FitParams, dtype: torch.dtype, recorder: Recorder, ranks: Ranks = ALONE
+    ) -> None:
         """`recorder` is given the two functions of a step: the gradients of a part, and the update."""
-        self.student, self.dtype = student, dtype
-        self.batch_size, self.recorder = params.batch_size, recorder
+        self.student, self.dtype, self.ranks = student, dtype, ranks
+        self.batch_size, self.recorder = -(-params.batch_size // ranks.size), recorder
         self.device = student.head.weight.device
         self.objective = Objective(params, student.dim, self.device)
         self.optimiser = DeviceOptimiser(student, params)
@@ -207,15 +267,18 @@ class PaddedStep:
 
     def prepare(self, batch: TrainingBatch) -> list[PaddedPart]:
         """See `Step.prepare`."""
-        length = padded_length(batch.texts.length_groups[-1][1], self.student.max_length)
+        share = Share.of_batch(batch, self.ranks)
+        if share.texts is None:
+            return []
+        length = padded_length(share.texts.length_groups[-1][1], self.student.max_length)
         size = min(self.batch_size, max(1, traits_of(self.device).fit_tokens // length))  # texts of a part
-        rows = len(batch.expected.targets)
+        rows = len(share.expected.targets)
         texts = -(-rows // size) * size
-        ids, lengths = pad(batch.texts, texts, length)
+        ids, lengths = pad(share.texts, texts, length)
         weights = torch.zeros(texts)
-        weights[:rows] = 1 / rows
+        weights[:rows] = 1 / share.of
         cuts = torch.split(torch.arange(texts), size)
-        expected = batch.expected.filled(texts)
+        expected = share.expected.filled(texts)
         parts = [PaddedPart(ids[cut], lengths[cut], weights[cut], expected.rows(cut)) for cut in cuts]
         return [part.each(lambda tensor: staged(tensor, self.device)) for part in parts]
 
@@ -236,6 +299,8 @@ class PaddedStep:
                 for own, new in zip(buffers.tensors(), part.tensors(), strict=True):
                     overwrite(own, new)
                 add_gradients()
+        if not self.ranks.alone:
+            self.ranks.sum_gradients(self.optimiser.trained, [self.total], head_only=head_only)
         self._updates[head_only]()
         return self.total
 

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from pipeline.base import KEY_DTYPE, LeafError, TokenIds, locked, written_directory
+from pipeline.base import KEY_DTYPE, Kind, LeafError, TokenIds, locked, written_directory
 from pipeline.corpus import check_rows, part_files, rows_within
 
 BATCH_ROWS = 8192  # texts tokenised at a time, at most
+TOKENS_KIND = Kind("token cache", lambda _: None)  # it is named after its content, and never replaced
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def tokenize(corpus: Path, digest: str, tokenizer: Tokenizer, caches: Path) -> T
         caches.mkdir(parents=True, exist_ok=True)
         with locked(caches / f"{name}.lock", f"{corpus}: tokenising it for a fit"):
             if not path.is_dir():
-                with written_directory(path) as directory:
+                with written_directory(path, TOKENS_KIND) as directory:
                     _write(corpus, tokenizer, ids_dtype, directory)
     kinds = {"ids": ids_dtype, "offsets": np.dtype(np.int64), "keys": KEY_DTYPE, "train": np.dtype(np.bool_)}
     # As plain arrays: slicing a memmap takes eight times as long, and the loader slices often.

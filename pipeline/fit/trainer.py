@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -23,14 +24,14 @@ from pipeline.fit.candidates import Candidates, candidates_digest, open_candidat
 from pipeline.fit.card import write_card
 from pipeline.fit.loader import Loader, Position, TrainingBatch
 from pipeline.fit.optimiser import learning_rate, total_steps
+from pipeline.fit.ranks import ALONE, Ranks
 from pipeline.fit.saved_weights import SavedWeights
-from pipeline.fit.step import step_for
+from pipeline.fit.step import compute_dtype, step_for
 from pipeline.fit.teachers import JoinedSource, open_teachers
 from pipeline.fit.token_cache import Tokens, token_counts, tokenize
 from pipeline.model import (
     Student,
     best_device,
-    bf16_is_fast,
     build,
     checkpoint_digest,
     freeze,
@@ -69,12 +70,15 @@ class Progress:
     end: dict[str, float] = field(default_factory=dict)
     curve: list[tuple[int, str, float]] = field(default_factory=list)
     """Rows (step, split, loss)."""
+    processes: list[tuple[int, int]] = field(default_factory=list)
+    """Step, and how many processes computed from there on."""
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> "Progress":
         """From the JSON of a checkpoint."""
         curve = [(int(step), str(split), float(loss)) for step, split, loss in raw["curve"]]
-        return cls(**{**raw, "position": Position(**raw["position"]), "curve": curve})
+        processes = [(int(step), int(size)) for step, size in raw.get("processes", [])]
+        return cls(**{**raw, "position": Position(**raw["position"]), "curve": curve, "processes": processes})
 
 
 @dataclass(frozen=True)
@@ -93,33 +97,59 @@ class FitResult:
         shutil.rmtree(self.state, ignore_errors=True)
 
 
-def fit(corpus: Path, source: VectorSource, params: FitParams, out: Path, work: Path) -> FitResult:
+def fit(
+    corpus: Path, source: VectorSource, params: FitParams, out: Path, work: Path, *, ranks: Ranks = ALONE
+) -> FitResult:
     """Train a student on every training text of `corpus`, write it to `out`, and return what was measured.
 
     `source` has the teacher's vectors of the corpus; those of further teachers are in the stores that `params` name.
 
     Checkpoints lie below `work`: a run that was killed continues there, and ends with the weights that it would have
     had. The last one stays until `FitResult.discard_state`. Snapshots of a student `out` go to `out-snapshots/step-N`.
+    With several `ranks` each calls this; the first alone writes.
 
     Raises:
         LeafError: bad input of any kind, a damaged store or checkpoint, or another run under way.
     """
     keep_pages(KEEP_BYTES)
+    _check_ranks(params, ranks)
     source = open_teachers(source, params)
     digests = _input_digests(corpus, source, params)
     state = work / _run_name(params, digests)
     place = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
     work.mkdir(parents=True, exist_ok=True)
-    with (
-        locked(work / f"{place}.lock", str(out)),
-        locked(work / f"{state.name}.lock", "fit with these parameters"),
-    ):
-        source.verify()
+    with ExitStack() as held:
+        if ranks.first:
+            held.enter_context(locked(work / f"{place}.lock", str(out)))
+            held.enter_context(locked(work / f"{state.name}.lock", "fit with these parameters"))
+            source.verify()
+        else:
+            ranks.wait()  # for the token cache and the aligned stores that the first one writes
         if isinstance(source, JoinedSource):
             source.align(corpus_keys(corpus), work)
-        trainer = Trainer(corpus, source, params, digests["corpus"], work)
+        trainer = Trainer(corpus, source, params, digests["corpus"], work, ranks=ranks)
+        if ranks.first:
+            ranks.wait()
         trainer.train(state, out)
         return FitResult(trainer.metrics(), trainer.progress.curve, state)
+
+
+def _check_ranks(params: FitParams, ranks: Ranks) -> None:
+    """LeafError where so many processes cannot fit with these parameters."""
+    if params.replicas > 1 and ranks.size != params.replicas:
+        raise LeafError(
+            f"fit.replicas: {params.replicas} replicas need as many processes, and there are {ranks.size}: `dvc repro` "
+            "starts them; by hand, `torchrun` with so many in all (docs/scale.md)"
+        )
+    if params.replicas > 1 and params.average_last > 1:
+        raise LeafError(
+            "fit.average_last: replicas are one student only where they are averaged: leave out one of both"
+        )
+    if params.replicas == 1 and ranks.size > params.batch_size:
+        raise LeafError(
+            f"cluster.fit_ranks: {ranks.size} processes cannot share a batch of {params.batch_size} texts "
+            "(fit.batch_size)"
+        )
 
 
 def _input_digests(corpus: Path, source: VectorSource, params: FitParams) -> dict[str, str]:
@@ -142,11 +172,20 @@ def _run_name(params: FitParams, digests: dict[str, str]) -> str:
 class Trainer:
     """One fit: the student, its optimiser, its data, and its progress."""
 
-    def __init__(self, corpus: Path, source: VectorSource, params: FitParams, digest: str, work: Path) -> None:
+    def __init__(
+        self,
+        corpus: Path,
+        source: VectorSource,
+        params: FitParams,
+        digest: str,
+        work: Path,
+        *,
+        ranks: Ranks = ALONE,
+    ) -> None:
         """Builds everything and trains nothing. `digest` is the corpus's."""
-        self.corpus, self.source, self.params = corpus, source, params
+        self.corpus, self.source, self.params, self.ranks = corpus, source, params, ranks
         self.device = best_device()
-        self.dtype = _compute_dtype(params, self.device)
+        self.dtype = compute_dtype(params, self.device)
         meta = source.meta
         if params.loss == "cosine" and meta.similarity == "dot":
             raise LeafError(
@@ -181,11 +220,17 @@ class Trainer:
         self.total = total_steps(params, self.loader.batches_per_epoch)
         if beyond := [step for step in params.snapshots if step > self.total]:
             raise LeafError(f"fit.snapshots: step {beyond[0]} is impossible; the run has {self.total} steps")
+        if apart := [step for step in params.snapshots if params.replicas > 1 and step % params.average_every]:
+            raise LeafError(
+                f"fit.snapshots: step {apart[0]} is impossible with fit.replicas, which are one student only every "
+                f"{params.average_every} steps (fit.average_every)"
+            )
         self.validation = self.loader.validation(params.validation_rows)
         self.student.to(self.device)
         if params.frozen_layers:
             freeze(self.student, params.frozen_layers)
-        self.step = step_for(self.student, params, self.dtype)
+        # Replicas have whole batches: to their steps they are alone.
+        self.step = step_for(self.student, params, self.dtype, ranks if params.replicas == 1 else ALONE)
         self.progress = Progress()
         # Losses are added up on the device: reading each would make a GPU wait for the host at every step.
         self.window = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -212,19 +257,28 @@ class Trainer:
 
     def _train(self, state: Path, out: Path) -> None:
         saved = checkpoint.load(state)
+        self.ranks.wait()  # until all have looked: the first one writes there soon
         if saved is None:
             self._start()
+            self._note_processes()
             if 0 in self.params.snapshots:
                 self._save(_snapshot(out, 0))
             self._checkpoint(state)
         else:
-            checkpoint.restore(saved, self.student, self.step.adamw)
+            checkpoint.restore(saved, self.student, self.step.adamw, self.ranks.rank)
             self.progress = Progress.parse(saved.progress)
             self.saved.restore(checkpoint.earlier_weights(saved), self.progress.step, self.device)
             self.window.fill_(self.progress.window_loss)
+            self._note_processes()
         self._steps(state, out)
         self._save(out)
         self._save_further(out)
+
+    def _note_processes(self) -> None:
+        """Remember from which step on how many processes computed."""
+        processes = self.progress.processes
+        if not processes or processes[-1][1] != self.ranks.size:
+            processes.append((self.progress.step, self.ranks.size))
 
     def metrics(self) -> dict[str, Any]:
         """What is known of the run so far."""
@@ -242,10 +296,19 @@ class Trainer:
             "samples_per_s": round(progress.presentations / max(progress.training, 1e-9), 1),
             "seconds": round(progress.total, 1),
             "seconds_waiting": round(progress.waiting, 2),
+            **({"processes": dict(progress.processes)} if any(size > 1 for _, size in progress.processes) else {}),
         }
 
     def _start(self) -> None:
         """Set the head in closed form, from features without dropout; measure the student before the first step."""
+        if self.ranks.first:
+            self._start_heads()
+        self.ranks.spread([*self.student.state_dict().values()])
+        self.saved.begin(self.student)
+        self.progress.start = self._validate(self.student)
+        checkpoint.seed_process(self.params.seed, self.ranks.rank)
+
+    def _start_heads(self) -> None:
         settings, heads = self.params.student, [*self.student.further_heads.values(), self.student.head]
         if settings.head == "rotation" and not self.source.meta.normalized:
             raise LeafError("fit.student.head: `rotation` is for a teacher whose vectors are normalised; use `ridge`")
@@ -254,9 +317,6 @@ class Trainer:
                 head.rotation(self._features(place), cast(nn.Linear, linear))
             else:
                 head.ridge(self._features(place), cast(nn.Linear, linear), settings.ridge)
-        self.saved.begin(self.student)
-        self.progress.start = self._validate(self.student)
-        torch.manual_seed(self.params.seed)
 
     @torch.no_grad()
     def _features(self, place: int) -> Iterator[tuple[Tensor, ...]]:
@@ -287,7 +347,8 @@ class Trainer:
         progress, params = self.progress, self.params
         window = max(1, self.total // CURVE_POINTS)
         batches = prefetch(self.batches(), AHEAD)
-        bar = tqdm(total=self.total, initial=progress.step, desc="fit", unit="step", smoothing=0.05)
+        shown = self.ranks.first
+        bar = tqdm(total=self.total, initial=progress.step, desc="fit", unit="step", smoothing=0.05, disable=not shown)
         while progress.step < self.total:
             began = time.perf_counter()
             batch, prepared = next(batches)
@@ -295,10 +356,11 @@ class Trainer:
             rate, head_only = learning_rate(progress.step, self.total, params), progress.step < params.head_steps
             self.window += self.step.run(prepared, rate, progress.step / self.total, head_only=head_only)
             self._advance(batch)
-            last = progress.step == self.total
-            window_ends = last or progress.step % window == 0
-            validates = last or progress.step % params.validate_every == 0
-            checkpoints = last or progress.step % params.checkpoint_every == 0
+            if params.replicas > 1 and self._due(1):
+                self._average()
+            window_ends = self._due(window)
+            validates = self._due(params.validate_every)
+            checkpoints = self._due(params.checkpoint_every)
             if window_ends or validates or checkpoints:
                 synchronize(self.device)  # so that the clock of the training covers its steps, and nothing else's does
             done = time.perf_counter()
@@ -317,16 +379,39 @@ class Trainer:
         bar.close()
         batches.close()
 
+    def _due(self, every: int) -> bool:
+        """Whether something that is done every so many steps is to be done now, and behind the last step.
+
+        Replicas have one state only where they are averaged: there it is done if a step for it has passed.
+        """
+        step, apart = self.progress.step, self.params.average_every if self.params.replicas > 1 else 1
+        last = step == self.total
+        return last or (step % apart == 0 and step // every != (step - apart) // every)
+
+    def _average(self) -> None:
+        """Make weights, moments and the loss of all replicas their mean."""
+        states = self.step.adamw.state.values()
+        moments = [state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]
+        weights = [weight for weight in self.student.parameters() if weight.requires_grad]
+        window = self.window.float()
+        self.ranks.sum([window, *weights, *moments], self.ranks.size)
+        self.window.copy_(window)
+
     def batches(self) -> Iterator[tuple[TrainingBatch, Any]]:
         """The batches to come, each with what a step takes."""
-        for batch in self.loader.batches(self.progress.position):
+        position, params = self.progress.position, self.params
+        if params.replicas == 1:
+            batches = self.loader.batches(position)
+        else:
+            batches = self.loader.batches_of(self.ranks.rank, params.replicas, position)
+        for batch in batches:
             yield batch, self.step.prepare(batch)
 
     def _advance(self, batch: TrainingBatch) -> None:
         progress = self.progress
         progress.step += 1
         progress.position = batch.following
-        progress.presentations += len(batch.targets)
+        progress.presentations += len(batch.targets) + batch.beside
         progress.window_steps += 1
         self.saved.advance(self.student, progress.step)
 
@@ -352,9 +437,9 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self, student: Student) -> dict[str, float]:
-        """Loss and mean cosine of `student` on held-out texts; empty if there are none."""
+        """Loss and mean cosine of `student` on held-out texts; empty if there are none, and for all but the first."""
         token_ids, targets = self.validation
-        if not token_ids:
+        if not token_ids or not self.ranks.first:
             return {}
         student.eval()
         lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
@@ -372,16 +457,24 @@ class Trainer:
         self.progress.window_loss = float(self.window)
         if not np.isfinite(self.progress.window_loss):
             return  # the end of the window will report it; the checkpoint before is still good
-        captured = checkpoint.capture(self.student, self.step.adamw, asdict(self.progress), self.saved.tensors())
-        checkpoint.save(captured, state)
+        self.ranks.check_equal([*self.student.state_dict().values()])
+        others = self.ranks.gather_by_name(checkpoint.random_states(self.device))
+        if self.ranks.first:
+            progress = asdict(self.progress)
+            captured = checkpoint.capture(self.student, self.step.adamw, progress, self.saved.tensors(), others)
+            checkpoint.save(captured, state)
 
     def _save(self, path: Path) -> None:
+        if not self.ranks.first:
+            return
         student = self.saved.of(self.student)
         card = write_card(self.source.meta, self.corpus, self.params, self.metrics(), student)
         student.save(path, card, FittedTo.of(self.source.meta))
 
     def _save_further(self, out: Path) -> None:
         """Save the students of fewer layers, each with what it measures."""
+        if not self.ranks.first:
+            return
         averaged = self.saved.of(self.student)
         for depth in self.student.depths:
             student = averaged.at_depth(depth)
@@ -410,9 +503,3 @@ def _parameters(student: Student) -> int:
 
 def _snapshot(out: Path, step: int) -> Path:
     return out.with_name(f"{out.name}-snapshots") / f"step-{step}"
-
-
-def _compute_dtype(params: FitParams, device: torch.device) -> torch.dtype:
-    if params.precision == "auto":
-        return torch.bfloat16 if bf16_is_fast(device) else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[params.precision]

@@ -118,6 +118,19 @@ def split(batch: Batch, budget: int) -> list[tuple[Batch, Tensor]]:
     return [(pack(texts[start:stop]), rows[start:stop]) for start, stop in bounds]  # sorted already: `pack` is stable
 
 
+def portion(batch: Batch, number: int, of: int) -> tuple[Batch | None, Tensor]:
+    """Portion `number` of `of`: in order of length every `of`-th text, so that all have about as many tokens.
+
+    None where there are fewer texts than portions. The second is as in `split`: the caller's row numbers of its texts.
+    """
+    lengths = np.repeat([length for _, length in batch.length_groups], [count for count, _ in batch.length_groups])
+    rows = torch.argsort(batch.order)[number::of]
+    if not len(rows):
+        return None, rows
+    ends = np.cumsum(lengths)
+    return pack(np.split(batch.ids[: ends[-1]].numpy(), ends[:-1])[number::of]), rows
+
+
 def token_batches(lengths: np.ndarray, budget: int, workers: int = 1, equal_lengths: bool = False) -> list[np.ndarray]:
     """Cut texts into batches of similar length and at most `budget` tokens (or one text): lists of row numbers.
 

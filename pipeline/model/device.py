@@ -1,6 +1,7 @@
 """The device that models run on: which one it is, and how work is laid out for it. Nothing else asks for its kind."""
 
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -50,6 +51,14 @@ TRAITS = {
 def best_device() -> torch.device:
     """The accelerator that PyTorch sees, of whatever make, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself; of a CPU, the architecture and the instructions that PyTorch uses of it."""
+    if device.type == "cpu":
+        return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    module = torch.get_device_module(device)
+    return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else device.type
 
 
 def traits_of(device: torch.device) -> DeviceTraits:

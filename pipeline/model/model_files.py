@@ -6,19 +6,26 @@ code that lies beside a model is run unless that is asked for.
 
 import hashlib
 import importlib.util
-import json
+import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.base import LeafError, first_line, sha256
+from pipeline.base import LeafError, file_sha256, first_line, panics_as_errors
 from pipeline.model.device import best_device
+from pipeline.model.model_settings import read_json, settings
+from pipeline.model.trust import MOST_RANDOM, check_requests, limited_size, stored_numbers
 
 PACKAGE = "package:"
+# Of pickled weights only those of heads, which have a directory of their own; the model's must be safetensors.
+READ = (*("*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.codes", "*.jinja", "*.py", "*/pytorch_model.bin"),)
+"""Files of a model that are fetched from a hub, and pinned."""
+NOT_READ = ("onnx/*", "openvino/*", ".*", "*/.*")
 DECIDING_FILES = ("*.json", "vocab*", "merges.txt", "*.codes", "*.model", "*.spm")
 LOADING: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
 _LOADING_LOCK = threading.Lock()  # while a model is loaded, a method of the library is replaced
@@ -35,7 +42,10 @@ def resolve_model(model: str, revision: str | None = None) -> Path:
         spec = importlib.util.find_spec(name) if name.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
             raise LeafError(f"model `{model}`: the package `{name}` is not installed; install it with pip")
-        directory = Path(next(iter(spec.submodule_search_locations))) / inside
+        package = Path(next(iter(spec.submodule_search_locations)))
+        directory = package / inside
+        if not Path(os.path.normpath(directory)).is_relative_to(package):
+            raise LeafError(f"model `{model}`: `{inside}` is not inside the package `{name}`; name a directory in it")
         if not directory.is_dir():
             raise LeafError(f"model `{model}`: the package `{name}` has no directory `{inside}`")
         return directory
@@ -50,31 +60,13 @@ def _download(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    # Of pickled weights only those of heads, which have a directory of their own; the model's must be safetensors.
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.jinja", "*.py", "*/pytorch_model.bin"]
-    other_formats = ["onnx/*", "openvino/*"]
+    read, not_read = list(READ), list(NOT_READ)
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=other_formats))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=read, ignore_patterns=not_read))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise LeafError(
             f"model `{model}`: neither a local directory nor to be had from the model hub ({first_line(error)})"
         ) from None
-
-
-def read_json(path: Path) -> Any:
-    """The JSON that a model's file holds; LeafError if it cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LeafError(f"model file {path}: cannot be read: {error}") from None
-
-
-def settings(path: Path) -> dict[str, Any]:
-    """The JSON object that a model's file holds; LeafError if it holds anything else."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise LeafError(f"model file {path}: must hold a JSON object of settings; get the model again")
-    return content
 
 
 def base_directory(directory: Path) -> Path:
@@ -92,6 +84,11 @@ def base_directory(directory: Path) -> Path:
     return resolve_model(base, None)
 
 
+def model_places(directory: Path) -> list[Path]:
+    """The directories that hold files of a model: its own, and that of the base model of an adapter."""
+    return list(dict.fromkeys([directory, base_directory(directory / first_module(directory)[1])]))
+
+
 def stored_modules(directory: Path) -> list[tuple[str, str]]:
     """Class and subdirectory ("" for none) of each module that a sentence-transformers directory names.
 
@@ -104,9 +101,20 @@ def stored_modules(directory: Path) -> list[tuple[str, str]]:
     if not listing.is_file():
         return []
     try:
-        return [(module["type"].rpartition(".")[2], module["path"]) for module in read_json(listing)]
+        modules = [(module["type"].rpartition(".")[2], module["path"]) for module in read_json(listing)]
+        for _, path in modules:
+            check_inside(directory, path)
     except (TypeError, KeyError, AttributeError) as error:
         raise LeafError(f"{listing}: cannot be read as a list of modules ({first_line(error)})") from None
+    return modules
+
+
+def check_inside(directory: Path, path: str) -> Path:
+    """The place that a model's files name by a path below its directory; LeafError where it lies elsewhere."""
+    joined = directory / path
+    if "\0" in path or not joined.resolve().is_relative_to(directory.resolve()):
+        raise LeafError(f"model {directory}: names a module outside of its directory ({path!r:.60}); do not trust it")
+    return joined
 
 
 def first_module(directory: Path) -> tuple[str, str]:
@@ -126,25 +134,50 @@ def weights_sha256(directory: Path) -> str:
             "(transformers converts them: `AutoModel.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)`)"
         )
     if len(files) == 1:
-        return sha256(files[0])
-    lines = "".join(f"{file.name} {sha256(file)}\n" for file in files)
+        return file_sha256(files[0])
+    lines = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def check_sha256(directory: Path, expected: str | None, name: str) -> str:
-    """Return the digest of the weights; LeafError as `check_digest`."""
-    digest = weights_sha256(directory)
-    check_digest(digest, expected, name)
-    return digest
+def files_of_model(directory: Path) -> dict[str, Path]:
+    """Every file of a model that its vectors may depend on, or that may run, by its path in the directory.
+
+    They are those that would be fetched from a hub. What an adapter's base model lends is under `base/`.
+    """
+    files: dict[str, Path] = {}
+    base = base_directory(directory / first_module(directory)[1])
+    elsewhere = [] if base.is_relative_to(directory) else [(base, "base/")]
+    for place, prefix in [(directory, ""), *elsewhere]:
+        for file in sorted(place.rglob("*")):
+            name = file.relative_to(place).as_posix()
+            read = any(fnmatch(name, pattern) for pattern in READ)
+            if read and not any(fnmatch(name, pattern) for pattern in NOT_READ) and file.is_file():
+                files[prefix + name] = file
+    return files
 
 
-def check_digest(digest: str, expected: str | None, name: str) -> None:
-    """LeafError if `expected` is given and differs from the weights' digest. `name` is the parameter's."""
-    if expected is not None and digest != expected.lower():
-        raise LeafError(
-            f"{name}: the weights have SHA-256 {digest}, but the parameters want {expected}; "
-            "do not trust them, or correct the parameter if you meant to change models"
-        )
+def model_sha256(directory: Path) -> str:
+    """SHA-256 over the lines `name sha256` of all `files_of_model`, sorted: what `sha256` in the parameters pins."""
+    lines = sorted(f"{name} {file_sha256(file)}\n" for name, file in files_of_model(directory).items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def check_model_sha256(directory: Path, expected: str | None, name: str) -> None:
+    """Compare `model_sha256` with what a parameter wants, if it wants any; `name` is the parameter's.
+
+    Raises:
+        LeafError: it differs. Says which it is.
+    """
+    if expected is None or (digest := model_sha256(directory)) == expected.lower():
+        return
+    hint = ""
+    with suppress(LeafError):  # a Router has no weights of its own
+        if weights_sha256(directory) == expected.lower():
+            hint = " (that is the digest of the weights alone, which earlier versions wanted)"
+    raise LeafError(
+        f"{name}: the files of the model in {directory} have SHA-256 {digest} together, but the parameters want "
+        f"{expected}{hint}; do not trust them, or correct the parameter if you meant to change models"
+    )
 
 
 def code_files(directory: Path) -> list[Path]:
@@ -164,7 +197,12 @@ def load_sentence_transformer(directory: Path, name: str, code_revision: str | N
     from sentence_transformers.sentence_transformer.modules import Transformer
 
     trusted = {"revision": code_revision, "code_revision": code_revision} if code_revision else {}
-    with _load_errors(f"model `{name}`: cannot be loaded as a sentence-transformers model"), _whole_checkpoints(name):
+    check_requests(model_places(directory), f"model `{name}`")
+    with (
+        _load_errors(f"model `{name}`: cannot be loaded as a sentence-transformers model"),
+        limited_size(stored_numbers(model_places(directory)), f"model `{name}`"),
+        _whole_checkpoints(name),
+    ):
         model = SentenceTransformer(
             str(directory),
             device=str(best_device()),
@@ -191,7 +229,13 @@ def load_transformer(directory: Path, name: str, random: bool = False) -> Any:
     from sentence_transformers.sentence_transformer.modules import Transformer
 
     called = f"fit.student.model `{name}`"
-    with _load_errors(f"{called}: cannot be loaded"), _new_weights() if random else _whole_checkpoints(name, called):
+    places = model_places(directory)
+    check_requests(places, called)
+    with (
+        _load_errors(f"{called}: cannot be loaded"),
+        limited_size(MOST_RANDOM if random else stored_numbers(places), called),
+        _new_weights() if random else _whole_checkpoints(name, called),
+    ):
         module = Transformer.load(
             str(directory), local_files_only=True, trust_remote_code=False, model_kwargs=dict(LOADING)
         )
@@ -211,7 +255,7 @@ def checkpoint_digest(directory: Path, with_weights: bool = True) -> str:
         if with_weights:
             lines.append(f"weights {weights_sha256(place)}")
         files = sorted({file for pattern in DECIDING_FILES for file in place.rglob(pattern) if file.is_file()})
-        lines += [f"{file.relative_to(place).as_posix()} {sha256(file)}" for file in files]
+        lines += [f"{file.relative_to(place).as_posix()} {file_sha256(file)}" for file in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -232,7 +276,8 @@ def check_words(tokenizer: Any, called: str) -> None:
 @contextmanager
 def _load_errors(message: str) -> Iterator[None]:
     try:
-        yield
+        with panics_as_errors():
+            yield
     except LeafError:
         raise
     except Exception as error:  # every library below raises its own; the person needs one sentence
@@ -248,7 +293,7 @@ def _whole_checkpoints(name: str, called: str | None = None) -> AbstractContextM
     """
 
     def reporting(original: Any, cls: Any, *args: Any, **kwargs: Any) -> Any:
-        model, report = original(cls, *args, **{**kwargs, "output_loading_info": True})
+        model, report = original(cls, *args, **_with_own_attention(kwargs), output_loading_info=True)
         missing = sorted(report["missing_keys"])
         poolers = [key for key in missing if key.startswith("pooler.")]  # seldom read: see `_check_pooler`
         model.missing_poolers = poolers
@@ -275,7 +320,19 @@ def _check_pooler(transformer: Any, called: str) -> None:
 
 def _new_weights() -> AbstractContextManager[None]:
     """Models are made from their configurations alone."""
-    return _loading_by(lambda original, cls, *args, config, **kwargs: cls._from_config(config, dtype=LOADING["dtype"]))
+
+    def drawing(original: Any, cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return cls._from_config(_with_own_attention(kwargs)["config"], dtype=LOADING["dtype"])
+
+    return _loading_by(drawing)
+
+
+def _with_own_attention(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `from_pretrained` without a model's wish for an attention: its name may be that of a kernel."""
+    if kwargs.get("config") is not None:
+        kwargs["config"]._attn_implementation = None
+        kwargs["config"]._experts_implementation = None
+    return {name: value for name, value in kwargs.items() if name != "attn_implementation"}
 
 
 @contextmanager

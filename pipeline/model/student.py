@@ -7,6 +7,7 @@ Normalize), which `SentenceTransformer(path)` loads with no code of this project
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,14 +17,14 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.base import LeafError, Similarity, TokenIds, first_line, keep_pages, written_directory
+from pipeline.base import LeafError, Similarity, TokenIds, first_line, keep_pages, panics_as_errors, written_directory
 from pipeline.model.backbones.backbone import Backbone
 from pipeline.model.backbones.padded import UNLIMITED
 from pipeline.model.backbones.registry import backbone_for, backbone_of_modules
 from pipeline.model.backbones.static import StaticBackbone
 from pipeline.model.batch import Batch, pack
 from pipeline.model.model_files import (
-    check_sha256,
+    check_model_sha256,
     check_words,
     first_module,
     load_sentence_transformer,
@@ -35,7 +36,7 @@ from pipeline.model.parallel import vectors_in_parts
 from pipeline.model.pooling import stored_pooling
 from pipeline.model.vocabulary import cut_vocabulary
 from pipeline.params import StudentParams, pooling_modes
-from pipeline.store import FittedTo, write_fitted_to
+from pipeline.store import MODEL_KIND, FittedTo, write_fitted_to
 
 TOKEN_BUDGET = 8192  # tokens computed at once in inference
 PROBE_TOKENS = 16  # by which a backbone is compared before and after its vocabulary is cut
@@ -210,7 +211,7 @@ def model_directory(path: Path, card: str | None = None) -> Iterator[Path]:
     Raises:
         LeafError: something cannot be written; what was at `path` is still there.
     """
-    with write_errors(path), written_directory(path) as directory:
+    with write_errors(path), written_directory(path, MODEL_KIND) as directory:
         yield directory
         if card is not None:
             (directory / "README.md").write_text(card, encoding="utf-8")
@@ -220,7 +221,8 @@ def model_directory(path: Path, card: str | None = None) -> Iterator[Path]:
 def write_errors(path: Path) -> Iterator[None]:
     """Any error while a model is written to `path` becomes a LeafError that says what to do."""
     try:
-        yield
+        with panics_as_errors():
+            yield
     except LeafError:
         raise
     except Exception as error:  # for a full disk safetensors and tokenizers raise exceptions of their own
@@ -251,7 +253,7 @@ def build(
             "(document_0_Transformer, say)"
         )
     if params.weights == "checkpoint":
-        check_sha256(directory, params.sha256, "fit.student.sha256")
+        check_model_sha256(directory, params.sha256, "fit.student.sha256")
     if dim < 1:
         raise LeafError(f"student: a head into {dim} dimensions is impossible; the store's dim is wrong")
     torch.manual_seed(seed)  # a checkpoint without a pooler gets a random one, which must not differ between runs
@@ -260,6 +262,25 @@ def build(
     backbone.set_dropout(dropout)
     head = nn.Linear(backbone.width, dim, bias=params.head_bias)
     return Student(backbone, head, normalize, similarity)
+
+
+def untouched(params: StudentParams) -> Student:
+    """The checkpoint that a student starts from: the layers and pooling that it keeps, no head, vectors of length 1.
+
+    Raises:
+        LeafError: it says nothing by itself (its weights are drawn at random, or its table is computed from a corpus),
+            or as `build`.
+    """
+    if params.weights == "random":
+        raise LeafError("a checkpoint with random weights says nothing before it is fitted")
+    if params.architecture == "static":
+        directory = resolve_model(params.model, params.revision)
+        if first_module(directory)[0] != "StaticEmbedding":
+            raise LeafError("the table of a static student is made by its corpus, and is no checkpoint of its own")
+    built = build(replace(params, vocabulary="checkpoint"), 1, normalize=True)
+    head = nn.Linear(built.width, built.width, bias=False)
+    nn.init.eye_(head.weight)
+    return Student(built.backbone, head, normalize=True).eval()
 
 
 def _table(directory: Path, params: StudentParams) -> Backbone:

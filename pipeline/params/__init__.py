@@ -3,15 +3,20 @@
 Every default stands here and nowhere else.
 """
 
-from pipeline.params.parsing import load_section
+from pipeline.params.commented import commented, explained, section_classes
+from pipeline.params.parsing import load_section, parse
+from pipeline.params.permits import Permits
+from pipeline.params.public import public_name, public_params
 from pipeline.params.sections import (
     ApiParams,
     AssistantParams,
     CandidatesParams,
+    ClusterParams,
     CorpusParams,
     EncodeParams,
     EvaluateParams,
     ExportParams,
+    FilterParams,
     FitParams,
     PassageParams,
     Pooling,
@@ -19,26 +24,35 @@ from pipeline.params.sections import (
     SourceParams,
     StudentParams,
     TeacherParams,
+    ViewParams,
     pooling_modes,
-    public_name,
 )
 
 __all__ = [
     "ApiParams",
     "AssistantParams",
     "CandidatesParams",
+    "ClusterParams",
     "CorpusParams",
     "EncodeParams",
     "EvaluateParams",
     "ExportParams",
+    "FilterParams",
     "FitParams",
     "PassageParams",
+    "Permits",
     "Pooling",
     "Role",
     "SourceParams",
     "StudentParams",
     "TeacherParams",
+    "ViewParams",
+    "commented",
+    "explained",
     "load_section",
+    "parse",
     "pooling_modes",
     "public_name",
+    "public_params",
+    "section_classes",
 ]

@@ -13,9 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-import yaml
-
-from pipeline.base import LeafError
+from pipeline.base import LeafError, access, parse_yaml, quoted
 
 T = TypeVar("T")
 Check = tuple[Callable[[Any], bool], str]
@@ -39,18 +37,23 @@ def one_character(or_none: bool = False) -> dict[str, Check]:
     return {"check": (lambda value: len(value) == 1 or (or_none and not value), f"one character{' or none' * or_none}")}
 
 
-def load_section(file: Path, section: str, cls: type[T]) -> T:
-    """Parse `section` of the YAML file into `cls`.
+def load_section(file: Path, section: str, cls: type[T], default: T | None = None) -> T:
+    """Parse `section` of the YAML file into `cls`; `default` is what a section that may be left out then is.
 
     Raises:
         LeafError: the file cannot be read, or a key is unknown, missing, of the wrong type or impossible.
     """
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        with access():
+            document = parse_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LeafError(f"{file}: no such parameter file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LeafError(f"{file}: cannot be read as YAML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise LeafError(f"{file}: cannot be read: {error}") from None
+    except LeafError as error:
+        raise LeafError(f"{file}: {error}") from None
+    if default is not None and isinstance(document, dict) and section not in document:
+        return default
     if not isinstance(document, dict) or section not in document:
         raise LeafError(f"{file}: has no section `{section}`")
     return parse(cls, section, document[section])
@@ -68,7 +71,9 @@ def parse(cls: type[T], name: str, raw: object) -> T:
     known = {definition.name: definition for definition in fields(cast(Any, cls))}
     for key in raw:
         if key not in known:
-            raise LeafError(f"{name}.{key}: unknown key; known keys: {', '.join(known)}")
+            raise LeafError(
+                f"{name}.{key if isinstance(key, str) else quoted(key)}: unknown key; known keys: {', '.join(known)}"
+            )
     values: dict[str, Any] = {}
     for key, definition in known.items():
         if key in raw:
@@ -141,5 +146,4 @@ def _float_or_text(raw: str) -> object:
 
 
 def _show(value: object) -> str:
-    text = repr(value)
-    return f"{text if len(text) < 60 else text[:57] + '...'} ({type(value).__name__})"
+    return f"{quoted(value)} ({type(value).__name__})"

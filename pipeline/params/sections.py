@@ -7,7 +7,6 @@ and refuses keys that are unknown, of the wrong type or impossible.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -46,6 +45,23 @@ class PassageParams:
 
 
 @dataclass(frozen=True)
+class ViewParams:
+    """`views` of a source: further texts made of its documents, each a text of its own for the teacher.
+
+    They stand under the source `NAME/views`, on the same side of the split as their document, and are in no pairs.
+    """
+
+    crops: int = field(default=0, metadata=bounded(0, 8))
+    """Pieces of each document, each of 1 to 10 sentences in a row."""
+    first_sentence: bool = False
+    """The first sentence of each document."""
+    title: bool = False
+    """The title of each document (`title_field`), as a query."""
+    share: float = field(default=1.0, metadata=bounded(0, 1))
+    """Share of the documents that have views, chosen by their text and `corpus.seed`."""
+
+
+@dataclass(frozen=True)
 class SourceParams:
     """An entry of `corpus.sources`. Which keys a kind needs is checked by `pipeline.corpus.readers.source`."""
 
@@ -74,7 +90,11 @@ class SourceParams:
     document_field: str | None = None
     """Field that holds a document."""
     id_suffix: str | None = None
-    """Regular expression that is removed from ids, so that a query and its document get the same id (`/q$`)."""
+    """Regular expression that is removed from ids, so that a query and its document get the same id (`/q$`). As Polars
+    reads it: without references to what was matched before, and without looking around."""
+    page_suffix: str | None = None
+    """Regular expression that is removed from ids, after `id_suffix`, to know the records of one page (`\\.[0-9]+$`):
+    they are sampled, drawn and held out together, and each keeps its id and so its own queries."""
     encoding: str | None = None
     """Of files of text, where it is not UTF-8 and no byte-order mark tells it (`cp1252`, what Excel writes in Western
     Europe; `gb18030`)."""
@@ -82,7 +102,7 @@ class SourceParams:
     """Kinds `csv` and `tsv`: names of the columns of a file whose first line is a record."""
     delimiter: str | None = field(default=None, metadata=one_character())
     """Kinds `csv` and `tsv`: what separates fields. Left out, the first of the kind's own, comma, semicolon, tab and
-    bar in which the rows at the file's beginning fit."""
+    bar in which the rows at the file's beginning fit; more than one is refused where `columns` stand for a header."""
     quote: str | None = field(default=None, metadata=one_character(or_none=True))
     """Kinds `csv` and `tsv`: what stands around a field, twice for itself inside; `""` if quotes are letters. Left out,
     double quotes in CSV, and in TSV if the file's beginning shows that they are used so."""
@@ -103,10 +123,20 @@ class SourceParams:
     """Most records to take, counted after sampling; all if it is left out."""
     sample: float = field(default=1.0, metadata=bounded(0, 1))
     """Share of the records to take, chosen by record id and `corpus.seed`."""
+    source_field: str | None = None
+    """Field that says where a record is from, in a file of several origins: what `cap` counts by."""
+    cap: int | None = field(default=None, metadata=positive())
+    """Most records of each origin (of the whole source without `source_field`), drawn by record id and `corpus.seed`;
+    those of a page count as one. Files are read twice."""
+    balance: Literal["cap", "square_root"] = "cap"
+    """With `cap`: `square_root` gives the largest origin `cap` records, and the others as many as are in proportion to
+    the square root of what they have: neither do large ones crowd out small ones, nor do they count for no more."""
     heldout: float | None = field(default=None, metadata=bounded(0, 1))
     """Share of the records to hold out of training; `corpus.heldout` if it is left out."""
     passages: PassageParams | None = None
     """Cuts documents into passages; left out, documents stay whole, however much of them the teacher reads."""
+    views: ViewParams | None = None
+    """Adds crops, first sentences or titles of the documents as texts of their own."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +286,8 @@ class TeacherParams:
     """Hub id, local directory, or `package:NAME/DIRECTORY` inside an installed package; with `api`, the API's name for
     the model."""
     sha256: str | None = None
-    """Digest of the weights; checked before they are loaded."""
+    """Digest of all files of the model that decide its vectors or run: weights, settings, tokenizer, code. Checked
+    before they are loaded; the message names the right one."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     prompts: Prompts = Prompts()
@@ -305,9 +336,58 @@ class EncodeParams:
     token_budget: int | None = field(default=None, metadata=bounded(64))
     """Tokens in progress at once: in a forward pass, or in all those that run in parallel on a CPU's cores. Left out:
     8192 on a CPU, 65,536 on an accelerator."""
-    verify_rows: int = field(default=32, metadata=bounded(0))
-    """Rows of each reused store that are encoded again and compared with the stored vectors before the store is
-    trusted, besides a row of each of its shards; 0 compares none."""
+    verify_rows: int = field(default=256, metadata=bounded(0))
+    """Rows of each reused store, drawn by chance, that are encoded again and compared with the stored vectors before
+    the store is trusted, besides a row of each of its shards; 0 compares none. 256 notice a hundredth of wrong vectors
+    with 92 %."""
+
+
+@dataclass(frozen=True)
+class ClusterParams:
+    """Section `cluster`: where the stages run. It decides no result and is no input of any stage in `dvc.yaml`."""
+
+    engine: Literal["local", "ray"] = "local"
+    """`local`: stage one runs in the process that is started. `ray`: on the workers of a Ray cluster, all of which see
+    the project's directory, its shard cache and the Python environment under the same paths."""
+    address: str | None = None
+    """Of the cluster's head (`10.0.0.1:6379`; `auto` for the one of this machine). Left out, the run starts a Ray of
+    its own on this machine, for several GPUs or for trying it out."""
+    cpus: int = field(default=2, metadata=positive())
+    """CPU cores of a worker, which are also its threads: vectors are those of a local run with as many."""
+    gpus: float = field(default=0, metadata=bounded(0))
+    """GPUs of a worker."""
+    memory: float | None = field(default=None, metadata=positive())
+    """GB of memory that a worker asks for; left out, it is placed by cores and GPUs alone."""
+    shards_per_task: int = field(default=4, metadata=positive())
+    """Shards that a worker is given at a time: enough for a minute of work."""
+    shards: str | None = None
+    """An `s3://` URL where workers put finished shards, if they do not see the shard cache; the run fetches them from
+    there. The server must know conditional writes."""
+    attempts: int = field(default=3, metadata=positive())
+    """Times that a shard may end with the death of its worker or node before the run stops."""
+    fit_ranks: int = field(default=1, metadata=positive())
+    """Processes of this machine that compute a share of each training batch: GPUs, or several on a CPU. The student is
+    that of one process but for rounding. Several machines are started with `torchrun` (docs/scale.md)."""
+    same_bits: bool = True
+    """Whether all workers must compute the same bits: the same versions, kind of device and number of threads.
+    `false` takes others too, if their vectors of a few texts agree as those of a reused store must."""
+
+
+@dataclass(frozen=True)
+class FilterParams:
+    """Section `filter`: an optional stage between encode and fit, which judges pairs by the stored vectors alone."""
+
+    nearest: int | None = field(default=50, metadata=positive())
+    """A query and its documents stay if one of these is among so many documents that the teacher finds for the query in
+    the whole corpus (KaLM-Embedding, arXiv 2501.01028, takes 50; Arctic-Embed, arXiv 2412.04506, takes 20). None drops
+    nothing."""
+    candidates: int = field(default=20, metadata=bounded(0))
+    """Nearest documents of each query that are written with their similarities, for losses that rank; 0 writes none."""
+
+    def __post_init__(self) -> None:
+        """Refuse a stage that does nothing."""
+        if self.nearest is None and not self.candidates:
+            raise LeafError("filter: neither drops pairs (filter.nearest) nor writes candidates (filter.candidates)")
 
 
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
@@ -328,7 +408,7 @@ class StudentParams:
     model: str
     """Hub id, local directory, or `package:NAME/DIRECTORY` inside an installed package."""
     sha256: str | None = None
-    """Digest of the weights; checked before they are loaded."""
+    """Digest of all files of the checkpoint, as `teacher.sha256`."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     layers: tuple[int, ...] | None = None
@@ -497,6 +577,11 @@ class FitParams:
     clip_norm: float | None = field(default=1.0, metadata=positive())
     """Norm to which gradients are clipped; None clips none."""
     batch_size: int = field(default=32, metadata=positive())
+    replicas: int = field(default=1, metadata=positive())
+    """Copies of the student that train side by side, in a process each with batches of its own (post-local SGD, arXiv
+    1808.07217): so many times fewer steps for the same epochs."""
+    average_every: int = field(default=16, metadata=positive())
+    """Steps after which weights and moments of all replicas become their mean."""
     dropout: float = field(default=0.1, metadata=bounded(0, 0.9))
     start_share: float = field(default=0.0, metadata=bounded(0, 0.99))
     """Share of the weights before the first step in the saved weights; the rest are those after the last step (WiSE-FT,
@@ -508,7 +593,7 @@ class FitParams:
     average_last: int = field(default=1, metadata=positive())
     """The saved weights are the mean of those after the last step and at so many - 1 points before it (LAWA, arXiv
     2209.14981)."""
-    average_every: int = field(default=100, metadata=positive())
+    average_spacing: int = field(default=100, metadata=positive())
     """Steps between the points of `average_last`."""
     head_steps: int = field(default=0, metadata=bounded(0))
     """First steps, which train the head alone and take less than half the time (LP-FT, arXiv 2202.10054)."""
@@ -531,6 +616,12 @@ class FitParams:
     """Steps between checkpoints; a killed run loses no more than these."""
     snapshots: tuple[int, ...] = ()
     """Steps after which the student is saved as well, to measure how quality grows with training."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What is read besides corpus and store: other stores, and the file of candidates."""
+        anchor = [self.anchor.store] if self.anchor else []
+        return (*self.further_stores, *anchor, *([self.candidates.path] if self.candidates else []))
 
     def __post_init__(self) -> None:
         """Refuse terms that cannot have an effect."""
@@ -559,11 +650,15 @@ class EvaluateParams:
     """Section `evaluate`: what the student is measured on."""
 
     beir: tuple[str, ...] = ()
-    """Retrieval collections: directories in BEIR's layout, named by the last part of the path."""
+    """Retrieval collections: directories in BEIR's layout, named by the last part of the path. In one that has
+    `vectors.parquet` (columns id, vector) in the place of `corpus.jsonl`, the documents are these vectors alone: it is
+    searched by the queries of teacher and student."""
     sts: tuple[str, ...] = ()
     """Semantic textual similarity: files with the columns sentence1, sentence2, score."""
     classification: tuple[str, ...] = ()
     """Files with the columns text, label and, if the split is fixed, split (train, test)."""
+    clustering: tuple[str, ...] = ()
+    """Files with the columns text and label: texts are put into as many clusters as there are labels."""
     dims: tuple[int, ...] = field(
         default=(768, 512, 384, 256, 128, 64), metadata={"check": (lambda dims: min(dims, default=1) > 0, "positive")}
     )
@@ -605,8 +700,3 @@ class ExportParams:
     """Hub id of the teacher, if `teacher.model` is a directory, a package or an API's name."""
     student_id: str | None = None
     """Hub id of the student's checkpoint, if `fit.student.model` is a directory or a package."""
-
-
-def public_name(model: str) -> str:
-    """How to call a model in what others read: without the directories of this machine, if it is a local path."""
-    return Path(model).name if Path(model).is_absolute() or model.startswith((".", "~")) else model

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.report import figures
 from pipeline.report.wording import change, number, percent
-from pipeline.serve import MODES
+from pipeline.serve import MODES, START
 
 Rows = Sequence[Mapping[str, str]]
 SPEED_FIGURES = {
@@ -14,9 +14,18 @@ SPEED_FIGURES = {
     "latency_p50_ms": "latency p50, ms",
     "latency_p95_ms": "latency p95, ms",
 }
+TASKS = (
+    ("sts", "spearman", "Similarity"),
+    ("classification", "accuracy", "Classification"),
+    ("clustering", "v_measure", "Clustering"),
+)
 PROFILE_NOTE = (
     "A profile is the share of its own full nDCG@10 that a mode keeps. Of its differences to the teacher's the largest "
     "is named, with the interval at that place, which makes no allowance for its having been picked."
+)
+START_NOTE = (
+    "Start: the checkpoint that the student was made from, on both sides, untouched and without a head. It cannot "
+    "search the teacher's vectors; where standard mode is below it, fitting has cost more than it has gained there."
 )
 
 
@@ -70,7 +79,7 @@ def sections(metrics: Mapping[str, Any], tables: Mapping[str, Rows]) -> list[Sec
     evaluated = metrics["evaluate"]
     every = [
         Section("answers", "In short", PROFILE_NOTE, sentences=list(_answers(evaluated))),
-        _retrieval(evaluated["retrieval"]),
+        _retrieval(evaluated["retrieval"], evaluated.get("indexes", {})),
         _truncation(evaluated.get("truncation", {}), tables["truncation"]),
         _quantisation(evaluated.get("quantisation", {}), tables["quantisation"]),
         _cost(metrics["cost"]),
@@ -96,6 +105,11 @@ def _answers(evaluated: Mapping[str, Any]) -> Iterator[str]:
             f"standard mode and {percent(asymmetric['retention'])} in asymmetric mode; asymmetric adds "
             f"{change(asymmetric['gain'])} to standard."
         )
+        if START in result:
+            yield (
+                f"{name}, what has fitting changed? The untouched checkpoint keeps "
+                f"{percent(result[START]['retention'])}; standard mode has {change(standard['since_start'])} to it."
+            )
         if truncated := evaluated.get("truncation", {}).get(name):
             answer = _largest_differences(truncated["largest"], " dimensions")
             yield f"{name}, does truncation follow the teacher? {answer}"
@@ -110,23 +124,31 @@ def _largest_differences(largest: Mapping[str, Any], unit: str) -> str:
     return f"Largest difference between its profile and the teacher's: {'; '.join(parts) or 'none known'}."
 
 
-def _retrieval(results: Mapping[str, Any]) -> Section:
+def _retrieval(results: Mapping[str, Any], indexes: Mapping[str, Any]) -> Section:
+    """Collections with texts, and indexes of vectors alone, which are in the table only."""
     header = ("data set, mode", "n", "nDCG@10", "recall@100", "MRR@10", "retention", "nDCG@10 less teacher's")
     rows = []
-    for name, result in results.items():
-        for mode in MODES:
+    for name, result in {**results, **indexes}.items():
+        for mode in _modes_of(result):
             entry, spans = result[mode], result[mode]["interval"]
             measured = [number(entry[key], spans[key]) for key in ("ndcg@10", "recall@100", "mrr@10")]
             kept = number(entry.get("retention"), spans.get("retention"))
             rows.append((f"{name}, {mode}", f"{entry['n']:,}", *measured, kept, change(entry.get("difference"))))
-    if not rows:
-        return Section("retrieval", "Retrieval")
+    tables = [Table("Retention", header, rows)] if rows else []
+    if not results:
+        return Section("retrieval", "Retrieval", tables=tables)
     alt = "Bars of nDCG@10. " + " ".join(
-        f"{name}: " + ", ".join(f"{mode} {result[mode]['ndcg@10']:.3f}" for mode in MODES) + "."
+        f"{name}: " + ", ".join(f"{mode} {result[mode]['ndcg@10']:.3f}" for mode in _modes_of(result)) + "."
         for name, result in results.items()
     )
-    plot = Plot("retrieval", "nDCG@10 of the three modes, with intervals.", alt, 3.0, figures.bars(results))
-    return Section("retrieval", "Retrieval", figures=[plot], tables=[Table("Retention", header, rows)])
+    plot = Plot("retrieval", "nDCG@10 of the modes, with intervals.", alt, 3.0, figures.bars(results))
+    text = START_NOTE if any(START in result for result in results.values()) else ""
+    return Section("retrieval", "Retrieval", text, [plot], tables)
+
+
+def _modes_of(result: Mapping[str, Any]) -> list[str]:
+    """The modes that a data set's retrieval was measured in."""
+    return [mode for mode in (*MODES, START) if mode in result]
 
 
 def _profile_tables(key: str, results: Mapping[str, Any], variants: str) -> list[Table]:
@@ -237,7 +259,7 @@ def _cost(costs: Mapping[str, Any]) -> Section:
 
 def _tasks(evaluated: Mapping[str, Any]) -> Section:
     tables = []
-    for kind, name, title in (("sts", "spearman", "Similarity"), ("classification", "accuracy", "Classification")):
+    for kind, name, title in TASKS:
         rows = [
             (
                 f"{task}, {mode}",
@@ -250,7 +272,7 @@ def _tasks(evaluated: Mapping[str, Any]) -> Section:
         ]
         if rows:
             tables.append(Table(title, ("task, mode", "n", name, "less teacher's"), rows))
-    return Section("tasks", "Similarity and classification", tables=tables)
+    return Section("tasks", "Similarity, classification, clustering", tables=tables)
 
 
 def _alignment(evaluated: Mapping[str, Any], rows: Rows) -> Section:

@@ -14,6 +14,8 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from pipeline.base import LONGEST_LABEL, shortened
+
 Rows = Sequence[Mapping[str, str]]
 WIDTH = 4.6  # inches; narrow, so that the text can be read on a telephone too
 # Placeholder colours, each replaced by a variable of the page's style sheet; no other colour is used.
@@ -24,8 +26,10 @@ MODE_STYLES = {
     "standard": ("#0a0b02", "s", "--"),
     "asymmetric": ("#0a0b03", "^", "-."),
 }
+START_STYLES = {"start": ("#0a0b06", "x", ":")}  # the untouched checkpoint, a mode of retrieval alone
 ROLE_STYLES = {"query": ("#0a0b04", "-"), "document": ("#0a0b05", "--")}
-PLACEHOLDERS |= {colour: f"var(--{name})" for name, (colour, *_) in {**MODE_STYLES, **ROLE_STYLES}.items()}
+_STYLES = {**MODE_STYLES, **START_STYLES, **ROLE_STYLES}
+PLACEHOLDERS |= {colour: f"var(--{name})" for name, (colour, *_) in _STYLES.items()}
 MODEL_COLOURS = {"teacher": MODE_STYLES["teacher"][0], "student": MODE_STYLES["standard"][0]}
 
 
@@ -73,6 +77,7 @@ def _style(name: str) -> Iterator[None]:
             "ytick.color": INK,
             "backend": "agg",
             "svg.fonttype": "none",
+            "text.parse_math": False,
             "svg.hashsalt": name,
             "font.size": 11,
             "axes.titlesize": 11,
@@ -109,22 +114,24 @@ def loss(rows: Rows) -> Callable[[Any], None]:
 
 
 def bars(results: Mapping[str, Any]) -> Callable[[Any], None]:
-    """nDCG@10 of the three modes, by data set, with intervals."""
+    """nDCG@10 of the modes, by data set, with intervals."""
 
     def plot(figure: Any) -> None:
         axes = figure.subplots()
-        step = 0.26
-        for m, (mode, (colour, _, _)) in enumerate(MODE_STYLES.items()):
+        with_start = all("start" in result for result in results.values())
+        styles = MODE_STYLES | (START_STYLES if with_start else {})
+        step = 0.78 / len(styles)
+        for m, (mode, (colour, _, _)) in enumerate(styles.items()):
             values = np.array([result[mode]["ndcg@10"] for result in results.values()])
             spans = [result[mode]["interval"]["ndcg@10"] for result in results.values()]
-            middle = np.arange(len(results)) + (m - 1) * step
+            middle = np.arange(len(results)) + (m - (len(styles) - 1) / 2) * step
             axes.bar(middle, values, step * 0.9, color=colour, label=mode)
             _draw_intervals(axes, middle, values, spans)
-        axes.set_xticks(range(len(results)), list(results))
+        axes.set_xticks(range(len(results)), [shortened(name, LONGEST_LABEL) for name in results])
         axes.set_ylabel("nDCG@10")
         axes.set_ylim(0, 1.02)
         axes.grid(visible=False, axis="x")
-        figure.legend(loc="outside lower center", ncols=3)
+        figure.legend(loc="outside lower center", ncols=len(styles))
 
     return plot
 

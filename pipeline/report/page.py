@@ -12,10 +12,13 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.base import LeafError
-from pipeline.params import public_name
+from pipeline.base import LeafError, access, parse_yaml
+from pipeline.params import public_name, public_params
 from pipeline.report import figures
 from pipeline.report.content import Section, sections
+
+PARAMS = ("corpus", "teacher", "encode", "fit", "evaluate")
+"""The sections of params.yaml that the report shows."""
 
 TABLES = ("alignment", "truncation", "quantisation", "map")
 
@@ -41,9 +44,9 @@ def render(sources: Sources) -> str:
     metrics = {name: _read_json(sources.metrics / f"{name}.json") for name in ("corpus", "fit", "evaluate", "cost")}
     tables = {name: _read_csv(sources.plots / f"{name}.csv") for name in (*TABLES, "fit_loss")}
     store, moved = _read_json(sources.store), _read_json(sources.plots / "moved.json")
-    params_text = _read_text(sources.params)
+    params = _sections(sources.params)
     try:
-        student = public_name(yaml.safe_load(params_text)["fit"]["student"]["model"])
+        student = public_name(params["fit"]["student"]["model"])
         drawn = [_draw(section) for section in sections(metrics, tables)]
         run, corpus = _run_facts(store, metrics, student), _corpus_table(metrics["corpus"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -63,7 +66,7 @@ def render(sources: Sources) -> str:
         moved=moved,
         run=run,
         corpus=corpus,
-        params=params_text.strip(),
+        params=yaml.safe_dump(public_params(params), sort_keys=False, allow_unicode=True, width=100).strip(),
     )
 
 
@@ -108,9 +111,21 @@ def _corpus_table(corpus: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _sections(path: Path) -> dict[str, Any]:
+    """The sections that made the run, which are those that the stage depends on in dvc.yaml."""
+    try:
+        document = parse_yaml(_read_text(path))
+    except LeafError as error:
+        raise LeafError(f"{path}: {error}") from None
+    if not isinstance(document, dict):
+        raise LeafError(f"{path}: has no sections")
+    return {name: document[name] for name in PARAMS if name in document}
+
+
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with access():
+            return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise LeafError(f"{path}: cannot be read ({error}); run `dvc repro`, which makes it") from None
 

@@ -5,13 +5,16 @@ The three modes in which teacher and student share the two sides of a search are
 
 from pipeline.serve import index
 from pipeline.serve.index import Kind
-from pipeline.serve.modes import MODES
+from pipeline.serve.modes import MODES, START
 from pipeline.serve.onnx_encoder import MODELS, TOKENIZER, VECTORS, OnnxEncoder, padded
+from pipeline.serve.output import INDEX_KIND
 from pipeline.serve.search import Answer, Searcher, Vectors, check_dim, read_vectors
 
 __all__ = [
+    "INDEX_KIND",
     "MODELS",
     "MODES",
+    "START",
     "TOKENIZER",
     "VECTORS",
     "Answer",

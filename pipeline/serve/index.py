@@ -13,9 +13,10 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import polars as pl
 
-from pipeline.base import LeafError, Similarity, import_optional, written_directory
+from pipeline.base import LeafError, Similarity, access, import_optional, written_directory
 from pipeline.corpus import scan
 from pipeline.serve.databases import WRITERS, blocks
+from pipeline.serve.output import ABOUT, INDEX_KIND
 from pipeline.serve.search import Nearest, Vectors, read_vectors
 from pipeline.store import Store
 
@@ -38,9 +39,7 @@ def write(store: Store, corpus: Path | None, kind: Kind, out: Path, *, role: str
         LeafError: the library is missing, the store holds no such vectors, a database's texts are not in the corpus, or
             something else than an index is at `out`.
     """
-    if out.is_dir() and any(out.iterdir()) and not ((out / "index.json").exists() or any(out.glob("part-*.parquet"))):
-        raise LeafError(f"{out}: holds something else than an index: name another directory")
-    with written_directory(out) as temporary:
+    with written_directory(out, INDEX_KIND) as temporary:
         if kind in WRITERS:
             count = WRITERS[kind](blocks(store, corpus, role), store.meta, temporary)
             _write_about(store, kind, count, temporary)
@@ -65,7 +64,7 @@ def _write_about(store: Store, kind: Kind, count: int, directory: Path) -> None:
         "fingerprint": store.meta.fingerprint,
         "store": store.digest(),
     }
-    (directory / "index.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    (directory / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_parquet(vectors: Vectors, corpus: Path | None, out: Path) -> None:
@@ -117,24 +116,29 @@ class Index:
     """`Store.digest` of the store that it was written from; None if an earlier version wrote it."""
 
 
+_POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+
+
 def load(directory: Path) -> Index:
     """Read an index; LeafError if the directory holds none or a damaged one."""
     try:
-        about = json.loads((directory / "index.json").read_text(encoding="utf-8"))
+        with access():
+            about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
         kind, dim, count = about["kind"], int(about["dim"]), int(about["rows"])
         if kind in WRITERS:
             raise LeafError(f"{directory}: is a database, which {kind}'s own client searches, and no index of ours")
         similarity = cast(Similarity, about.get("similarity", "cosine"))  # indexes written before it was named lack it
         fingerprint, store_digest = str(about["fingerprint"]), about.get("store")
-        rows = pl.read_parquet(directory / "rows.parquet")
+        with access(directory / "rows.parquet"):
+            rows = pl.read_parquet(directory / "rows.parquet")
         file = directory / FILES[kind]
         if not file.is_file() or len(rows) != count:
             raise ValueError(f"{file.name} is missing or rows.parquet is not whole")
         if similarity not in get_args(Similarity):
             raise ValueError(f"its vectors are compared by {similarity!r:.40}")
-    except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
-        raise LeafError(f"{directory}: is no whole index ({error}); write it again with `leaf index`") from None
-    nearest = _load_faiss(file) if kind == "faiss" else _load_usearch(file)
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError, *_POLARS_ERRORS) as error:
+        raise LeafError(f"{directory}: is no whole index ({error!s:.200}); write it again with `leaf index`") from None
+    nearest = _load_faiss(file, dim, count) if kind == "faiss" else _load_usearch(file, dim, count)
     return Index(rows, dim, nearest, similarity, fingerprint, store_digest)
 
 
@@ -156,12 +160,22 @@ def check_origin(index: Index, directory: Path, store: Store) -> str | None:
     )
 
 
-def _load_faiss(file: Path) -> Nearest:
+def _check_shape(file: Path, actual: tuple[int, int], expected: tuple[int, int]) -> None:
+    """Refuse an index of other dimensions, or of more or fewer entries, than stand beside it."""
+    if actual != expected:
+        raise LeafError(
+            f"{file}: holds {actual[1]} vectors of {actual[0]} dimensions, and not the {expected[1]} of {expected[0]} "
+            "that index.json names; write it again with `leaf index`"
+        )
+
+
+def _load_faiss(file: Path, dim: int, rows: int) -> Nearest:
     faiss = _library("faiss", "faiss-cpu")
     try:
         index = faiss.read_index(str(file))
     except RuntimeError as error:
         raise LeafError(f"{file}: cannot be read: {error}; write it again with `leaf index`") from None
+    _check_shape(file, (index.d, index.ntotal), (dim, rows))
 
     def nearest(query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         index.hnsw.efSearch = max(SEARCH_NODES, 2 * k)
@@ -172,7 +186,7 @@ def _load_faiss(file: Path) -> Nearest:
     return nearest
 
 
-def _load_usearch(file: Path) -> Nearest:
+def _load_usearch(file: Path, dim: int, rows: int) -> Nearest:
     library = _library("usearch.index", "usearch")
     try:
         index = library.Index.restore(str(file))
@@ -180,11 +194,14 @@ def _load_usearch(file: Path) -> Nearest:
         raise LeafError(f"{file}: cannot be read: {error}; write it again with `leaf index`") from None
     if index is None:
         raise LeafError(f"{file}: is no index of usearch; write it again with `leaf index`")
+    _check_shape(file, (index.ndim, len(index)), (dim, rows))
 
     def nearest(query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         index.expansion_search = max(SEARCH_NODES, 2 * k)
         matches = index.search(query.astype(np.float32), min(k, len(index)))
-        return np.asarray(matches.keys, np.int64), 1 - np.asarray(matches.distances, np.float32)
+        keys = np.asarray(matches.keys, np.int64)
+        known = (keys >= 0) & (keys < rows)
+        return keys[known], 1 - np.asarray(matches.distances, np.float32)[known]
 
     return nearest
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import LeafError, TokenIds, first_line, import_optional
+from pipeline.base import LeafError, TokenIds, first_line, import_optional, panics_as_errors
 
 MODELS = {"float32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
 VECTORS = "sentence_embedding"  # the output `[texts, dim]`; the others are for other libraries (docs/serve.md)
@@ -32,7 +32,7 @@ class OnnxEncoder:
         Raises:
             LeafError: onnxruntime is missing, or the directory holds no whole model.
         """
-        import_optional("onnxruntime", "onnx", "a model in ONNX")
+        import_optional("onnxruntime", None, "a model in ONNX")
         from tokenizers import Tokenizer
 
         model = directory / MODELS[precision or fastest(directory)]
@@ -41,7 +41,9 @@ class OnnxEncoder:
             raise LeafError(f"{directory}: holds no {model.relative_to(directory)} with its {TOKENIZER}; {why}")
         self._threads = threads or _usable_cores()
         try:
-            self._token_ids = TokenIds(Tokenizer.from_file(str(directory / TOKENIZER)))
+            with panics_as_errors():
+                tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
+            self._token_ids = TokenIds(tokenizer)
             self._model = model.read_bytes()
             self._session = self._opened(self._threads)
         except Exception as error:  # both libraries raise bare exceptions of their own

@@ -91,10 +91,10 @@ class Bucket:
                     files.add(name)
         return files, sorted(folders)
 
-    def blocks(self, file: str, size: int) -> Iterator[bytes]:
-        """The first `size` bytes of a file, block by block."""
-        for start in range(0, size, BLOCK_BYTES):
-            yield self.read(file, start, min(start + BLOCK_BYTES, size))
+    def blocks(self, file: str, size: int, start: int = 0) -> Iterator[bytes]:
+        """The first `size` bytes of a file but for `start` of them, block by block."""
+        for low in range(start, size, BLOCK_BYTES):
+            yield self.read(file, low, min(low + BLOCK_BYTES, size))
 
     def sha256(self, file: str) -> str:
         """Hexadecimal SHA-256 of a file, which is read block by block."""
@@ -136,6 +136,11 @@ class Bucket:
                     raise
                 raise ChangedMeanwhileError(f"{self.url}/{file}: was removed by somebody else just now") from None
             return str(answer["ETag"])
+
+    def remove(self, files: list[str]) -> None:
+        """Delete files."""
+        with self._errors_without_secrets(""):
+            self._system.rm([f"{self._place}/{file}" for file in files])
 
     def check_conditional_writes(self, file: str, content: bytes) -> None:
         """LeafError unless the server refuses to write over a file that is there; `content` is what it holds."""

@@ -6,15 +6,13 @@ chunk: it holds each chunk in memory three times and hands it to a thread of its
 """
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
-from pipeline.base import LeafError, access
+from pipeline.base import LeafError, checked_file
 
 CHUNK_ROWS = 1024  # rows that share a checksum; the unit of reading
 CHECKSUM_BYTES = 4
@@ -23,9 +21,13 @@ INDEX_ENTRY_BYTES = 16
 
 @dataclass(frozen=True)
 class Chunks:
-    """The data file of a Zarr array, opened: its index has been read and checked."""
+    """The data file of a Zarr array: its SHA-256 has been compared, and its index read and checked.
+
+    Each read opens the file again, and compares the SHA-256 again unless it is the same file, unchanged.
+    """
 
     path: Path
+    sha256: str
     rows: int
     row: tuple[int, ...]
     dtype: np.dtype[np.generic]
@@ -33,11 +35,11 @@ class Chunks:
     offsets: tuple[int, ...]
 
     @classmethod
-    def open(cls, path: Path, rows: int, row: tuple[int, ...], dtype: str) -> "Chunks":
+    def open(cls, path: Path, sha256: str, rows: int, row: tuple[int, ...], dtype: str) -> "Chunks":
         """Read the index; LeafError where that fails, or where a chunk is missing or lies outside the file."""
         little, count = np.dtype(dtype).newbyteorder("<"), -(-rows // CHUNK_ROWS)
         size = chunk_bytes(row, little)
-        with _opened(path) as file:
+        with checked_file(path, sha256) as file:
             end = file.seek(0, io.SEEK_END) - index_bytes(rows)
             file.seek(max(end, 0))
             raw = file.read()
@@ -50,12 +52,12 @@ class Chunks:
                 missing = sizes[number] == offsets[number] == 2**64 - 1
                 what = "is missing" if missing else "lies outside the file"
                 raise LeafError(f"{path}: the chunk of rows from {number * CHUNK_ROWS} on {what}")
-        return cls(path, rows, row, little, tuple(offsets))
+        return cls(path, sha256, rows, row, little, tuple(offsets))
 
     def read(self, low: int, high: int) -> np.ndarray:
         """Rows `[high - low, *row]`; LeafError where a chunk's checksum differs. Fastest for whole chunks."""
         out = np.empty((max(high - low, 0), *self.row), self.dtype)
-        with _opened(self.path) as file:
+        with checked_file(self.path, self.sha256) as file:
             for start in range(low - low % CHUNK_ROWS, high, CHUNK_ROWS):
                 first, last = max(low, start), min(high, start + CHUNK_ROWS)
                 part = out[first - low : last - low]
@@ -75,15 +77,6 @@ class Chunks:
         raw.flags.writeable = False  # google_crc32c accepts read-only buffers alone
         if length != len(raw) or crc32c(raw) != checksum:
             raise LeafError(f"{self.path}: the checksum of the chunk of rows from {start} on differs")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[io.FileIO]:
-    try:
-        with access(), path.open("rb", buffering=0) as file:
-            yield file
-    except OSError as error:
-        raise LeafError(f"{path}: {error.strerror or error}") from None
 
 
 def chunk_bytes(row: tuple[int, ...], dtype: np.dtype[np.generic]) -> int:

@@ -37,6 +37,6 @@ def describe_place(path: Path) -> str | None:
         pointer = path.with_name(f"{path.name}.dvc")
         return f"is not there; `dvc pull {pointer}` fetches it" if pointer.is_file() else None
     if (path / "pool.json").is_file():
-        return "is a shard cache, and no embedding store; `python -m stages.encode` publishes a store from it"
+        return "is a shard cache, and no embedding store; `leaf encode` publishes a store from it"
     below = sorted(file.parent for file in path.glob("*/store.json"))
     return f"is no embedding store; there is one in {below[0]}" if below else None

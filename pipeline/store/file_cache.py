@@ -1,15 +1,23 @@
-"""A bounded local cache of the files of remote stores, in which every file is hashed while it arrives."""
+"""A bounded local cache of the files of remote stores, in which every file is hashed while it arrives.
 
+What has arrived of a file lies beside its place, under a name with its digest. A killed download leaves it there, and
+the next one, in whichever process, goes on from it.
+"""
+
+import fcntl
 import hashlib
 import json
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
+from typing import IO
 
-from pipeline.base import TEMPORARY, LeafError, access
+from pipeline.base import TEMPORARY, LeafError, access, bytes_kept, open_own, remember_sha256, written_file
 from pipeline.store.transport import Transport
 
 
@@ -23,7 +31,8 @@ class FileCache:
         self._turn = threading.Lock()
         self._downloads: dict[str, threading.Lock] = {}
         self._pinned: Counter[Path] = Counter()
-        self._incoming_bytes = 0
+        self._incoming: dict[Path, int] = {}
+        """The final sizes of files of vectors that this process is downloading."""
 
     def drop_outdated(self, digests: Mapping[str, str]) -> None:
         """Drop local copies of files that have other digests now: the store behind the URL was published anew."""
@@ -36,9 +45,11 @@ class FileCache:
         for file, digest in digests.items():
             if before.get(file) != digest:
                 (self.path / file).unlink(missing_ok=True)
-        part = known.with_name(f"{TEMPORARY}{os.getpid()}-known.json")
-        part.write_text(json.dumps(dict(digests)), encoding="utf-8")
-        part.rename(known)
+        for file, digest in before.items():
+            if digests.get(file) != digest:
+                _drop(_part(self.path / file, digest))
+        with written_file(known) as new:
+            new.write_text(json.dumps(dict(digests)), encoding="utf-8")
 
     @contextmanager
     def pinned(self, file: str) -> Iterator[None]:
@@ -69,7 +80,8 @@ class FileCache:
         with download:
             path = self.path / file
             try:
-                os.utime(path)  # marks it as used just now
+                with bytes_kept(path):
+                    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # marks it as used just now
             except FileNotFoundError:
                 with access(path):
                     return self._download(file, digest, size, limit, evictable)
@@ -85,43 +97,96 @@ class FileCache:
             raise LeafError(f"{self.transport.url}/{file}: has {actual} bytes, more than its shard may have: refused")
         path = self.path / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}-{path.name}")
-        if evictable:
-            self._make_room(actual)
-        try:
-            if self._copy_and_hash(file, actual, part) != digest:
-                raise LeafError(f"{self.transport.url}/{file}: SHA-256 differs: damaged or swapped")
-            part.rename(path)
-        finally:
-            part.unlink(missing_ok=True)
+        part = _part(path, digest)
+        with _alone(part, path) as arrived:
+            if arrived is None:
+                return path
             if evictable:
-                with self._turn:
-                    self._incoming_bytes -= actual
+                self._make_room(actual, part)
+            try:
+                if not self._complete(file, actual, digest, arrived):
+                    part.unlink()
+                    raise LeafError(f"{self.transport.url}/{file}: SHA-256 differs: damaged or swapped")
+                part.rename(path)
+                remember_sha256(path, digest)
+            finally:
+                if evictable:
+                    with self._turn:
+                        self._incoming.pop(part)
         return path
 
-    def _copy_and_hash(self, file: str, size: int, target: Path) -> str:
-        """Write the file's bytes to `target`; returns their SHA-256."""
-        hashed = hashlib.sha256()
-        with target.open("wb") as out:
-            for block in self.transport.blocks(file, size):
-                hashed.update(block)
-                out.write(block)
-        return hashed.hexdigest()
+    def _complete(self, file: str, size: int, digest: str, arrived: BufferedRandom) -> bool:
+        """Append the bytes of the file that have not arrived yet; whether all together have this SHA-256."""
+        arrived.seek(0)
+        hashed = hashlib.file_digest(arrived, "sha256")
+        start = arrived.tell()
+        for block in self.transport.blocks(file, size, start):
+            hashed.update(block)
+            arrived.write(block)
+        arrived.flush()
+        if hashed.hexdigest() == digest:
+            return True
+        arrived.truncate(0)
+        # What a power cut has left may be anything, and is no word about the bytes at the URL.
+        return start > 0 and self._complete(file, size, digest, arrived)
 
-    def _make_room(self, incoming: int) -> None:
-        """Drop the least recently used files of vectors, of any store in the cache, until `incoming` bytes fit."""
+    def _make_room(self, size: int, part: Path) -> None:
+        """Drop the least recently used files of vectors, of any store in the cache, until the file of `part` fits."""
         with self._turn:
+            self._incoming[part] = size
             held = []
-            for path in self.root.glob("*/vectors.zarr/*/c/0/0"):
-                try:
-                    held.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-                except OSError:  # another process dropped it
+            for path in self.root.glob("*/vectors.zarr/*/c/0/*"):
+                if path in self._incoming:
                     continue
-            self._incoming_bytes += incoming
-            total = sum(size for _, size, _ in held) + self._incoming_bytes
-            for _, size, path in sorted(held):
+                with suppress(OSError):  # another process dropped it
+                    held.append((path.stat().st_atime_ns, path.stat().st_size, path))
+            total = sum(bytes_ for _, bytes_, _ in held) + sum(self._incoming.values())
+            for _, bytes_, path in sorted(held):
                 if total <= self.limit:
                     return
-                if not self._pinned[path]:
-                    path.unlink(missing_ok=True)
-                    total -= size
+                if not self._pinned[path] and _drop(path):
+                    total -= bytes_
+
+
+def _part(path: Path, digest: str) -> Path:
+    """Where the bytes of a file wait that have arrived; another content has another place."""
+    return path.with_name(f"{TEMPORARY}{digest[:16]}-{path.name}")
+
+
+@contextmanager
+def _alone(part: Path, path: Path) -> Iterator[BufferedRandom | None]:
+    """`part`, open and locked, as soon as no other process has it; None if that one has brought `path` meanwhile."""
+    while True:
+        with os.fdopen(open_own(part, os.O_RDWR | os.O_APPEND), "a+b") as arrived:
+            fcntl.flock(arrived, fcntl.LOCK_EX)
+            if path.exists():
+                if _is(arrived, part):
+                    part.unlink()
+                yield None
+                return
+            if _is(arrived, part):  # else its last owner has renamed or dropped it
+                yield arrived
+                return
+
+
+def _is(opened: IO[bytes], path: Path) -> bool:
+    """Whether the open file is still the one at the path."""
+    try:
+        return os.path.samestat(os.fstat(opened.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _drop(path: Path) -> bool:
+    """Remove a file of the cache, if it is there and no other process is downloading it; whether it is gone."""
+    if not path.name.startswith(TEMPORARY):
+        path.unlink(missing_ok=True)
+        return True
+    with suppress(FileNotFoundError), path.open("rb") as arrived:
+        try:
+            fcntl.flock(arrived, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if _is(arrived, path):
+            path.unlink()
+    return True

@@ -1,5 +1,6 @@
 """Converts a store to formats that are read without this project (`leaf store export`)."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.base import Array, LeafError, disk, workspace
+from pipeline.base import Array, LeafError, apply_umask, disk, markdown, workspace
 from pipeline.store.manifest import README
 from pipeline.store.operations import progress_bar
+from pipeline.store.readme import LONGEST_LICENSE
 from pipeline.store.shard import ROW_SCHEMA
 from pipeline.store.store import Store
 
+_HUB_LICENSE = re.compile(r"[a-z][a-z0-9.-]{1,60}")
 FORMATS = ("parquet", "npy", "hf")
 
 
@@ -35,6 +38,7 @@ def convert(store: Store, out: Path, format_name: str) -> dict[str, Any]:
             _write_npy(store, result)
         else:
             _write_parquet(store, result, format_name)
+        apply_umask(result)
         result.rename(out)
     return {"rows": store.rows, "format": format_name}
 
@@ -58,11 +62,11 @@ def _write_parquet(store: Store, out: Path, format_name: str) -> None:
 
 def _dataset_card(store: Store) -> str:
     license_ = (store.meta.license or "unknown").lower()
-    head = f"---\nlicense: {license_ if license_.replace('-', '').replace('.', '').isalnum() else 'other'}\n"
+    head = f"---\nlicense: {license_ if _HUB_LICENSE.fullmatch(license_) else 'other'}\n"
     about = (
         f"# Embeddings\n\n{store.rows:,} vectors of {store.meta.dim} numbers. `key` is BLAKE2b-128 over role, a zero "
         f"byte and the text; texts are not included.\n\nFingerprint of the teacher: `{store.meta.fingerprint}`.\n\n"
-        f"Licence of the vectors: {store.meta.license or 'not stated'}.\n"
+        f"Licence of the vectors: {markdown(store.meta.license or 'not stated', LONGEST_LICENSE)}.\n"
     )
     return f"{head}configs:\n- config_name: default\n  data_files: data/*.parquet\n---\n\n{about}"
 

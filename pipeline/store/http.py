@@ -47,9 +47,9 @@ class HttpDirectory:
         """Bytes `[start, stop)` of a file; fewer where the file ends earlier."""
         return b"".join(self._stream(file, start, stop))
 
-    def blocks(self, file: str, size: int) -> Iterator[bytes]:
-        """The first `size` bytes of a file, as they arrive."""
-        return self._stream(file, 0, size)
+    def blocks(self, file: str, size: int, start: int = 0) -> Iterator[bytes]:
+        """The first `size` bytes of a file but for `start` of them, as they arrive."""
+        return self._stream(file, start, size)
 
     def size(self, file: str) -> int:
         """Size of a file in bytes."""

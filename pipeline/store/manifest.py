@@ -22,8 +22,10 @@ README = "README.md"
 MAX_SOURCES = 100_000
 MAX_REFUSED = 1_000_000
 MAX_DOCUMENT_BYTES = 64 * 2**20
+MAX_VALUES = 4_000_000  # of a document; each takes some 60 bytes of memory, and as little as one in the file
 MAX_ROWS = 2**40
 MAX_LICENSE = 10_000  # characters
+MAX_JOINT_LICENSE = 10 * MAX_LICENSE  # of a store whose shards are under several
 REPAIR = (
     "restore the store (`dvc checkout`, or copy it again), or fetch or encode that shard alone with `leaf store repair`"
 )
@@ -135,6 +137,8 @@ def _load(file: Path) -> tuple[bytes, dict[str, Any]]:
             raw = file.read_bytes()
     except OSError as error:
         raise LeafError(f"{file}: cannot be read: {error.strerror}; {REPAIR}") from None
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
+        raise LeafError(f"{file}: holds more than {MAX_VALUES:,} values: not an embedding store")
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -186,7 +190,9 @@ def check_meta(meta: StoreMeta) -> None:
     _require(type(meta.dim) is int and 1 <= meta.dim <= MAX_DIM, f"dim: {meta.dim!r:.40} is impossible")
     _require(meta.dtype in DTYPES, f"dtype: {meta.dtype!r:.40} is none of {', '.join(DTYPES)}")
     _require(isinstance(meta.normalized, bool), "normalized: neither true nor false")
-    _require(meta.license is None or isinstance(meta.license, str), "license: not a text")
+    for license_, longest in ((meta.license, MAX_JOINT_LICENSE), (meta.teacher.get("license"), MAX_LICENSE)):
+        valid = license_ is None or (isinstance(license_, str) and len(license_) <= longest)
+        _require(valid, f"license: not a text of at most {longest} characters")
     if meta.refused is not None:
         _require(isinstance(meta.refused, dict) and 0 < len(meta.refused) <= MAX_REFUSED, "refused: not a mapping")
         for key, reason in meta.refused.items():

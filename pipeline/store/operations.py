@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.base import Array, LeafError, contains, disk, key_array, workspace
+from pipeline.base import Array, LeafError, check_replaceable, contains, disk, key_array, workspace
 from pipeline.store.agreement import check_agreement, check_same_space, compare_shared
 from pipeline.store.licenses import joint_license, joint_teacher
+from pipeline.store.output import STORE_KIND
 from pipeline.store.shard import UNVERIFIED, ShardInfo, StoreMeta
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
-from pipeline.store.validation import check_free, check_replaceable
+from pipeline.store.validation import check_free
 
 OWN_PROMPT = " (the model's own)"
 NORM_TOLERANCE = 0.02  # int8 rounds each number to 1/254 of the row's largest
@@ -164,7 +165,7 @@ def assemble(
     The store is built beside `out`, which does not change until the end. `also_stated` has licences of shards by name,
     which apply besides those that the shards state.
     """
-    check_replaceable(out)
+    check_replaceable(out, STORE_KIND)
     figures = {"rows": 0, "rows_dropped": 0, "shards_linked": 0, "shards_rewritten": 0, "shards_dropped": 0}
     with scratch_cache(out, meta) as cache:
         for store in stores:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.base import FileMissingError, LeafError
+from pipeline.base import FileMissingError, LeafError, written_file
 from pipeline.store.bucket import Bucket
 from pipeline.store.store import Store
 from pipeline.store.transport import Transport, open_transport, remote_url
@@ -79,9 +79,8 @@ def write_list(place: Path | str) -> str:
         bucket = Bucket(url)
         bucket.write(content, LIST, bucket.version(LIST))
     else:
-        part = Path(place) / f".{LIST}.part"
-        part.write_bytes(content)
-        part.replace(Path(place) / LIST)
+        with written_file(Path(place) / LIST) as new:
+            new.write_bytes(content)
     return f"{here}/{LIST}"
 
 
@@ -93,13 +92,20 @@ def _open(name: str) -> Listed:
 
 
 def _below_directory(place: Path, depth: int = DEPTH) -> Iterator[str]:
-    """Paths of stores relative to the place; `""` for the place itself. Hidden directories are passed over."""
+    """Paths of stores relative to the place; `""` for the place itself. Hidden directories are passed over.
+
+    A directory that may not be read may be a store, and is named as one: opening it says whose it is.
+    """
     if (place / "store.json").exists():
         yield ""
     elif depth and place.is_dir():
         for folder in place.iterdir():
             if folder.is_dir() and not folder.name.startswith("."):
-                yield from (f"{folder.name}/{name}".rstrip("/") for name in _below_directory(folder, depth - 1))
+                try:
+                    below = list(_below_directory(folder, depth - 1))
+                except PermissionError:
+                    below = [""]
+                yield from (f"{folder.name}/{name}".rstrip("/") for name in below)
 
 
 def _below_url(transport: Transport) -> Iterator[str]:

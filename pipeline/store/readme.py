@@ -9,10 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from pipeline.base import sha256, sync
+from pipeline.base import code_span, markdown, sha256, sync
 from pipeline.store.manifest import GROUP, README, Manifest, Sources
 from pipeline.store.shard import UNVERIFIED, ShardInfo, StoreMeta
 
+LONGEST_LICENSE = 500  # characters
 UNKNOWN = "not stated; ask whoever gave you the store"
 SCALE = """
 The vectors are int8 codes; multiply by `group[name + "_scale"][:][:, None]` to have them back."""
@@ -32,12 +33,12 @@ def readme_text(manifest: Manifest) -> str:
     """The README of this store, in Markdown."""
     meta, shards, sources = manifest.meta, manifest.shards, manifest.sources or {}
     counts = [
-        f"| {_table_cell(source)} | {_table_cell(role)} | {rows:,} |"
+        f"| {markdown(source)} | {markdown(role)} | {rows:,} |"
         for source in sources
         for role, rows in sources[source].items()
     ]
     return Template(files("pipeline.store").joinpath("templates/store.md").read_text(encoding="utf-8")).substitute(
-        teacher=_table_cell(str(meta.teacher.get("model", "unknown"))) + (" (unverified)" if meta.unverified else ""),
+        teacher=markdown(str(meta.teacher.get("model", "unknown"))) + (" (unverified)" if meta.unverified else ""),
         unverified=f"| Unverified | {UNVERIFIED} |\n" if meta.unverified else "",
         fingerprint=meta.fingerprint,
         rows=f"{sum(info.rows for info in shards):,}",
@@ -46,10 +47,10 @@ def readme_text(manifest: Manifest) -> str:
         dim=meta.dim,
         dtype=meta.dtype,
         normalized="of length one" if meta.normalized else "not normalised",
-        prompts=_table_cell(_prompts(meta)) or "none",
-        license=_table_cell(meta.license or UNKNOWN),
+        prompts=_prompts(meta) or "none",
+        license=markdown(meta.license or UNKNOWN, LONGEST_LICENSE),
         licenses=_license_table(manifest),
-        teacher_license=_table_cell(str(meta.teacher.get("license") or UNKNOWN)),
+        teacher_license=markdown(str(meta.teacher.get("license") or UNKNOWN), LONGEST_LICENSE),
         counts="\n".join(counts),
         scale=SCALE if meta.dtype == "int8" else "",
     )
@@ -60,7 +61,7 @@ def _license_table(manifest: Manifest) -> str:
     if len(manifest.licenses) < 2:
         return ""
     rows = [
-        f"| {_table_cell(license_)} | {sum(info.rows for info in shards):,} | {len(shards):,} |"
+        f"| {markdown(license_, LONGEST_LICENSE)} | {sum(info.rows for info in shards):,} | {len(shards):,} |"
         for license_, shards in manifest.licenses.items()
     ]
     lines = ["", "| licence | vectors | shards |", "|---|---|---|", *rows]
@@ -72,9 +73,5 @@ def _prompts(meta: StoreMeta) -> str:
     prompts = meta.teacher.get("prompts")
     if not isinstance(prompts, dict):
         return ""
-    return "; ".join(f"{role} `{prompt}`" for role, prompt in sorted(prompts.items()) if prompt)
-
-
-def _table_cell(value: str) -> str:
-    """One line of at most 500 characters that cannot break out of a Markdown table."""
-    return " ".join(value.replace("|", "\\|").split())[:500]
+    given = {role: str(prompt) for role, prompt in sorted(prompts.items()) if prompt}
+    return "; ".join(f"{markdown(role)} {code_span(prompt)}" for role, prompt in given.items())

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.base import KEY_BYTES, LeafError, disk
+from pipeline.base import KEY_BYTES, LeafError, disk, open_own
 
 MOST = 100_000  # more are no exceptions but another kind of corpus, and `store.json` would grow too large
 
@@ -52,7 +52,7 @@ class RefusedTexts(Mapping[bytes, RefusedText]):
             if len(self._texts) >= MOST:
                 raise LeafError(f"teacher.api.refused: the server has refused {MOST:,} texts; last reason: {reason}")
             line = json.dumps({"key": key.hex(), "id": name, "reason": reason}, ensure_ascii=False)
-            with self.file.open("ab") as out:
+            with os.fdopen(open_own(self.file, os.O_RDWR | os.O_APPEND), "ab") as out:
                 out.write(f"\n{line}\n".encode())  # the first newline ends a line that may be incomplete
                 out.flush()
                 os.fsync(out.fileno())

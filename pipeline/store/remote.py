@@ -20,7 +20,16 @@ from typing import Self
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.base import TEMPORARY, Array, LeafError, NoAccessError, access, sha256
+from pipeline.base import (
+    Array,
+    DigestError,
+    LeafError,
+    NoAccessError,
+    access,
+    check_sha256,
+    checked_file,
+    new_file,
+)
 from pipeline.store.chunks import CHECKSUM_BYTES, CHUNK_ROWS, Chunks, chunk_bytes
 from pipeline.store.file_cache import FileCache
 from pipeline.store.manifest import MAX_DOCUMENT_BYTES, Manifest
@@ -137,7 +146,9 @@ class RemoteFiles(ShardFiles):
         with self.cache.pinned(self._vectors_path(info)):
             self.shard(info)
             for file, digest in info.files.items():
-                if sha256(self.path / file) != digest:
+                try:
+                    check_sha256(self.path / file, digest)
+                except DigestError:
                     (self.path / file).unlink()
             yield self.shard(info)
             self._remote_arrays(info)[0].remember_chunks()
@@ -166,6 +177,8 @@ class RemoteArray:
         self.files.fetch(self.info, (document_path(self.name), self.data))
         try:
             return self._chunks().read(low, high)
+        except DigestError:
+            local.unlink(missing_ok=True)  # it has rotted in the cache, or somebody has changed it
         except LeafError:
             if local.exists():
                 raise
@@ -179,7 +192,7 @@ class RemoteArray:
         offsets = tuple(range(0, -(-self.info.rows // CHUNK_ROWS) * size, size))
         if self._chunks().offsets != offsets:
             return  # chunks in another order than our writer's: such a shard is always downloaded whole
-        with (self.files.path / self.data).open("rb") as file:
+        with checked_file(self.files.path / self.data, self.info.files[self.data]) as file:
             self._digests = [_chunk_digest(file.read(size)) for _ in offsets]
 
     def _chunks(self) -> Chunks:
@@ -208,14 +221,12 @@ def _chunk_digest(chunk: bytes) -> bytes:
 def _download_manifest(transport: Transport, directory: Path) -> Manifest:
     raw = transport.read("store.json", 0, MAX_DOCUMENT_BYTES + 1)
     directory.mkdir(parents=True, exist_ok=True)
-    part = directory / f"{TEMPORARY}{os.getpid()}-store.json"
-    part.write_bytes(raw)
-    try:
-        return Manifest.read(part)
-    except LeafError as error:
-        raise LeafError(str(error).replace(str(part), f"{transport.url}/store.json")) from None
-    finally:
-        part.unlink()
+    with new_file(directory / "store.json") as part:
+        part.write_bytes(raw)
+        try:
+            return Manifest.read(part)
+        except LeafError as error:
+            raise LeafError(str(error).replace(str(part), f"{transport.url}/store.json")) from None
 
 
 def _cache_limit() -> int:

@@ -7,18 +7,32 @@ same bytes.
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import Crc32cCodec
 
-from pipeline.base import Array, LeafError, Similarity, access, key_array, regular_size, sha256, sync
+from pipeline.base import (
+    KEY_BYTES,
+    Array,
+    DigestError,
+    LeafError,
+    Similarity,
+    access,
+    check_sha256,
+    key_array,
+    regular_size,
+    sha256,
+    sync,
+)
 from pipeline.store.chunks import CHUNK_ROWS, Chunks, chunk_bytes, index_bytes
 from pipeline.store.similarity import WORDS, similarity_note, similarity_of
 
@@ -207,6 +221,10 @@ def check_sizes(root: Path, info: ShardInfo, meta: StoreMeta) -> None:
     total = 0
     for file, expected in file_sizes(info.name, info.rows, meta).items():
         size = regular_size(root / file, f"shard {info.name}")
+        if file == rows_path(info.name) and size < info.rows * KEY_BYTES:
+            raise LeafError(
+                f"{root / file}: shard {info.name}: has {size} bytes, too few for {info.rows} keys: truncated or forged"
+            )
         if expected is not None and size != expected:
             raise LeafError(
                 f"{root / file}: shard {info.name}: has {size} bytes instead of {expected}: truncated or changed"
@@ -222,8 +240,8 @@ def check_files(root: Path, info: ShardInfo, meta: StoreMeta) -> None:
     """`check_sizes`, and compare the SHA-256 of every file of the shard."""
     check_sizes(root, info, meta)
     for file, digest in info.files.items():
-        if sha256(root / file) != digest:
-            raise LeafError(f"{root / file}: shard {info.name}: SHA-256 differs: damaged or swapped")
+        with _naming_shard(info):
+            check_sha256(root / file, digest)
 
 
 def open_array(root: Path, info: ShardInfo, meta: StoreMeta, name: str) -> Chunks:
@@ -242,29 +260,67 @@ def open_array(root: Path, info: ShardInfo, meta: StoreMeta, name: str) -> Chunk
         raise LeafError(
             f"{document}: shard {info.name}: does not describe {info.rows} rows of {meta.dim} {dtype}: changed"
         )
-    return Chunks.open(root / data_path(name, row), info.rows, row, dtype)
+    data = data_path(name, row)
+    with _naming_shard(info):
+        return Chunks.open(root / data, info.files[data], info.rows, row, dtype)
+
+
+@contextmanager
+def _naming_shard(info: ShardInfo) -> Iterator[None]:
+    """Have a DigestError of the block name the shard."""
+    try:
+        yield
+    except DigestError as error:
+        raise DigestError(str(error).replace(": SHA-256", f": shard {info.name}: SHA-256")) from None
 
 
 def read_rows(root: Path, info: ShardInfo) -> pl.DataFrame:
-    """Rows of the shard with ROW_SCHEMA; LeafError where SHA-256, row count, schema or the keys' digest differ."""
+    """Rows of the shard with ROW_SCHEMA; LeafError where SHA-256, row count, schema or the keys' digest differ.
+
+    The file is read once: what is parsed is what was hashed.
+    """
     path = root / rows_path(info.name)
-    regular_size(path, f"shard {info.name}")
-    if sha256(path) != info.files[rows_path(info.name)]:
-        raise LeafError(f"{path}: shard {info.name}: SHA-256 differs: damaged or swapped")
+    if not info.rows * KEY_BYTES <= regular_size(path, f"shard {info.name}") <= info.bytes:
+        raise LeafError(f"{path}: shard {info.name}: has not the size of {info.rows} rows: damaged or forged")
+    raw = _contents(path)
+    if hashlib.sha256(raw).hexdigest() != info.files[rows_path(info.name)]:
+        raise DigestError(f"{path}: shard {info.name}: SHA-256 differs: damaged or swapped")
     try:
-        footer = pq.read_metadata(path)
-        count = footer.num_rows
-        unpacked = sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
-        if unpacked > MAX_ROW_BYTES * (count + CHUNK_ROWS) or footer.num_row_groups > count + 1:
-            raise LeafError(f"{path}: shard {info.name}: unpacks to {unpacked} bytes for {count} rows: refused")
-        schema = pl.read_parquet_schema(path)
-        if count != info.rows or schema != ROW_SCHEMA:
-            raise LeafError(f"{path}: shard {info.name}: not {info.rows} rows of {', '.join(ROW_SCHEMA)}")
-        frame = pl.read_parquet(path, hive_partitioning=False, glob=False)
+        _check_footer(pq.read_metadata(pa.BufferReader(raw)), info)
+        if pl.read_parquet_schema(io.BytesIO(raw)) != ROW_SCHEMA:
+            raise LeafError(f"not {info.rows} rows of {', '.join(ROW_SCHEMA)}")
+        frame = pl.read_parquet(raw, hive_partitioning=False, glob=False)
+    except LeafError as error:
+        raise LeafError(f"{path}: shard {info.name}: {error}") from None
     except (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise LeafError(f"{path}: shard {info.name}: cannot be read as Parquet: {error!s:.200}") from None
     if empty := [name for name in ROW_SCHEMA if frame[name].null_count()]:
         raise LeafError(f"{path}: shard {info.name}: rows without {', '.join(empty)}: refused")
-    if shard_name(key_array(frame["key"])) != info.name:
+    if len(frame) != info.rows or shard_name(key_array(frame["key"])) != info.name:
         raise LeafError(f"{path}: shard {info.name}: its keys belong to another shard")
     return frame
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        with access():
+            return path.read_bytes()
+    except OSError as error:
+        raise LeafError(f"{path}: {error.strerror or error}") from None
+
+
+def _check_footer(footer: Any, info: ShardInfo) -> None:
+    """Refuse a Parquet file whose footer names other rows, or far more bytes than rows may have."""
+    count, groups = footer.num_rows, [footer.row_group(number) for number in range(footer.num_row_groups)]
+    unpacked = sum(group.total_byte_size for group in groups)
+    if unpacked > MAX_ROW_BYTES * (count + CHUNK_ROWS) or len(groups) > count + 1:
+        raise LeafError(f"unpacks to {unpacked} bytes for {count} rows: refused")
+    if count != info.rows or sum(group.num_rows for group in groups) != count:
+        raise LeafError(f"not {info.rows} rows of {', '.join(ROW_SCHEMA)}")
+    keys = sum(column.total_compressed_size for column in _columns(groups) if column.path_in_schema == "key")
+    if keys < KEY_BYTES * count:
+        raise LeafError(f"its {count} keys take {keys} bytes: keys are digests and cannot be packed; refused")
+
+
+def _columns(groups: Sequence[Any]) -> Iterator[Any]:
+    return (group.column(number) for group in groups for number in range(group.num_columns))

@@ -2,16 +2,20 @@
 
 It has a directory per fingerprint and dtype, which a single writer locks. A shard is built in a temporary directory
 and renamed into place, so that a writer killed at any moment leaves whole shards and `.tmp-*`, which the next writer
-sweeps. Other processes may commit shards into the directory for the writer that holds the lock: `commit_shard` there,
-`ShardCache.register` here.
+sweeps. Other processes, on this machine or on others that share the file system, may add shards for the writer that
+holds the lock: `ShardWriter` there, `ShardCache.register` here. Each writer names a job, and a shard is only added
+while its job is the newest, so that what a run that has ended left working changes nothing under the next one.
 """
 
+import errno
 import os
 import re
+import shutil
+import uuid
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +28,12 @@ import zarr
 from pipeline.base import (
     TEMPORARY,
     Array,
+    DigestError,
     LeafError,
+    apply_umask,
+    bytes_kept,
+    check_replaceable,
+    check_sha256,
     contains,
     disk,
     key_array,
@@ -33,13 +42,14 @@ from pipeline.base import (
     merge_sorted,
     read_json,
     remove,
-    sha256,
     sync,
     temporary,
     write_json,
     written_directory,
+    written_file,
 )
 from pipeline.store.manifest import check_meta, parse_shard
+from pipeline.store.output import STORE_KIND
 from pipeline.store.readme import write_manifest
 from pipeline.store.refused import RefusedTexts
 from pipeline.store.shard import (
@@ -53,10 +63,14 @@ from pipeline.store.shard import (
     write_shard,
 )
 from pipeline.store.store import Store, count_by_source, total_by_source
-from pipeline.store.validation import check_replaceable, checked_rows, checked_vectors
+from pipeline.store.validation import checked_rows, checked_vectors
 
 _NAME = re.compile(r"[0-9a-f]{16}")
 _NOT_OF_THE_IDENTITY = ("teacher", "license", "refused")
+JOB = "job"
+"""File that names the newest job."""
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
+"""What a rename onto a shard that is there says; on NFS also one whose first answer was lost on the way."""
 
 
 class ShardCache:
@@ -74,10 +88,16 @@ class ShardCache:
         self._shards: dict[str, tuple[ShardInfo, Array]] = {}
         self._sorted_keys: list[Array] = []
         self._lock = ExitStack()
+        self.job = uuid.uuid4().hex
+        """Names this opening of the cache to those who add shards to it (`ShardWriter`)."""
         with disk(self.path):
+            if self.path.is_symlink():
+                raise LeafError(f"{self.path}: is a link, and a shard cache is kept in no other place; remove it")
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.enter_context(locked(self.path / "lock", str(self.path)))
             try:
+                # In place: a client of NFS that opens the file sees its content, but may be late to see another file.
+                (self.path / JOB).write_text(self.job)
                 for leftover in self.path.glob(f"{TEMPORARY}*"):
                     remove(leftover)
                 self.refused = RefusedTexts(self.path / "refused.jsonl")
@@ -155,18 +175,23 @@ class ShardCache:
     def adopt(self, root: Path, info: ShardInfo) -> None:
         """Take a whole shard of another store by hard links; its SHA-256 are checked, its vectors are not read.
 
+        What is checked are the files that stay here. Those of another user are copied: who owns a file can change it.
         It keeps the licence that `info` states.
 
         Raises:
             LeafError: it is damaged, or a key is already there.
         """
-        rows = read_rows(root, info)
-        self._check_new(rows)
-        check_files(root, info, self.meta)
+        check_sizes(root, info, self.meta)
         with disk(self.path, "this shard"), temporary(self.path, TEMPORARY) as directory:
             for file in info.files:
-                link(root / file, directory / file)
-            _move_into_place(directory, self.path, info)
+                _link_or_copy(root / file, directory / file)
+            try:
+                rows = read_rows(directory, info)
+                self._check_new(rows)
+                check_files(directory, info, self.meta)
+            except LeafError as error:  # names the shard where it came from
+                raise type(error)(str(error).replace(str(directory), str(root))) from None
+            info = move_into_place(directory, self.path, info, self.meta)
         self._add(info, key_array(rows["key"]))
 
     def publish(self, out: Path, wanted: Collection[bytes] | Array | pl.Series) -> Store:
@@ -182,9 +207,9 @@ class ShardCache:
         missing = int((~self.has(keys)).sum()) - len(self.left_out(keys))
         if missing:
             raise LeafError(f"{self.path}: {missing} of {len(keys)} wanted keys have no vector: run encode again")
-        check_replaceable(out)
+        check_replaceable(out, STORE_KIND)
         chosen = [name for name in sorted(self._shards) if _contains_any(keys, self._shards[name][1])]
-        with disk(out), written_directory(out) as directory:
+        with disk(out), written_directory(out, STORE_KIND) as directory:
             self._build(directory, [self._shards[name][0] for name in chosen], self._refused_without_vector(keys))
             Store.open(directory)
         return Store.open(out)
@@ -224,9 +249,13 @@ class ShardCache:
         except LeafError as error:
             raise LeafError(f"{error}; {_deletion_advice(directory)}") from None
         for file, digest in info.files.items():
-            if file != rows_path(info.name) and sha256(directory / file) != digest:
-                raise LeafError(f"{directory / file}: damaged; {_deletion_advice(directory)}")
-            link(directory / file, root / file)
+            if file != rows_path(info.name):
+                try:
+                    check_sha256(directory / file, digest)
+                except DigestError:
+                    raise LeafError(f"{directory / file}: damaged; {_deletion_advice(directory)}") from None
+            with bytes_kept(directory / file):
+                link(directory / file, root / file)
         return count_by_source(rows)
 
     def _check_identity(self) -> None:
@@ -234,8 +263,8 @@ class ShardCache:
         file = self.path / "pool.json"
         identity = {name: value for name, value in vars(self.meta).items() if name not in _NOT_OF_THE_IDENTITY}
         if not file.exists():
-            write_json(self.path / f"{TEMPORARY}pool.json", identity)
-            (self.path / f"{TEMPORARY}pool.json").rename(file)
+            with written_file(file) as new:
+                write_json(new, identity)
         elif read_json(file) != identity:
             raise LeafError(f"{file}: this shard cache holds vectors of another teacher; choose another `encode.pool`")
 
@@ -283,13 +312,82 @@ def shard_directory(root: Path, meta: StoreMeta) -> Path:
     return root / f"{meta.fingerprint[:16]}-{meta.dtype}"
 
 
+def finished_keys(path: Path, refused: bool) -> Array:
+    """`[n] V16`, sorted: keys with a vector in the directory of a shard cache, whoever has it open; none if absent.
+
+    With `refused`, also those whose texts the teacher has refused. LeafError where a shard is damaged.
+    """
+    names = [entry for entry in path.glob("*/shard.json") if _NAME.fullmatch(entry.parent.name)]
+    keys = [
+        key_array(pl.read_parquet(entry.parent / rows_path(entry.parent.name), columns=["key"])["key"])
+        for entry in names
+    ]
+    if refused:
+        keys.append(key_array(list(RefusedTexts(path / "refused.jsonl"))))
+    return merge_sorted(keys) if keys else key_array([])
+
+
+class ShardWriter:
+    """Adds shards to a shard cache for the process that holds its lock, from any process and machine.
+
+    That one takes note of them with `ShardCache.register`. Several may be given the same rows: each shard is computed
+    at least once and added once.
+    """
+
+    def __init__(self, path: Path, meta: StoreMeta, job: str) -> None:
+        """`path`, `meta` and `job` are those of the `ShardCache`."""
+        self.path, self.meta, self.job = path, meta, job
+
+    def check_current(self) -> None:
+        """LeafError where the cache has been opened again since: then nothing of this job may be added."""
+        try:
+            current = (self.path / JOB).read_text()
+        except OSError as error:
+            raise LeafError(f"{self.path}: the shard cache cannot be reached ({error.strerror})") from None
+        if current != self.job:
+            raise LeafError(f"{self.path}: another run has opened the shard cache since this work was planned")
+
+    def holds(self, name: str) -> bool:
+        """Whether a shard of this name is finished."""
+        return (self.path / name / "shard.json").exists()
+
+    def agree(self, file: str, content: bytes) -> bytes:
+        """What a small file holds; where there is none, it is made of `content`. All who ask are told the same."""
+        with disk(self.path), temporary(self.path, TEMPORARY) as directory:
+            if not (self.path / file).exists():
+                (directory / file).write_bytes(content)
+                sync(directory / file)
+                with suppress(FileExistsError):  # of two that come first, one is
+                    os.link(directory / file, self.path / file)
+            return (self.path / file).read_bytes()
+
+    def write(self, rows: pl.DataFrame, vectors: Array) -> ShardInfo:
+        """Add a shard, or take the one that another attempt was faster to add; see `ShardCache.write`.
+
+        Raises:
+            LeafError: as there; or the job is not the newest.
+        """
+        rows = checked_rows(rows)
+        stored = encoded(checked_vectors(rows, vectors, self.meta), self.meta)
+        try:
+            return commit_shard(self.path, rows, stored, self.meta, fence=self.check_current)
+        except LeafError:
+            self.check_current()  # the next run sweeps what earlier ones have not finished: then that is the reason
+            raise
+
+
 def commit_shard(
-    root: Path, rows: pl.DataFrame, stored: Sequence[Array], meta: StoreMeta, license_: str | None = None
+    root: Path,
+    rows: pl.DataFrame,
+    stored: Sequence[Array],
+    meta: StoreMeta,
+    license_: str | None = None,
+    *,
+    fence: Callable[[], None] = lambda: None,
 ) -> ShardInfo:
     """Write one finished shard into the directory `root` of a shard cache (`ShardCache.path`), whole or not at all.
 
-    It needs no `ShardCache`, so that any process may call it while another one holds the cache's lock; that one takes
-    note of the shard with `ShardCache.register`.
+    A shard of the same keys that is there already stays, and its entry is returned.
 
     Args:
         root: directory that exists; the shard becomes `root/<name>/`.
@@ -297,22 +395,47 @@ def commit_shard(
         stored: from `encoded`, in the rows' order.
         meta: of the cache.
         license_: of vectors that come from another store; None for those encoded here.
+        fence: called when everything is written, just before the shard gets its name; raises where it must not.
 
     Raises:
-        LeafError: a shard of the same keys is there already, or the disk is full. Nothing is left behind.
+        LeafError: the disk is full, or what is there under the shard's name is damaged. Nothing is left behind.
     """
     with disk(root, "this shard"), temporary(root, TEMPORARY) as directory:
         info = replace(write_shard(directory, rows, stored, meta), license=license_)
-        _move_into_place(directory, root, info)
-    return info
+        return move_into_place(directory, root, info, meta, fence)
 
 
-def _move_into_place(directory: Path, root: Path, info: ShardInfo) -> None:
-    """Give a shard built in a temporary directory of `root` its name, flushed to the disk."""
+def _link_or_copy(source: Path, target: Path) -> None:
+    if source.stat().st_uid == os.geteuid():
+        with bytes_kept(source):
+            link(source, target)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    sync(target)
+
+
+def move_into_place(
+    directory: Path, root: Path, info: ShardInfo, meta: StoreMeta, fence: Callable[[], None] = lambda: None
+) -> ShardInfo:
+    """Give a shard built in a temporary directory of `root` its name, flushed to the disk; returns what has the name.
+
+    Whoever comes second finds the name taken, and the first one's shard stays.
+    """
     write_json(directory / "shard.json", info.to_json())
+    apply_umask(directory)
     sync(directory)
-    directory.rename(root / info.name)
+    fence()
+    target = root / info.name
+    try:
+        directory.rename(target)
+    except OSError as error:
+        if error.errno not in _TAKEN or not target.exists():
+            raise
+        info = parse_shard(read_json(target / "shard.json"), meta)
+        check_sizes(target, info, meta)
     sync(root)
+    return info
 
 
 def _deletion_advice(directory: Path) -> str:

@@ -1,7 +1,8 @@
 """The embedding store: immutable shards of key -> vector for one fingerprint. Reading and checking it.
 
 The content of a store is not trusted until it has been checked: file names are derived from the format and never
-followed, sizes are compared with what the format fixes before anything is allocated, and nothing in it is executed.
+followed, sizes are compared with what the format fixes before anything is allocated, and nothing in it is executed. The
+first read of a file compares its SHA-256, later ones do so if it has changed (`base/digests.py`).
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from pipeline.base import Array, LeafError, key_array, regular_size, sha256
+from pipeline.base import Array, LeafError, check_sha256, key_array, regular_size
 from pipeline.store.manifest import Sources
 from pipeline.store.remote import RemoteFiles
 from pipeline.store.shard import ShardInfo, check_files, read_rows
@@ -119,8 +120,7 @@ class Store(VectorSource):
         with self.files.errors():
             for file, digest in self.manifest.files.items():
                 regular_size(root / file, "belongs to the store")
-                if sha256(root / file) != digest:
-                    raise LeafError(f"{root / file}: SHA-256 differs")
+                check_sha256(root / file, digest)
         if self.manifest.sources is not None and self.count_sources() != self.manifest.sources:
             raise LeafError(f"{self.name}: store.json counts other rows by source than there are; {self.files.repair}")
 
@@ -139,8 +139,8 @@ class Store(VectorSource):
     def read(self, part: int, start: int = 0, stop: int | None = None) -> Array:
         """Vectors `[stop - start, dim]` of a shard: float16 or float32 as stored, int8 as float32.
 
-        Fastest where `start` is a multiple of CHUNK_ROWS: whole chunks are read and their crc32c checked.
-        Raises LeafError where a chunk's checksum differs.
+        Fastest where `start` is a multiple of CHUNK_ROWS: whole chunks are read and their crc32c checked, and the
+        file's SHA-256 at the first of them. Raises LeafError where either differs.
         """
         low, high, _ = slice(start, stop).indices(self.shards[part].rows)
         codes, *scales = self._read_arrays(self.shards[part], low, high)

@@ -17,8 +17,8 @@ class Transport(Protocol):
     def read(self, file: str, start: int, stop: int) -> bytes:
         """Bytes `[start, stop)` of a file; fewer where the file ends earlier."""
 
-    def blocks(self, file: str, size: int) -> Iterator[bytes]:
-        """The first `size` bytes of a file, block by block."""
+    def blocks(self, file: str, size: int, start: int = 0) -> Iterator[bytes]:
+        """The first `size` bytes of a file but for `start` of them, block by block."""
 
     def size(self, file: str) -> int:
         """Size of a file in bytes."""

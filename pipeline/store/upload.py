@@ -6,6 +6,7 @@ a whole store whoever pushes at the same time and whenever a push is killed. Wha
 `store.json` names; its next run takes them up again.
 """
 
+import hashlib
 import json
 import random
 import time
@@ -20,11 +21,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.base import Array, LeafError, contains, key_array
+from pipeline.base import Array, LeafError, access, contains, key_array, regular_size
 from pipeline.store.agreement import check_agreement, check_same_space
 from pipeline.store.bucket import Bucket, ChangedMeanwhileError
 from pipeline.store.licenses import joint_teacher
-from pipeline.store.manifest import GROUP, MAX_DOCUMENT_BYTES, README, Manifest, Sources
+from pipeline.store.manifest import GROUP, MAX_DOCUMENT_BYTES, README, REPAIR, Manifest, Sources
 from pipeline.store.operations import copy_rows, shared_keys
 from pipeline.store.readme import readme_text
 from pipeline.store.shard import ShardInfo, StoreMeta
@@ -139,16 +140,28 @@ class Sender:
 
         It is tried out on the document of the Zarr group, which is the same in every store.
         """
-        local = self.store.path / GROUP
+        local = self._group()
         if GROUP not in self.place.sizes:
-            self._created(local, GROUP)
+            with suppress(ChangedMeanwhileError):  # another push has created it: it is compared below
+                self._write(local, GROUP, None)
         there = self.bucket.read(GROUP, 0, MAX_DOCUMENT_BYTES)
-        if _json(there) != _json(local.read_bytes()):
+        if _json(there) != _json(local):
             raise LeafError(
                 f"{self.bucket.url}/{GROUP}: nothing was sent: this is no group of vectors; delete the file"
             )
         self.bucket.check_conditional_writes(GROUP, there)
         return True
+
+    def _group(self) -> bytes:
+        """The document of the Zarr group; LeafError unless it is the one that this store's manifest names."""
+        file = self.store.path / GROUP
+        if regular_size(file, "group of vectors") > MAX_DOCUMENT_BYTES:
+            raise LeafError(f"{file}: too large for the document of a group; nothing was sent; {REPAIR}")
+        with access(file):
+            content = file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.store.manifest.group_sha256:
+            raise LeafError(f"{file}: SHA-256 differs: damaged or swapped; nothing was sent; {REPAIR}")
+        return content
 
     def send(self) -> dict[str, Any]:
         """Send what is new, then `store.json` and README.md.

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.base import Array, LeafError
+from pipeline.base import Array, LeafError, check_replaceable
 from pipeline.store.chunks import CHUNK_ROWS
+from pipeline.store.output import STORE_KIND
 from pipeline.store.shard import ROW_SCHEMA, StoreMeta
 
 SAME_VECTOR = 0.999  # least cosine of two encodings of a text: batch size and hardware change the last bits only
@@ -64,16 +65,8 @@ def finite_and_zero(vectors: Array) -> tuple[Array, Array]:
 
 def check_free(out: Path, replace: bool) -> None:
     """LeafError unless `out` is absent or empty, or is a store and `replace` says that it may be replaced."""
-    if out.is_dir() and any(out.iterdir()) and not replace and (out / "store.json").exists():
+    check_replaceable(out, STORE_KIND)
+    if out.is_dir() and any(out.iterdir()) and not replace:
         raise LeafError(
             f"{out}: holds a store already: name another directory, or add --replace if that store may be lost"
         )
-    check_replaceable(out)
-
-
-def check_replaceable(out: Path) -> None:
-    """LeafError unless `out` is absent, empty or a store."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise LeafError(f"{out}: not a directory; move it away, the store is published there")
-    if out.is_dir() and any(out.iterdir()) and not (out / "store.json").exists():
-        raise LeafError(f"{out}: holds something else than a store; move it away, the store is published there")

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from pipeline.base import LeafError
-from pipeline.model import base_directory, read_json, settings
+from pipeline.model import SETTINGS_FILES, base_directory, check_inside, read_json, settings
 
 ROLES = ("query", "document")
 NO_LIMIT = 10**6  # a tokenizer without a limit names a huge number (transformers: 1e30); no real limit is this large
@@ -28,9 +28,7 @@ ROTARY_IN_A_TABLE = ("codegen", "gptj")
 DEFAULT_MAX_LENGTH = 512  # tokens of a text, where a model's files name no limit
 WIDTHS = ("word_embed_proj_dim", "hidden_size", "dim", "d_model", "n_embd", "emb_dim")
 """Names of the hidden states' width in the configurations of transformers, in the order in which they count."""
-LIMIT_FILES = ("sentence_bert_config.json", *(f"sentence_{name}_config.json" for name in (
-    "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"
-)))  # fmt: skip
+LIMIT_FILES = SETTINGS_FILES
 """Files in which versions of sentence-transformers keep the settings of the module Transformer; the first counts."""
 
 
@@ -107,14 +105,7 @@ def _listed(directory: Path) -> list[ModuleFiles]:
         raise LeafError(
             f"model file {listing}: must be a list of modules, each with its `type` and `path`; get the model again"
         )
-    return [ModuleFiles(entry["type"].rpartition(".")[2], _inside(directory, entry["path"])) for entry in entries]
-
-
-def _inside(directory: Path, path: str) -> Path:
-    joined = directory / path
-    if not joined.resolve().is_relative_to(directory.resolve()):
-        raise LeafError(f"model {directory}: names a module outside of its directory ({path!r:.60}); do not trust it")
-    return joined
+    return [ModuleFiles(entry["type"].rpartition(".")[2], check_inside(directory, entry["path"])) for entry in entries]
 
 
 def _unfolded(module: ModuleFiles, role: str) -> list[ModuleFiles]:
@@ -136,7 +127,7 @@ def _unfolded(module: ModuleFiles, role: str) -> list[ModuleFiles]:
     names = structure[route]
     if not isinstance(names, list) or not all(isinstance(types.get(name), str) for name in names):
         raise LeafError(f"model file {file}: a route names a module without a type; get the model again")
-    parts = [ModuleFiles(types[name].rpartition(".")[2], _inside(module.path, name)) for name in names]
+    parts = [ModuleFiles(types[name].rpartition(".")[2], check_inside(module.path, name)) for name in names]
     return [part for inner in parts for part in _unfolded(inner, role)]
 
 

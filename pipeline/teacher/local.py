@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.base import Array, LeafError, first_line, keep_pages
+from pipeline.base import Array, LeafError, first_line, keep_pages, panics_as_errors
 from pipeline.model import (
     best_device,
-    check_digest,
+    check_model_sha256,
     in_threads,
     load_sentence_transformer,
     resolve_model,
@@ -34,7 +34,6 @@ from pipeline.teacher.local_identity import (
     effective_prompts,
     first_fingerprint,
     full_width,
-    input_digest,
     max_lengths,
     normalizes,
     trusted_revision,
@@ -113,7 +112,7 @@ class LocalTeacher:
         return dimension(self.params, self.layout)
 
     @cached_property
-    def _width(self) -> int:
+    def width(self) -> int:
         """Dimension of what the modules give, before any dimensions are cut off."""
         return full_width(self.params, self.layout)
 
@@ -131,11 +130,11 @@ class LocalTeacher:
         with self._lock:
             if self._model is not None:
                 return
-            if self.params.sha256 is not None:
-                check_digest(input_digest(self.layout), self.params.sha256, "teacher.sha256")
+            check_model_sha256(self.directory, self.params.sha256, "teacher.sha256")
             keep_pages()
             limits, prompts = max_lengths(self.params, self.layout), effective_prompts(self.params, self.layout)
             model = load_sentence_transformer(self.directory, self.params.model, trusted_revision(self.params))
+            check_model_sha256(self.directory, self.params.sha256, "teacher.sha256")  # nothing was swapped meanwhile
             with self._run_errors("cannot be run"):
                 self._runners = runners_for(model, prompts, limits, self.token_budget)
             self._model = model
@@ -146,7 +145,8 @@ class LocalTeacher:
     def _run_errors(self, what: str) -> Iterator[None]:
         """Whatever the model's own code or its libraries raise becomes one sentence."""
         try:
-            yield
+            with panics_as_errors():
+                yield
         except LeafError:
             raise
         except Exception as error:
@@ -172,7 +172,8 @@ class LocalTeacher:
             LeafError: the tokenizer makes no token of a text.
         """
         self.load()
-        inputs, unread = self._runners[role].tokenize(texts)
+        with self._run_errors("its tokenizer breaks off"):
+            inputs, unread = self._runners[role].tokenize(texts)
         for text, tokens in zip(texts, inputs, strict=True):
             if not len(tokens):
                 raise LeafError(
@@ -203,10 +204,10 @@ class LocalTeacher:
         with torch.inference_mode():
             with self._run_errors(f"breaks off at a text of {max(map(len, inputs))} tokens"):
                 vectors = runner.forward(inputs)
-            if vectors.shape[1] != self._width:
+            if vectors.shape[1] != self.width:
                 raise LeafError(
                     f"teacher `{self.params.model}`: gives vectors of {vectors.shape[1]} dimensions, but its "
-                    f"configuration files name {self._width}; correct the width in those of its modules"
+                    f"configuration files name {self.width}; correct the width in those of its modules"
                 )
             vectors = vectors[:, : self.dim].float()
             if self._normalizes:

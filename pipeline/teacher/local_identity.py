@@ -4,13 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from pipeline.base import LeafError, sha256
+from pipeline.base import LeafError, file_sha256
 from pipeline.model import (
     base_directory,
-    check_digest,
+    check_model_sha256,
     code_files,
     load_sentence_transformer,
     resolve_model,
@@ -71,7 +70,7 @@ def describe(params: TeacherParams, dtype: str) -> StoreMeta:
     """
     layout = read_layout(resolve_model(params.model, params.revision))
     files = dict(_digests(layout, params.trust_remote_code))
-    check_digest(input_digest(layout, files), params.sha256, "teacher.sha256")
+    check_model_sha256(layout.directory, params.sha256, "teacher.sha256")
     fingerprinted = {
         "fingerprint_version": FINGERPRINT_VERSION,
         "files": files,
@@ -118,7 +117,7 @@ def _digests(layout: Layout, with_code: bool) -> Iterator[tuple[str, str]]:
             yield _name_in(layout, module.path, name), digest
     if with_code:
         for file in code_files(layout.directory):
-            yield file.relative_to(layout.directory).as_posix(), sha256(file)
+            yield file.relative_to(layout.directory).as_posix(), file_sha256(file)
 
 
 def _name_in(layout: Layout, directory: Path, name: str) -> str:
@@ -131,7 +130,7 @@ def _module_digests(module: ModuleFiles) -> Iterator[tuple[str, str]]:
     if module.kind != "Transformer":
         patterns = FILES_OF.get(module.kind, MODULE_FILES)
         for file in sorted({file for pattern in patterns for file in module.path.glob(pattern)}):
-            yield file.name, sha256(file)
+            yield file.name, file_sha256(file)
         return
     base = base_directory(module.path)
     for directory in {module.path: "", base: "" if base == module.path else "base/"}.items():
@@ -146,7 +145,7 @@ def _transformer_digests(directory: Path, prefix: str) -> Iterator[tuple[str, st
     ignored = NOT_OF_THE_VECTORS - ({"chat_template"} if _reads_messages(directory) else set())
     for file in [*files, *(file for file in _tokenizer_files(directory) if file not in named)]:
         if file.exists():
-            yield f"{prefix}{file.name}", sha256(file)
+            yield f"{prefix}{file.name}", file_sha256(file)
     for file in sorted(named):
         if file.exists():
             deciding = {key: value for key, value in settings(file).items() if key not in ignored}
@@ -165,16 +164,6 @@ def _tokenizer_files(directory: Path) -> list[Path]:
     if complete.exists():
         return [complete]
     return sorted({file for pattern in TOKENIZER_FILES for file in directory.glob(pattern)})
-
-
-def input_digest(layout: Layout, known: Mapping[str, str] = MappingProxyType({})) -> str:
-    """What `teacher.sha256` is compared with: the digest of the weights of the module that reads the text.
-
-    Of a Router's several, the digest of their digests. Those in `known` (`_digests`) are not computed again.
-    """
-    directories = dict.fromkeys(layout.routes[role][0].path for role in ROLES)
-    digests = [known.get(_name_in(layout, path, "weights")) or weights_sha256(path) for path in directories]
-    return digests[0] if len(digests) == 1 else _digest({"weights": digests})
 
 
 def effective_prompts(params: TeacherParams, layout: Layout) -> dict[str, str]:
@@ -257,11 +246,11 @@ def first_fingerprint(params: TeacherParams, meta: StoreMeta) -> str | None:
     digests = {"weights": files["weights"]}
     for path in [directory / "config.json", directory / "sentence_bert_config.json", *_tokenizer_files(directory)]:
         if path.exists():
-            digests[path.name] = sha256(path)
+            digests[path.name] = file_sha256(path)
     for module in listed:
         if module.path != directory:
             for file in sorted([*module.path.glob("*.json"), *module.path.glob("*.safetensors")]):
-                digests[f"{module.kind}/{file.name}"] = sha256(file)
+                digests[f"{module.kind}/{file.name}"] = file_sha256(file)
     fingerprinted = {
         "files": digests,
         "modules": [module.kind for module in listed] if (directory / "modules.json").exists() else [],

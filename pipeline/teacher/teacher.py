@@ -6,10 +6,12 @@ from typing import Protocol
 import polars as pl
 
 from pipeline.base import Array
-from pipeline.params import EncodeParams, TeacherParams
+from pipeline.params import EncodeParams, Permits, TeacherParams
 from pipeline.store import StoreMeta, VectorSource
 from pipeline.teacher.api.api_teacher import ApiTeacher
 from pipeline.teacher.local import LocalTeacher
+
+NO_PERMITS = Permits()
 
 
 class Teacher(Protocol):
@@ -59,12 +61,18 @@ class Teacher(Protocol):
         """Record in the shard cache's root what later runs need to recognise this teacher (an API's probe)."""
 
 
-def open_teacher(params: TeacherParams, encode: EncodeParams, store: VectorSource | None = None) -> Teacher:
+def open_teacher(
+    params: TeacherParams, encode: EncodeParams, store: VectorSource | None = None, permits: Permits = NO_PERMITS
+) -> Teacher:
     """The teacher that the section `teacher` describes; nothing is read, loaded or asked yet.
 
     With `store`, its `meta` is made to be compared with that store's: an API is then identified by the probe vectors
     in the store, instead of those in the shard cache.
+
+    Raises:
+        LeafError: the parameters of an API need a permit that `permits` does not hold.
     """
     if params.api is None:
         return LocalTeacher(params, encode)
+    permits.check(params.api)
     return ApiTeacher(params, encode, store)

@@ -18,10 +18,12 @@ from tests.store_helpers import publish
 OTHER = 65534  # the owner of files of others, where the tests run as root
 DROP_CAPABILITY, OVERRIDES = 24, (1, 2, 3)  # prctl(2): PR_CAPBSET_DROP; capabilities(7): what lets root read all files
 RUN = """
-import json, sys
+import importlib, json, sys
 from click.testing import CliRunner
-from stages.leaf import main
-results = [CliRunner().invoke(main, arguments) for arguments in json.loads(sys.stdin.read())]
+results = [
+    CliRunner().invoke(importlib.import_module(f"stages.{name}").main, arguments)
+    for name, *arguments in json.loads(sys.stdin.read())
+]
 print(json.dumps([[result.exit_code, result.output] for result in results]))
 """
 Leaf = Callable[..., list[tuple[int, str]]]
@@ -46,7 +48,7 @@ def without_privileges() -> None:
 
 @pytest.fixture
 def as_another(shared_folder: Path) -> Leaf:
-    """Runs `leaf` commands, one after another in one process, in which owners and modes count."""
+    """Runs commands, each a module of `stages` and its arguments, in one process, in which owners and modes count."""
 
     def run(*commands: list[str]) -> list[tuple[int, str]]:
         result = subprocess.run(
@@ -135,3 +137,61 @@ def test_a_store_that_is_only_readable_can_be_read_and_says_why_it_cannot_be_wri
     assert verified[0] == 0, verified[1]
     for result in (merged, exported):
         assert str(shared_folder) in refused(result, "0555")
+
+
+def test_a_folder_that_keeps_people_out_hides_no_other_store_of_a_place(shared_folder: Path, as_another: Leaf) -> None:
+    place = shared_folder / "place"
+    store = shutil.copytree(publish(shared_folder, (30,)).path, place / "ours")
+    for closed in (shutil.copytree(store, place / "theirs"), place / "team/private"):
+        closed.mkdir(parents=True, exist_ok=True)
+        closed.chmod(0o000)
+    ((code, output),) = as_another(["store", "list", str(place), "--json"])
+    assert code == 0, output
+    entries = {entry["store"].removeprefix(f"{place}/"): entry for entry in json.loads(output)}
+    assert set(entries) == {"ours", "theirs", "team/private"}
+    assert entries["ours"]["rows"] == 30
+    for name in ("theirs", "team/private"):
+        assert re.search(r"no access:.* belongs to \S+ and has the mode 0000", entries[name]["why"])
+
+
+def test_texts_vectors_and_parameters_that_may_not_be_read_are_named(shared_folder: Path, as_another: Leaf) -> None:
+    """Not as cut short, nor as an output that cannot be written."""
+    closed = ["a.jsonl", "a.parquet", "b.parquet", "v.npy", "saved/state.json", "p.yaml"]
+    for name in closed:
+        (shared_folder / name).parent.mkdir(exist_ok=True)
+        (shared_folder / name).touch()
+        (shared_folder / name).chmod(0o000)
+    (shared_folder / "t.csv").write_text("text\n")
+    commands = []
+    for name in closed[:2]:
+        kind = name.split(".")[1]
+        source = f"{{name: s, kind: {kind}, path: {name}, role: document}}"
+        (shared_folder / f"{kind}.yaml").write_text(f"corpus: {{sources: [{source}], heldout: 0.1}}\n")
+        commands.append(["corpus", "--params", f"{kind}.yaml", "--out", f"corpus-{kind}"])
+    rest = ["--out", "out", "--teacher", "none", "--unverified"]
+    files = ["b.parquet"], ["v.npy", "--texts", "t.csv"], ["saved"]
+    commands += [["store", "import", *arguments, *rest] for arguments in files] + [["corpus", "--params", "p.yaml"]]
+    for file, result in zip(closed, as_another(*commands), strict=True):
+        assert f"{file}: no access" in refused(result, "0000")
+
+
+WRITE = """
+from pathlib import Path
+from pipeline.base import LeafError, check_writable
+for arguments in (([Path("closed/new/m.json")],), ([], [Path("closed/out")])):
+    try:
+        check_writable(*arguments)
+    except LeafError as error:
+        print(error)
+"""
+
+
+def test_an_output_that_may_not_be_written_is_refused_with_owner_and_mode(shared_folder: Path) -> None:
+    (shared_folder / "closed").mkdir(mode=0o555)
+    result = subprocess.run(
+        [sys.executable, "-c", WRITE], cwd=shared_folder, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=without_privileges,
+    )  # fmt: skip
+    lines = result.stdout.splitlines()
+    assert [line.split(": cannot be written: no access: ")[0] for line in lines] == ["closed/new/m.json", "closed/out"]
+    assert all(re.search(r"closed belongs to \S+ and has the mode 0555", line) for line in lines)

@@ -45,7 +45,7 @@ def test_a_run_killed_again_and_again_publishes_the_bytes_of_one_never_killed(
     tiny_corpus: Path, write_params: Callable[..., Path], tmp_path: Path
 ) -> None:
     write_params(encode={"pool": "pool-a", "shard_rows": 32})
-    assert start(tmp_path).wait(120) == 0
+    assert start(tmp_path).wait(600) == 0
     undisturbed = contents(tmp_path / "out" / "store")
 
     (tmp_path / "out").rename(tmp_path / "first")
@@ -57,7 +57,7 @@ def test_a_run_killed_again_and_again_publishes_the_bytes_of_one_never_killed(
         cache = tmp_path / "pool-b"
         shards = len(list(cache.glob("*/*/shard.json")))
         # Killed at a random moment after its first shard: while it encodes, writes another shard, or publishes.
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while (
             process.poll() is None and len(list(cache.glob("*/*/shard.json"))) <= shards and time.monotonic() < deadline
         ):
@@ -70,7 +70,7 @@ def test_a_run_killed_again_and_again_publishes_the_bytes_of_one_never_killed(
         kills += 1
         assert not (tmp_path / "out" / "store").exists() or contents(tmp_path / "out" / "store") == undisturbed
     assert kills > 0
-    assert start(tmp_path).wait(120) == 0
+    assert start(tmp_path).wait(600) == 0
     assert contents(tmp_path / "out" / "store") == undisturbed
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["store"]
 
@@ -85,7 +85,7 @@ def test_a_second_run_is_told_that_one_is_under_way(
     write_params()
     with ShardCache(tmp_path / "pool", describe(TeacherParams(str(tiny_teacher)), "float16")):
         second = start(tmp_path)
-        _, errors = second.communicate(timeout=120)
+        _, errors = second.communicate(timeout=600)
     assert second.returncode == 1
     assert f"another run is under way (process {os.getpid()})" in errors
     assert "Traceback" not in errors
@@ -96,12 +96,12 @@ def test_a_full_disk_is_one_sentence_and_the_finished_shards_stay(
 ) -> None:
     write_params(encode={"shard_rows": 64})
     process = start(tmp_path, limit_bytes=20_000)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "no space left" in errors and "Traceback" not in errors
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
     assert not list((tmp_path / "pool").rglob(".tmp-*"))
-    assert start(tmp_path).wait(120) == 0
+    assert start(tmp_path).wait(600) == 0
 
 
 @pytest.mark.parametrize("damage", ["columns", "empty", "missing", "truncated"])

@@ -1,5 +1,9 @@
 """Stores on a plain web server: another process, which breaks connections, knows no ranges, redirects, and damages."""
 
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from pipeline.store.store import Store
 from pipeline.store.transport import remote_url
 from pipeline.teacher.teacher import open_teacher
 from stages.leaf import main
+from tests.conftest import ROOT
 from tests.http_server import Server, serving
 from tests.store_helpers import publish
 
@@ -78,6 +83,80 @@ def test_broken_connections_are_resumed_where_they_broke(tmp_path: Path, local: 
         size = (local.path / f"vectors.zarr/{name}/c/0/0").stat().st_size
         asked = [line.split()[1] for line in server.requests() if f"/{name}/c/0/0 " in line]
         assert [int(part.removeprefix("bytes=").split("-")[0]) for part in asked] == list(range(0, size, 5000))
+
+
+DOWNLOAD = """
+import sys
+from pipeline.store import http
+from pipeline.store.store import Store
+http.BLOCK_BYTES = 1000
+store = Store.open(sys.argv[1])
+store.files.shard(max(store.shards, key=lambda shard: shard.rows))
+"""
+
+
+def part_of(cache: Path, name: str) -> Path | None:
+    """What has arrived of a shard's vectors."""
+    return next(cache.glob(f"*/vectors.zarr/{name}/c/0/.tmp-*-0"), None)
+
+
+def test_a_killed_download_goes_on_where_it_was_in_another_process(tmp_path: Path, local: Store, cache: Path) -> None:
+    shard = max(local.shards, key=lambda shard: shard.rows)
+    size = (local.path / f"vectors.zarr/{shard.name}/c/0/0").stat().st_size
+    (tmp_path / "log.stalled").touch()
+    with serving(tmp_path, tmp_path / "log", stall_after="20500") as server:
+        command = [sys.executable, "-c", DOWNLOAD, f"{server.url}/store"]
+        process = subprocess.Popen(command, cwd=ROOT)
+        try:
+            for _ in range(6000):
+                if (
+                    part := part_of(cache, shard.name)
+                ) and part.stat().st_size >= 16_000:  # the rest waits in its buffer
+                    break
+                time.sleep(0.02)
+            assert part is not None
+        finally:
+            process.kill()
+            process.wait()
+        arrived = part.stat().st_size
+        assert 16_000 <= arrived <= 20_500 < size
+        (tmp_path / "log.stalled").unlink()
+        server.requests()
+        remote = Store.open(f"{server.url}/store")
+        remote.files.shard(shard)
+        (asked,) = [line.split()[1] for line in server.requests() if f"/{shard.name}/c/0/0 " in line]
+        assert asked == f"bytes={arrived}-{size - 1}"
+        assert part_of(cache, shard.name) is None
+        remote.verify()
+
+
+def test_what_a_killed_download_left_is_checked_bounded_and_dropped_with_its_store(
+    tmp_path: Path, local: Store, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, (first, second) = f"{server.url}/store", local.shards
+    remote = Store.open(url)
+    file = remote.path / f"vectors.zarr/{first.name}/c/0/0"
+    remote.files.shard(first)
+    digest = first.files[f"vectors.zarr/{first.name}/c/0/0"]
+    part = file.with_name(f".tmp-{digest[:16]}-0")
+    file.unlink()
+    part.write_bytes(b"not what the server has")
+    remote.files.shard(first)  # begins anew instead of calling the server's bytes damaged
+    assert not part.exists()
+
+    bound = (local.path / f"vectors.zarr/{first.name}/c/0/0").stat().st_size + 100
+    monkeypatch.setenv("LEAF_CACHE_GB", str(bound / 1e9))
+    file.rename(part)
+    other = Store.open(url)
+    other.files.shard(second)
+    assert not part.exists()  # it counted, and was the least recently used
+
+    part.write_bytes(b"of a store that is no longer there")
+    shutil.rmtree(local.path)
+    shutil.rmtree(tmp_path / "pool")
+    publish(tmp_path, (30,))
+    Store.open(url)
+    assert not part.exists()
 
 
 def test_a_server_without_ranges_serves_chunks_of_dropped_shards(

@@ -255,6 +255,23 @@ def test_other_vectors_of_the_same_texts_are_not_mixed_in(bucket: Any, tmp_path:
     assert Store.open(url(bucket)).rows == 30
 
 
+@pytest.mark.parametrize("file", ["README.md", "vectors.zarr/zarr.json"])
+def test_what_a_link_in_a_store_leads_to_is_not_sent(bucket: Any, tmp_path: Path, file: str) -> None:
+    store, secret = store_of(tmp_path / "a", (0, 30)), tmp_path / "credentials"
+    secret.write_text("aws_secret_access_key = LEAKPROBE")
+    (store.path / file).unlink()
+    (store.path / file).symlink_to(secret)
+    if file == "README.md":  # the README there is made of store.json
+        push(store, url(bucket))
+        assert Bucket(url(bucket)).read(file, 0, 10**6).startswith(b"# Embeddings of")
+    else:
+        with pytest.raises(LeafError, match=r"zarr\.json: SHA-256 differs: .*; nothing was sent"):
+            push(store, url(bucket))
+        assert not Bucket(url(bucket)).files()
+    sent = b"".join(Bucket(url(bucket)).read(name, 0, 10**6) for name in Bucket(url(bucket)).files())
+    assert b"LEAKPROBE" not in sent
+
+
 def test_the_readme_of_a_place_tells_of_the_union_and_of_each_licence(bucket: Any, tmp_path: Path) -> None:
     push(store_of(tmp_path / "a", (0, 30), license="CC-BY-NC-4.0"), url(bucket))
     figures = push(store_of(tmp_path / "b", (30, 20), license="MIT"), url(bucket))

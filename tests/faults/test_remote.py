@@ -11,6 +11,7 @@ from pipeline.base.errors import LeafError
 from pipeline.encode.encoding import encode
 from pipeline.params.sections import EncodeParams, TeacherParams
 from pipeline.store import operations
+from pipeline.store.bucket import Bucket
 from pipeline.store.remote import RemoteFiles
 from pipeline.store.repair import repair
 from pipeline.store.shard_cache import ShardCache
@@ -116,6 +117,29 @@ def test_a_copy_that_rots_in_the_cache_is_fetched_again(tmp_path: Path, bucket: 
         raw[9] ^= 1
         file.write_bytes(raw)
     Store.open(url(bucket)).verify()
+
+
+def test_a_download_that_ended_goes_on_where_it_was(
+    tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local, read = publish(tmp_path, (1500,)), Bucket.read
+    push(local, url(bucket))
+    file = f"vectors.zarr/{local.shards[0].name}/c/0/0"
+    size, starts = (local.path / file).stat().st_size, list[int]()
+
+    def interrupted(self: Bucket, name: str, start: int, stop: int) -> bytes:
+        if name == file:
+            starts.append(start)
+            if len(starts) == 4:
+                raise KeyboardInterrupt
+        return read(self, name, start, stop)
+
+    monkeypatch.setattr("pipeline.store.bucket.BLOCK_BYTES", size // 6)
+    monkeypatch.setattr(Bucket, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Store.open(url(bucket)).files.shard(local.shards[0])
+    Store.open(url(bucket)).verify()
+    assert starts == [0, *(size // 6 * turn for turn in (1, 2, 3, 3, 4, 5)), *([size // 6 * 6] if size % 6 else [])]
 
 
 def test_a_store_published_anew_replaces_what_the_cache_holds(tmp_path: Path, bucket: Any) -> None:

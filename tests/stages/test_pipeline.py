@@ -1,5 +1,6 @@
 """The whole pipeline on tiny models, through real DVC."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -138,6 +139,34 @@ def test_the_student_loads_with_sentence_transformers_alone_and_lies_in_the_teac
 
 def test_a_second_repro_runs_nothing(project: Project) -> None:
     assert project.ran(project.dvc("repro")) == set()
+
+
+def test_what_comes_and_goes_below_data_evaluation_is_noticed(project: Project) -> None:
+    file = project.folder / "data/evaluation/labels.csv"
+    file.write_text("text,label\nthe list,a\n")
+    assert "data/evaluation" in project.dvc("status", "evaluate")
+    file.unlink()
+    assert "data/evaluation" not in project.dvc("status", "evaluate")
+
+
+@pytest.mark.parametrize("link", ["hardlink", "symlink"])
+def test_stages_by_hand_never_write_through_links_into_the_cache(project: Project, link: str) -> None:
+    measured = project.folder / "metrics/export.json"
+    before = measured.read_bytes()
+    project.dvc("config", "cache.type", link)
+    project.dvc("checkout", "--relink")
+    page = project.folder / "reports/report.html"
+    assert page.is_symlink() if link == "symlink" else page.stat().st_nlink > 1
+    for name in ("report", "export")[: 2 if link == "hardlink" else 1]:
+        project.run(sys.executable, "-m", f"stages.{name}")
+    assert not page.is_symlink() and page.stat().st_nlink == 1
+    cached = [file for file in (project.folder / ".dvc/cache/files/md5").glob("*/*") if file.suffix != ".dir"]
+    assert len(cached) > 20
+    for file in cached:
+        assert hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() == file.parent.name + file.name
+    measured.write_bytes(before)
+    project.dvc("config", "--unset", "cache.type")
+    project.dvc("checkout", "--force", "--relink")
 
 
 def test_a_changed_fit_runs_fit_and_evaluate_and_going_back_runs_nothing(project: Project) -> None:

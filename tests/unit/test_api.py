@@ -3,15 +3,18 @@
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 
 from pipeline.base.errors import LeafError
+from pipeline.params import EncodeParams, Permits
 from pipeline.params.parsing import parse
 from pipeline.params.sections import ApiParams, RoleFields, TeacherParams
+from pipeline.teacher import open_teacher
 from pipeline.teacher.api import client as api
-from pipeline.teacher.api.client import Client, Refusal
+from pipeline.teacher.api.client import Client, Refusal, Retry
 from pipeline.teacher.api.division import Embedded, Refused, embed_all
 from pipeline.teacher.api.identity import identity
 from pipeline.teacher.api.probe import PROBE_TEXTS
@@ -144,6 +147,73 @@ def test_a_key_that_is_not_taken_stops_at_once(
     ) as raised:
         client(server, key_env="MY_KEY").embed(TEXTS, "query")
     assert len(server.requests) == 1 and "WRONG" not in str(raised.value) and message in str(raised.value)
+
+
+def test_a_redirect_is_not_followed_and_nothing_is_sent_there(server: Server) -> None:
+    with running() as other:
+        server.plan = [f"redirect:{other.url}/embeddings"]
+        with pytest.raises(LeafError, match=rf"base_url: .* with a redirect to {other.url}/embeddings, and nothing"):
+            client(server).embed(TEXTS, "query")
+        assert not other.requests
+
+
+@pytest.mark.parametrize(("kind", "most"), [("flood", 32 * 2**20), ("slow", 200)])
+def test_an_error_without_end_is_read_no_further_than_a_message_needs(server: Server, kind: str, most: int) -> None:
+    server.plan = [kind, *["status:500"] * 9]
+    with pytest.raises(LeafError, match="no right answer after 1 attempts, at last: status 500: told") as raised:
+        client(server, timeout=1.0, retries=0).embed(TEXTS, "query")
+    assert 0 < server.error_bytes < most
+    assert "xxxxx" not in str(raised.value)
+
+
+def test_an_answer_that_is_packed_in_an_odd_way_is_not_unpacked(server: Server) -> None:
+    server.plan = ["packed"]
+    with pytest.raises(Retry, match="status 500: status 500"):
+        client(server, retries=0)._repeat(TEXTS, "query", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("OPENAI_API_KEY", True),
+        ("MY_API_KEY_2", True),
+        ("mistral_apikey", True),
+        ("AWS_SECRET_ACCESS_KEY", False),
+        ("GITHUB_TOKEN", False),
+        ("CLOUD_API_TOKEN", False),
+        ("PATH", False),
+    ],
+)
+def test_a_recipe_names_no_other_secret_than_an_api_key(name: str, allowed: bool) -> None:
+    api = ApiParams("https://elsewhere.example/v1", key_env=name)
+    teacher = TeacherParams("a-model", api=api)
+    if not allowed:
+        with pytest.raises(LeafError, match=rf"key_env: {name} is not the name of an API key .*`--key-env {name}`"):
+            open_teacher(teacher, EncodeParams())
+        with pytest.raises(LeafError, match="key_env"):
+            open_teacher(teacher, EncodeParams(), permits=Permits(key_env=f"{name}_"))
+    open_teacher(teacher, EncodeParams(), permits=Permits(key_env=name))
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [
+        ("https://elsewhere.example/v1", True),
+        ("http://localhost:8000/v1", True),
+        ("http://127.3.2.1/v1", True),
+        ("http://[::1]:8000/v1", True),
+        ("http://elsewhere.example/v1", False),
+        ("http://10.0.0.1/v1", False),
+        ("http://localhost.example/v1", False),
+    ],
+)
+def test_texts_and_keys_go_to_another_machine_encrypted(url: str, allowed: bool) -> None:
+    teacher = TeacherParams("a-model", api=ApiParams(url))
+    host = urlsplit(url).hostname
+    if not allowed:
+        with pytest.raises(LeafError, match=rf"base_url: http:// sends .* to {host}: .*`--plain-http {host}`"):
+            open_teacher(teacher, EncodeParams(), permits=Permits(plain_http="another.example"))
+    open_teacher(teacher, EncodeParams(), permits=Permits(plain_http=host))
 
 
 def test_the_time_the_server_asks_for_is_waited(server: Server) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import fit, gpu, scale, trade
+from benchmarks import figures, fit, gpu, scale, trade
 from benchmarks.common import RESULTS, ROOT, Row, alternate, table
 from benchmarks.made import write_texts
 from pipeline.model import TRAITS
@@ -132,3 +132,30 @@ def test_the_trade_has_a_row_for_each_student(write_params: Callable[..., Path],
     sizes = [int(row[4].replace(",", "")) for row in rows]
     assert sizes[1] > sizes[3] > sizes[5] > 0, done.stdout
     assert not list((tmp_path / "run/work").glob("*/state*"))
+
+
+def test_the_figures_of_all_documents_are_those_of_one_file() -> None:
+    runs = json.loads(figures.FIGURES.read_text())
+    blocks = set()
+    for document in figures.DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert figures.with_tables(text, runs) == text, f"{document.name}: run python -m benchmarks.figures"
+        blocks |= {name for name in figures.TABLES if f"<!-- {name} -->" in text}
+    assert blocks == set(figures.TABLES)
+
+
+def test_figures_are_taken_of_a_projects_metrics(tmp_path: Path) -> None:
+    mode = {"ndcg@10": 0.5, "retention": 0.9, "interval": {"retention": [0.8, 1.0]}}
+    retrieval = {"faq": {"queries": 3, "documents": 4, "teacher": mode, "standard": mode, "asymmetric": mode}}
+    value = {"value": 2.0}
+    side = {"texts_per_s": value, "latency_p50_ms": value, "latency_p95_ms": value}
+    models = {name: {"parameters": 5, "bytes": 6} for name in ("teacher", "student")}
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics/evaluate.json").write_text(json.dumps({"retrieval": retrieval}))
+    (tmp_path / "metrics/cost.json").write_text(
+        json.dumps({"models": models, "threads": {"1": {"teacher": side, "student": side}}})
+    )
+    runs = {"demo": figures.figures_of(tmp_path), "mpnet": json.loads(figures.FIGURES.read_text())["mpnet"]}
+    table = figures.with_tables("<!-- demo -->\n<!-- /demo -->", runs)
+    assert "| 3 queries, 4 documents | 0.500 | 0.500 | 0.500 |" in table
+    assert "0.900 (0.800 to 1.000)" in table

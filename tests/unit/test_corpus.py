@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.base import files
+from pipeline.base import outputs
 from pipeline.base.errors import LeafError
 from pipeline.base.files import workspace
 from pipeline.base.keys import key
@@ -33,7 +33,7 @@ from pipeline.corpus.readers import records
 from pipeline.corpus.shared_texts import SharedTexts
 from pipeline.corpus.text import clean
 from pipeline.evaluate.datasets import heldout_pairs
-from pipeline.params.sections import CorpusParams, SourceParams
+from pipeline.params.sections import CorpusParams, SourceParams, ViewParams
 from tests.store_helpers import contents
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +110,174 @@ def test_parts_hold_exactly_shard_rows_and_are_sorted_by_key_throughout(tmp_path
     assert rows["key"].to_list() == sorted({key("query", f"text number {i}") for i in range(1000)})
     assert rows.schema == pl.Schema({"key": pl.Binary} | dict.fromkeys(rows.columns[1:], pl.String))
     assert metrics["total"] == 1000
+
+
+def mixed(directory: Path, sizes: dict[str, int], **fields: Any) -> SourceParams:
+    """Pages of some origins: each a document `x`, its questions `x/q` and `x/q2`, and a further passage `x.2`."""
+    rows = [
+        {"id": f"{origin}-{page}{suffix}", "role": role, "origin": origin, "text": f"{origin} {page} {suffix} text"}
+        for origin, pages in sizes.items()
+        for page in range(pages)
+        for suffix, role in (("", "document"), ("/q", "query"), ("/q2", "query"), (".2", "document"), (".2/q", "query"))
+    ]
+    pl.DataFrame(rows).sort("id").write_parquet(directory / "mixed.parquet")
+    named: dict[str, Any] = {"id_field": "id", "role_field": "role", "source_field": "origin"}
+    suffixes: dict[str, Any] = {"id_suffix": "/q[0-9]*$", "page_suffix": r"\.[0-9]+$"}
+    return SourceParams(name="s", kind="parquet", path=str(directory / "mixed.parquet"), **named, **suffixes, **fields)
+
+
+def pages_of(rows: pl.DataFrame) -> dict[str, Counter[str]]:
+    """By origin, how many texts of each page are there."""
+    counts: dict[str, Counter[str]] = {}
+    for number in rows["id"].to_list():
+        page = number.partition(".")[0]
+        counts.setdefault(page.partition("-")[0], Counter())[page] += 1
+    return counts
+
+
+def test_a_cap_draws_so_many_whole_pages_of_each_origin_and_not_the_first_ones(tmp_path: Path) -> None:
+    rows, metrics = built(tmp_path, mixed(tmp_path, {"news": 200, "law": 50, "faq": 5}, cap=20), heldout=0.2)
+    pages = pages_of(rows)
+    assert {origin: len(counts) for origin, counts in pages.items()} == {"news": 20, "law": 20, "faq": 5}
+    assert all(set(counts.values()) == {5} for counts in pages.values())
+    drawn = sorted(int(page.partition("-")[2]) for page in pages["news"])
+    assert drawn[-1] > 100 and drawn != list(range(20))
+    assert metrics["origins"] == {
+        "s": {
+            "faq": {"records": 5, "drawn": 5},
+            "law": {"records": 50, "drawn": 20},
+            "news": {"records": 200, "drawn": 20},
+        }
+    }
+    assert metrics["dropped"]["s"]["sampled_out"] == 5 * (255 - 45)
+    sides = (
+        rows.with_columns(page=pl.col("id").str.replace(r"\..*$", "")).group_by("page").agg(pl.col("split").n_unique())
+    )
+    assert sides["split"].to_list() == [1] * 45
+
+
+def test_a_larger_cap_draws_the_same_pages_and_more_and_another_seed_draws_others(tmp_path: Path) -> None:
+    few, more, other = (
+        set(pages_of(built(tmp_path, mixed(tmp_path, {"news": 200}, cap=cap), seed=seed)[0])["news"])
+        for cap, seed in ((20, 0), (40, 0), (20, 1))
+    )
+    assert few < more
+    assert other != few
+
+
+def test_square_root_balance_takes_of_each_origin_in_proportion_to_the_root_of_its_records(tmp_path: Path) -> None:
+    balanced = mixed(tmp_path, {"news": 400, "law": 100, "faq": 4}, cap=60, balance="square_root")
+    rows, _ = built(tmp_path, balanced)
+    # 60 of 400; sqrt(100 / 400) of 60; sqrt(4 / 400) of 60 would be 6, and 4 are there.
+    assert {origin: len(counts) for origin, counts in pages_of(rows).items()} == {"news": 60, "law": 30, "faq": 4}
+
+
+def test_a_cap_counts_within_the_sample_and_before_the_limit(tmp_path: Path) -> None:
+    sampled = pages_of(built(tmp_path, mixed(tmp_path, {"news": 200}, sample=0.5))[0])["news"]
+    capped = pages_of(built(tmp_path, mixed(tmp_path, {"news": 200}, sample=0.5, cap=30))[0])["news"]
+    limited = pages_of(built(tmp_path, mixed(tmp_path, {"news": 200}, sample=0.5, cap=30, limit=10))[0])["news"]
+    assert set(limited) < set(capped) < set(sampled)
+    assert (len(capped), len(limited)) == (30, 10)
+
+
+def test_a_cap_without_origins_is_one_of_the_whole_source(tmp_path: Path) -> None:
+    rows, metrics = built(tmp_path, source(tmp_path, many(300), cap=25))
+    assert len(rows) == 25 and max(map(int, rows["id"])) > 100
+    assert metrics["origins"] == {"s": {"": {"records": 300, "drawn": 25}}}
+
+
+def test_questions_of_a_page_belong_to_their_own_passage(tmp_path: Path) -> None:
+    rows, _ = built(tmp_path, mixed(tmp_path, {"news": 30}), heldout=0.5)
+    pairs = next(heldout_pairs(rows.filter(pl.col("split") == "heldout"), further_records(tmp_path / "corpus")))
+    assert all(len(grades) == 1 for grades in pairs.judged)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"balance": "square_root", "cap": 3}, "needs `source_field` and `cap`"),
+        ({"balance": "square_root", "source_field": "role"}, "needs `source_field` and `cap`"),
+        ({"page_suffix": "["}, "page_suffix '\\[' is not a regular expression"),
+        ({"source_field": "missing"}, "has no column missing"),
+    ],
+)
+def test_caps_that_cannot_be_are_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(LeafError, match=message):
+        built(tmp_path, source(tmp_path, many(10), **fields))
+
+
+def essay(number: int, sentences: int) -> str:
+    return " ".join(f"Sentence {place} of essay {number} is here, e.g. as this." for place in range(sentences))
+
+
+def titled(directory: Path, records: list[dict[str, str]], **fields: Any) -> SourceParams:
+    pl.DataFrame(records).write_ndjson(directory / "titled.jsonl")
+    named: dict[str, Any] = {"id_field": "id", "title_field": "title", "query_field": "q", "document_field": "text"}
+    return SourceParams(name="s", kind="jsonl", path=str(directory / "titled.jsonl"), **named, **fields)
+
+
+def test_views_are_texts_of_their_own_on_the_side_of_their_document_and_in_no_pairs(tmp_path: Path) -> None:
+    records = [{"id": str(i), "title": f"Title {i}", "q": f"question {i}", "text": essay(i, 14)} for i in range(60)]
+    plain, _ = built(tmp_path, titled(tmp_path, records), heldout=0.3)
+    views = ViewParams(crops=2, first_sentence=True, title=True)
+    rows, metrics = built(tmp_path, titled(tmp_path, records, views=views), heldout=0.3)
+    assert rows.filter(pl.col("source") == "s").equals(plain)
+    made = rows.filter(pl.col("source") == "s/views").with_columns(pl.col("id").str.split("#")).to_dicts()
+    documents = plain.filter(pl.col("role") == "document")
+    split_of, text_of = (dict(documents.select("id", name).iter_rows()) for name in ("split", "text"))
+    kinds = Counter(row["id"][1] for row in made)
+    assert kinds["title"] == kinds["first"] == 60 and kinds["crop1"] + kinds["crop2"] >= 110
+    for row in made:
+        record, kind = row["id"]
+        assert row["split"] == split_of[record]
+        assert row["key"] == key(row["role"], row["text"])
+        if kind == "title":
+            assert (row["text"], row["role"]) == (f"Title {record}", "query")
+            continue
+        assert row["role"] == "document" and row["text"] in text_of[record] and row["text"] != text_of[record]
+        ends = row["text"].endswith("as this.") and row["text"].count("as this.") <= 10
+        assert ends and re.match(r"(Title \d+ )?Sentence", row["text"])
+        assert kind != "first" or row["text"].count("Sentence") == 1
+    assert metrics["read"] == {"s": 120, "s/views": 240}
+    assert metrics["rows"]["s/views"]["query"]["heldout"] == sum(split == "heldout" for split in split_of.values())
+    pairs = list(heldout_pairs(rows.filter(pl.col("split") == "heldout"), further_records(tmp_path / "corpus")))
+    assert [one.source for one in pairs] == ["s"]
+
+
+def test_a_text_that_is_also_a_view_stands_by_itself_and_their_records_are_held_out_together(tmp_path: Path) -> None:
+    first = "The first sentence is a text of its own."
+    records = [{"id": "a", "title": "", "q": "one", "text": f"{first} Another sentence."}] + [
+        {"id": f"b{i}", "title": "", "q": f"two {i}", "text": f"Filler {i}."} for i in range(40)
+    ]
+    late = {"id": "late", "title": "", "q": "three", "text": first}
+    views = ViewParams(first_sentence=True)
+    for share in (0.2, 0.5, 0.8):
+        rows, _ = built(tmp_path, titled(tmp_path, [*records, late], views=views), heldout=share)
+        own = rows.filter(pl.col("text") == first).to_dicts()
+        assert [(row["id"], row["source"]) for row in own] == [("late", "s")]
+        assert own[0]["split"] == rows.filter(pl.col("id") == "a")["split"][0]
+
+
+def test_a_near_duplicate_that_is_dropped_has_no_views(tmp_path: Path) -> None:
+    page = essay(1, 12)
+    records = [{"id": f"{i}", "title": "", "q": "", "text": text} for i, text in enumerate([page, f"{page} One more."])]
+    rows, metrics = built(tmp_path, titled(tmp_path, records, views=ViewParams(crops=1)), near_duplicates=0.8)
+    assert metrics["dropped"]["s"]["near_duplicate"] == 1
+    assert rows["id"].to_list() in (["0", "0#crop1"], ["0#crop1", "0"])
+
+
+def test_a_share_of_the_documents_has_views_and_single_sentences_have_none(tmp_path: Path) -> None:
+    records = [{"id": str(i), "title": "", "q": "", "text": essay(i, 1 + i % 2)} for i in range(200)]
+    rows, _ = built(tmp_path, titled(tmp_path, records, views=ViewParams(first_sentence=True, share=0.4)))
+    chosen = set(rows.filter(pl.col("source") == "s/views")["id"])
+    assert 25 < len(chosen) < 55 and all(int(name.partition("#")[0]) % 2 for name in chosen)
+    again, _ = built(tmp_path, titled(tmp_path, records, views=ViewParams(first_sentence=True, share=0.6)))
+    assert chosen < set(again.filter(pl.col("source") == "s/views")["id"])
+
+
+def test_views_of_titles_without_titles_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LeafError, match=r"views\.title needs `title_field`"):
+        built(tmp_path, source(tmp_path, many(5), views=ViewParams(title=True)))
 
 
 def test_the_same_sources_give_the_same_bytes_however_they_are_batched(
@@ -415,7 +583,12 @@ def test_a_killed_run_leaves_the_corpus_as_it_was_and_the_next_removes_what_it_l
     run = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert (data / "corpus" / "part-00000.parquet").read_bytes() == before
-    assert len(list(data.iterdir())) == 2
+    left = sorted(path.name for path in data.iterdir())
+    assert [re.sub(r"[0-9a-f]{16}", "CHANCE", name) for name in left] == [
+        ".tmp-corpus.new.CHANCE",
+        ".tmp-corpus.new.lock",
+        "corpus",
+    ]
     built(data, texts)
     assert list(data.iterdir()) == [data / "corpus"]
 
@@ -438,7 +611,7 @@ def test_a_run_ended_in_the_middle_of_the_swap_leaves_the_old_corpus_or_the_new(
         return moved
 
     if not swaps:
-        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(outputs, "_exchange", lambda first, second: False)
     monkeypatch.setattr(Path, "rename", ended)
     with contextlib.suppress(SystemExit):
         built(tmp_path, source(tmp_path, many(9)))

@@ -13,11 +13,13 @@ import polars as pl
 import pytest
 
 from pipeline.base.errors import LeafError
-from pipeline.base.keys import contains, key_array
+from pipeline.base.keys import key_array
 from pipeline.corpus.parts import corpus_keys
+from pipeline.encode.comparison import sample
 from pipeline.encode.encoding import encode, engine_for
 from pipeline.encode.engines.engine import EncodeFigures
 from pipeline.encode.plan import WorkOrder, count_missing, order_blocks, plan, read_order
+from pipeline.encode.sampling import draw, proof
 from pipeline.params.sections import EncodeParams, TeacherParams
 from pipeline.store.shard import StoreMeta
 from pipeline.store.shard_cache import ShardCache
@@ -117,6 +119,7 @@ from pathlib import Path
 import polars as pl, torch
 from pipeline.encode.plan import WorkOrder, read_order
 from pipeline.params.parsing import parse
+from pipeline.encode.sampling import draw, proof
 from pipeline.params.sections import EncodeParams, TeacherParams
 from pipeline.store.shard import encoded
 from pipeline.store.shard_cache import commit_shard
@@ -165,7 +168,7 @@ class ProcessEngine:
     def finish(
         self, order: WorkOrder, process: "subprocess.Popen[bytes]", cache: ShardCache, figures: EncodeFigures
     ) -> None:
-        assert process.wait(120) == 0
+        assert process.wait(600) == 0
         figures.rows += cache.register(order.shard).rows
 
 
@@ -239,11 +242,44 @@ def test_a_teacher_without_a_model_goes_through_stage_one(tiny_corpus: Path, tmp
     assert np.array_equal(store.lookup(rows["key"].to_list()), HashTeacher().vectors(rows))
     assert store.meta.fingerprint == teacher.meta.fingerprint and teacher.roots == [tmp_path / "cache"]
 
-    reused = EncodeParams(shard_rows=64, pool=str(tmp_path / "cache-2"), reuse=(str(tmp_path / "store"),))
-    encode(tiny_corpus, (second := HashTeacher()), reused, tmp_path / "store-2", PlainEngine(second))
-    sample = np.sort(key_array(rows["key"]))[:32]
-    assert set(rows.filter(pl.Series(contains(sample, key_array(rows["key"]))))["text"]) <= set(second.asked)
-    assert len(second.asked) < 32 + len(store.shards)
+    drawn = [reused_texts(tiny_corpus, store, tmp_path / f"second-{number}") for number in range(2)]
+    keys_of = [set(store.shard_rows_frame(number)["key"]) for number in range(len(store.shards))]
+    for texts in drawn:
+        keys = set(rows.filter(pl.col("text").is_in(texts))["key"])
+        assert 32 <= len(texts) < 32 + len(store.shards) and all(keys & shard for shard in keys_of)
+    assert drawn[0] != drawn[1]  # nobody can foresee which: whoever leaves those right may swap all others
+
+
+def reused_texts(corpus: Path, store: Store, directory: Path) -> set[str]:
+    """The texts that are encoded again when a store is reused."""
+    params = EncodeParams(shard_rows=64, pool=str(directory / "pool"), reuse=(str(store.path),), verify_rows=32)
+    teacher = HashTeacher()
+    figures = encode(corpus, teacher, params, directory / "store", PlainEngine(teacher))
+    assert figures["rows_encoded"] == 0
+    assert figures["compared"] == {store.name: f"{len(teacher.asked)} rows: {proof(len(teacher.asked), store.rows)}"}
+    return set(teacher.asked)
+
+
+def test_a_store_that_is_right_only_where_keys_are_smallest_is_found_out(tiny_corpus: Path, tmp_path: Path) -> None:
+    rows = pl.read_parquet(tiny_corpus).sort("key").with_columns(tokens=pl.lit(1, pl.Int32))
+    right = HashTeacher().vectors(rows)
+    forged = np.concatenate([right[:40], np.roll(right[40:], 1, axis=0)])
+    with ShardCache(tmp_path / "pool", HashTeacher().meta) as cache:
+        cache.write(rows, forged)
+        store = cache.publish(tmp_path / "forged", cache.keys())
+    with pytest.raises(LeafError, match="do not trust this store"):
+        reused_texts(tiny_corpus, store, tmp_path / "ours")
+    with pytest.raises(LeafError, match="do not trust this store"):
+        sample(store, tiny_corpus, HashTeacher(), 40)
+
+
+def test_what_agreement_proves_is_what_chance_says() -> None:
+    assert proof(256, 10_000) == "1% of wrong vectors would have been noticed with 92.4 %"
+    assert proof(5000, 10_000).endswith("99.9 %") and proof(8, 8) == "every row"
+    drawn = draw([1000, 0, 3, 100_000], 500)
+    assert [len(drawn[number]) > 0 for number in range(4)] == [True, False, True, True]
+    assert 500 <= sum(map(len, drawn)) <= 502
+    assert all(len(set(part.tolist())) == len(part) for part in drawn) and drawn[3].max() < 100_000
 
 
 def test_a_teacher_without_an_engine_is_a_mistake_of_the_caller() -> None:

@@ -283,6 +283,79 @@ def test_a_beir_directory_is_measured_beside_the_pairs(tiny_corpus: Path, store:
     assert figures["wings"]["teacher"]["ndcg@10"] > 0.3
 
 
+def bare_index(directory: Path, texts: Sequence[str], vectors: np.ndarray) -> Path:
+    """A collection of `write_collection` with vectors in the place of its documents."""
+    write_collection(directory, texts)
+    (directory / "corpus.jsonl").unlink()
+    ids = [str(number) for number in range(len(texts))]
+    pl.DataFrame({"id": ids, "vector": vectors.tolist()}).write_parquet(directory / "vectors.parquet")
+    return directory
+
+
+def test_an_index_of_vectors_without_texts_is_searched_as_if_they_were_there(store: Store, tmp_path: Path) -> None:
+    texts = corpus_frame(60)["text"].to_list()
+    bare = bare_index(tmp_path / "bare", texts, bag_of_words(texts))
+    whole = write_collection(tmp_path / "whole", texts)
+    params = replace(PARAMS, beir=(str(bare), str(whole)))
+    figures = evaluate(None, store, blurred, teacher_vectors, params).figures
+    with_texts, without = figures["retrieval"]["whole"], figures["indexes"]["bare"]
+    assert set(without) == {"queries", "documents", "judgments", "teacher", "asymmetric"}
+    for mode in ("teacher", "asymmetric"):
+        assert without[mode]["ndcg@10"] == with_texts[mode]["ndcg@10"] > 0.3
+        assert without[mode].get("retention") == with_texts[mode].get("retention")
+    alone = evaluate(None, store, blurred, teacher_vectors, replace(PARAMS, beir=(str(bare),))).figures
+    assert alone["retrieval"] == {} and alone["indexes"] == figures["indexes"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: frame.with_columns(pl.col("vector").list.head(5)), "5 dimensions, but the teacher's have 12"),
+        (lambda frame: frame.with_columns(id=pl.lit("0")), "occurs twice"),
+        (lambda frame: frame.rename({"vector": "v"}), "must have the columns `id` and `vector`"),
+        (lambda frame: frame.with_columns(pl.col("vector").list.eval(pl.element() * 0)), "is zero or not finite"),
+        (
+            lambda frame: frame.with_row_index().select("id", pl.col("vector").list.head(pl.col("index") + 1)),
+            "vectors of one length",
+        ),
+    ],
+)
+def test_an_index_that_cannot_be_searched_is_named(
+    store: Store, tmp_path: Path, change: Callable[[pl.DataFrame], pl.DataFrame], message: str
+) -> None:
+    texts = corpus_frame(10)["text"].to_list()
+    bare = bare_index(tmp_path / "bare", texts, bag_of_words(texts))
+    change(pl.read_parquet(bare / "vectors.parquet")).write_parquet(bare / "vectors.parquet")
+    with pytest.raises(LeafError, match=message):
+        evaluate(None, store, blurred, teacher_vectors, replace(PARAMS, beir=(str(bare),)))
+
+
+def test_the_untouched_checkpoint_is_a_fourth_mode_and_a_loss_by_fitting_outside_the_corpus_is_told(
+    tiny_corpus: Path, store: Store, tmp_path: Path
+) -> None:
+    params = replace(PARAMS, beir=(str(write_collection(tmp_path / "wings", corpus_frame(200)["text"].to_list())),))
+
+    def noisy(texts: Sequence[str], role: str = "document") -> np.ndarray:
+        noise = [np.random.default_rng(list(text.encode())).normal(size=DIM) for text in texts]
+        return (bag_of_words(texts) + np.array(noise)).astype(np.float32)
+
+    def wider(texts: Sequence[str], role: str = "document") -> np.ndarray:
+        return np.concatenate([bag_of_words(texts), np.zeros((len(texts), 3), np.float32)], axis=1)
+
+    worse = evaluate(tiny_corpus, store, noisy, teacher_vectors, params, start=wider).figures
+    for result in worse["retrieval"].values():
+        assert result["start"]["ndcg@10"] == result["teacher"]["ndcg@10"]  # a width of its own, the same similarities
+        change = result["standard"]["ndcg@10"] - result["start"]["ndcg@10"]
+        assert result["standard"]["since_start"]["mean"] == pytest.approx(change, abs=2e-6)
+    [notice] = [notice for notice in worse["notices"] if "untouched checkpoint" in notice]
+    assert notice.startswith("wings: fitting has made standard mode worse") and "fit.start_share" in notice
+
+    better = evaluate(tiny_corpus, store, bag_of_words, teacher_vectors, params, start=noisy).figures
+    assert better["retrieval"]["wings"]["standard"]["since_start"]["verdict"] == "higher"
+    assert not any("untouched checkpoint" in notice for notice in better.get("notices", []))
+    assert "start" not in evaluate(tiny_corpus, store, noisy, teacher_vectors, params).figures["retrieval"]["wings"]
+
+
 @pytest.mark.parametrize(
     ("names", "message"), [(["a/x", "b/x"], "two directories are named `x`"), (["a/tiny"], "`tiny` is a source of")]
 )
@@ -406,6 +479,7 @@ def test_the_stage_writes_metrics_and_plots_and_a_short_table(
     assert figures["similarity"] == "cosine"
     assert set(figures) == {"similarity", "alignment", "neighbours", "retrieval", "truncation", "quantisation"}
     assert set(figures["retrieval"]) == {"tiny", "wings"}
+    assert {"start", "standard"} < set(figures["retrieval"]["wings"]) and "start" in done.stdout
     costs = json.loads(Path("metrics/cost.json").read_text())
     assert costs["models"]["teacher"]["parameters"] > costs["models"]["student"]["parameters"] > 0
     for turn in costs["threads"].values():

@@ -12,12 +12,14 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer
 
 import stages.export
+from pipeline.base import LISTING, written_directory
 from pipeline.base.arrays import Array
 from pipeline.encode.encoding import encode
 from pipeline.export.exporter import ExportedEncoder, ExportJob
 from pipeline.export.exporters import EXPORTERS
 from pipeline.model.student import build
 from pipeline.params.sections import EncodeParams, StudentParams, TeacherParams
+from pipeline.store import MODEL_KIND
 from pipeline.store.store import Store
 from pipeline.teacher.teacher import open_teacher
 from tests.conftest import corpus_frame
@@ -96,7 +98,7 @@ def test_another_exporter_is_checked_and_measured_and_gets_its_card(
     assert figures["speed"]["texts_per_s"]["table_mean"] > 0
 
     directory = tmp_path / "models" / "token-table"
-    assert sorted(file.name for file in directory.iterdir()) == ["README.md", "table.npy", "tokenizer.json"]
+    assert {file.name for file in directory.iterdir()} == {LISTING, "README.md", "table.npy", "tokenizer.json"}
     assert mean["bytes"] == (directory / "table.npy").stat().st_size
     assert f"Lowest cosine {mean['cosine']['lowest']:.4f}" in (directory / "README.md").read_text()
     assert str(directory) in result.output and "table mean" in result.output
@@ -107,12 +109,12 @@ def test_an_export_that_fails_its_check_takes_no_place(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "models" / "token-table").mkdir(parents=True)
-    (tmp_path / "models" / "token-table" / "README.md").write_text("# the one before\n")
+    with written_directory(tmp_path / "models" / "token-table", MODEL_KIND) as directory:
+        (directory / "README.md").write_text("# the one before\n")
     monkeypatch.setattr(stages.export, "EXPORTERS", [TableExporter(lowest_cosine=0.9999)])
     result = CliRunner().invoke(stages.export.main, arguments)
     assert result.exit_code == 1
     assert "token-table: the mean model has a cosine of" in result.output
-    assert [path.name for path in (tmp_path / "models").rglob("*")] == ["token-table", "README.md"]
+    assert {path.name for path in (tmp_path / "models").rglob("*")} == {"token-table", "README.md", LISTING}
     assert (tmp_path / "models" / "token-table" / "README.md").read_text() == "# the one before\n"
     assert not (tmp_path / "export.json").exists()

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.base import Kind, check_writable, disk, locked, workspace, written_directory, written_file
 from pipeline.base.errors import LeafError
-from pipeline.base.files import check_writable, disk, locked, workspace, written_directory, written_file
+
+THINGS = Kind("thing", lambda _: None, listed=True)
 
 
 def test_a_lock_that_its_holder_removes_while_we_wait_is_not_taken(
@@ -25,23 +27,26 @@ def test_a_lock_that_its_holder_removes_while_we_wait_is_not_taken(
         pass
 
 
-def test_a_workspace_begins_empty_and_leaves_nothing(tmp_path: Path) -> None:
-    left = tmp_path / ".tmp-store.new/result"
+def test_a_workspace_begins_empty_and_removes_what_a_killed_run_left(tmp_path: Path) -> None:
+    left = tmp_path / ".tmp-store.new.0123456789abcdef/result"
     left.mkdir(parents=True)
     (left / "of a killed run").touch()
+    others = [tmp_path / name for name in (".tmp-store.new.x", ".tmp-store.new.new.0123456789abcdef", ".tmp-store.new")]
+    for other in others:
+        other.mkdir()
     with workspace(tmp_path / "store", "new") as directory:
-        assert left.parent == directory
         assert not left.exists()
-        left.mkdir()
-    assert not list(tmp_path.iterdir())
+        assert not list(directory.iterdir())
+        (directory / "file").touch()
+    assert sorted(tmp_path.iterdir()) == sorted(others)
 
 
 def test_a_written_directory_replaces_the_old_one_only_if_its_block_ends_well(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for content in ("first", "second"):
-        with written_directory(out) as directory:
+        with written_directory(out, THINGS) as directory:
             (directory / "file").write_text(content)
-    with pytest.raises(ValueError, match="no"), written_directory(out) as directory:
+    with pytest.raises(ValueError, match="no"), written_directory(out, THINGS) as directory:
         (directory / "file").write_text("third")
         raise ValueError("no")
     assert (out / "file").read_text() == "second"
@@ -70,17 +75,18 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path: Pa
     (tmp_path / "file").touch()
     (tmp_path / "directory").mkdir()
     (tmp_path / "broken").symlink_to("nowhere")
-    check_writable([tmp_path / "file", tmp_path / "new/below/file"], [tmp_path / "directory", tmp_path / "new"])
+    new = dict.fromkeys([tmp_path / "directory", tmp_path / "new"], THINGS)
+    check_writable([tmp_path / "file", tmp_path / "new/below/file"], new)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "directory", "file"]
     for files, directories, message in [
         ([tmp_path / "directory"], [], "directory: is a directory; remove it"),
-        ([], [tmp_path / "file"], "file: is a file; remove it"),
+        ([], [tmp_path / "file"], "file: is a file and no directory"),
         ([tmp_path / "file/below"], [], "below: cannot be written: .*file: Not a directory"),
         ([], [tmp_path / "broken/below"], "below: cannot be written: .*broken: No such file"),
-        ([Path("/proc/leaf/below")], [], "below: cannot be written: /proc"),
+        ([Path("/proc/leaf/below")], [], "below: cannot be written: .*/proc"),
     ]:
         with pytest.raises(LeafError, match=message):
-            check_writable(files, directories)
+            check_writable(files, dict.fromkeys(directories, THINGS))
 
 
 @pytest.mark.parametrize(

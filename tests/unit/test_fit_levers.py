@@ -43,7 +43,6 @@ from pipeline.store.shard import StoreMeta
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
 from stages.soup import main as soup_command
-from stages.watched import warn_without_dependency
 from tests.conftest import corpus_frame, make_model
 from tests.torn_fit import torn
 
@@ -122,7 +121,7 @@ def test_deeper_layers_keep_less_of_the_start(fitted: Fitted, tmp_path: Path) ->
 
 def test_the_last_points_of_a_run_are_averaged(fitted: Fitted, tmp_path: Path) -> None:
     fitted("plain", snapshots=(8, 16))
-    fitted("mean", average_last=3, average_every=8)
+    fitted("mean", average_last=3, average_spacing=8)
     points = [weights(tmp_path / name) for name in ("plain-snapshots/step-8", "plain-snapshots/step-16", "plain")]
     for name, value in weights(tmp_path / "mean").items():
         torch.testing.assert_close(value, sum(point[name] for point in points) / 3, msg=name)
@@ -458,25 +457,18 @@ def test_the_heads_start_is_that_of_all_rows_however_small_the_buffer(
         torch.testing.assert_close(copies.weight, expected.weight)
 
 
-def test_the_stage_says_which_of_its_files_dvc_does_not_watch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for place in ("named", "unnamed"):
-        (tmp_path / place).mkdir()
-    (tmp_path / "dvc.yaml").write_text("stages: {fit: {cmd: x, deps: [named]}}")
-    warn_without_dependency(["named/", "unnamed", "s3://bucket/store"], "fit")
-    assert capsys.readouterr().err.startswith("unnamed: is no dependency of the stage fit")
-
-
 def test_the_benchmark_of_levers_measures_each_once(
     tiny_store: Any, write_params: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "store").rename(tmp_path / "embeddings")
+    write_params()
+    (tmp_path / "data").mkdir()
+    for place, new in (("store", "embeddings"), ("corpus", "corpus")):
+        (tmp_path / place).rename(tmp_path / "data" / new)
     (tmp_path / "levers.yaml").write_text(
-        "base:\ncosine: {schedule: cosine, student: {head_rows: 50}}\nabsent: {anchor: {store: '{run}/none'}}\n"
+        "base:\ncosine: {schedule: cosine, student: {head_rows: 50}}\nabsent: {anchor: {store: data/none}}\n"
     )
-    given = ["--params", str(write_params()), "--run", str(tmp_path), "--levers", str(tmp_path / "levers.yaml")]
+    monkeypatch.chdir(tmp_path)
+    given = ["--project", str(tmp_path), "--levers", str(tmp_path / "levers.yaml")]
     first = CliRunner().invoke(levers.main, [*given, "--presentations", "40"])
     assert first.exit_code == 0, first.output
     lines = first.stdout.splitlines()
@@ -497,7 +489,7 @@ LEVERS: dict[str, dict[str, Any]] = {
         "start_share": 0.1,
         "start_share_first": 0.5,
         "average_last": 3,
-        "average_every": 6,
+        "average_spacing": 6,
         "head_steps": 9,
         "schedule": "stable",
     },

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from pipeline.base.errors import LeafError
 from pipeline.base.keys import keys
+from pipeline.encode import importing, vector_files
 from pipeline.encode.encoding import encode
 from pipeline.encode.importing import _draw
 from pipeline.params.sections import EncodeParams, TeacherParams
@@ -136,8 +137,8 @@ def test_a_block_of_foreign_rows_is_found_wherever_it_lies(
 
 
 def test_the_sample_is_spread_over_all_rows_and_not_the_same_twice() -> None:
-    first, second = _draw(10_000, 64), _draw(10_000, 64)
-    assert (first // 156.25).astype(int).tolist() == list(range(64))
+    first, second = _draw(9_984, 64), _draw(9_984, 64)
+    assert (first // 156).tolist() == list(range(64))
     assert first.tolist() != second.tolist()
     assert _draw(3, 64).tolist() == [0, 1, 2]
 
@@ -167,6 +168,27 @@ def test_unverified_vectors_are_marked_for_good_and_join_no_others(
     assert listed["./store"]["fits"]
 
 
+@pytest.mark.parametrize("unverified", [True, False])
+def test_a_text_that_occurs_again_anywhere_must_have_the_same_vector(
+    leaf: Callable[..., Any], frame: pl.DataFrame, unverified: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in another batch, when its first vector has been written long since."""
+    monkeypatch.setattr(vector_files, "BATCH_ROWS", 20)
+    monkeypatch.setattr(importing, "REPEATS_BYTES", 5 * 4 * 32)  # five rows
+    arguments = ["import", "twice.parquet", "--out", "twice", *(["--unverified"] if unverified else [])]
+    vectors = frame["vector"].to_numpy()
+    for row in (3, 12, 149):
+        other = frame[row : row + 1].with_columns(pl.Series("vector", vectors[[row - 2]]))
+        pl.concat([frame, frame, other]).write_parquet("twice.parquet")
+        refused = leaf(*arguments, status=1)
+        assert "twice.parquet: the text of id `300` occurs twice, with vectors of cosine" in refused
+        assert not Path("twice").exists()
+    pl.concat([frame, frame]).write_parquet("twice.parquet")
+    figures = leaf(*arguments)
+    assert figures["rows"] == len(set(frame["text"].str.strip_chars()))
+    assert figures["rows"] + figures["rows_duplicate"] == 2 * ROWS
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -181,6 +203,7 @@ def test_unverified_vectors_are_marked_for_good_and_join_no_others(
         (["nothing.parquet"], "no such file"),
         (["empty"], "holds no *.parquet"),
         (["twice.parquet", "--sample", "1"], "occurs twice, with vectors of cosine"),
+        (["zero.npy", "--texts", "texts.csv", "--unverified"], "zero.npy: 1 vectors are zero as float32"),
         (["vectors.parquet", "--role-field", "name"], "must hold query or document"),
     ],
 )
@@ -190,6 +213,8 @@ def test_bad_files_are_one_message(
     write(frame, "parquet", tmp_path)
     write(frame, "csv", tmp_path)
     frame.head(10).drop("vector").write_csv("short.csv")
+    frame.drop("vector").write_csv("texts.csv")
+    np.save("zero.npy", np.where(np.arange(ROWS)[:, None] == 7, 0, frame["vector"].to_numpy()))
     np.save("pickled.npy", np.array([{}], object), allow_pickle=True)
     narrow = frame.with_columns(vector=pl.col("vector").arr.to_list().list.head(5))
     narrow.write_parquet("narrow.parquet")

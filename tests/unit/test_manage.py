@@ -218,9 +218,26 @@ def test_repair_fetches_only_the_damaged_files_from_a_copy_or_the_shard_cache(tm
         figures = repair(store.path, [source], None)
         assert (figures["files_restored"], figures["shards_damaged"]) == (3, 1)
         assert contents(store.path) == whole
-    (store.path / "store.json").write_text("{")
-    repair(store.path, [Store.open(copy)], None)
-    assert contents(store.path) == whole
+
+
+def test_a_damaged_manifest_is_taken_from_a_copy_only_by_its_fingerprint(tmp_path: Path) -> None:
+    """Its digests would otherwise decide that good vectors are damaged, and replace them."""
+    store, theirs = publish(tmp_path, (60, 40)), meta(fingerprint="cd" * 32)
+    with ShardCache(tmp_path / "their-pool", theirs) as cache:
+        cache.write(rows(0, 60), vectors(7, 60))
+        other = cache.publish(tmp_path / "theirs", cache.keys())
+    copy = Store.open(shutil.copytree(store.path, tmp_path / "copy"))
+    before = contents(store.path) | {"store.json": b"{"}
+    (store.path / "store.json").write_bytes(b"{")
+    told = (
+        rf"theirs has the fingerprint {'cd' * 32}, 60 rows in 1 shards: of their 3 files 2 are here.*1 shards .*--fing"
+    )
+    for named in (None, "ef" * 32):
+        with pytest.raises(LeafError, match=told):
+            repair(store.path, [other, copy], None, named)
+        assert contents(store.path) == before
+    repair(store.path, [other, copy], None, store.meta.fingerprint)
+    assert contents(store.path) == contents(copy.path)
 
 
 def test_repair_without_a_copy_says_what_to_do(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Corpus and store must be of the state of the project that git has checked out; what DVC has removed is named."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,11 @@ from click.testing import CliRunner
 import stages.corpus
 import stages.encode
 import stages.evaluate
+import stages.export
 import stages.fit
 from pipeline.base.errors import LeafError
 from pipeline.corpus.parts import corpus_digest
-from stages.recorded import check_recorded
+from stages.recorded import check_recorded, student_digest
 from tests.conftest import corpus_frame
 
 CORPUS = Path("data/corpus")
@@ -77,6 +79,27 @@ def test_what_the_metrics_or_dvc_lock_describe_is_used() -> None:
     (CORPUS / "part-00001.parquet").write_bytes((CORPUS / "part-00000.parquet").read_bytes())
     with pytest.raises(LeafError, match="is not the one"):
         check_recorded(CORPUS)
+
+
+@pytest.mark.parametrize("main", [stages.evaluate.main, stages.export.main])
+def test_a_student_that_git_does_not_describe_is_refused(
+    main: click.Command, tiny_student: Path, project: None
+) -> None:
+    """As where a bucket is written by others: DVC fetches by MD5 and looks no further."""
+    student = Path("models/student")
+    shutil.copytree(tiny_student, student)
+    Path("params.yaml").write_text(
+        "teacher: {model: none}\nencode: {}\nfit: {student: {model: none}}\nevaluate: {}\nexport: {}\n"
+    )
+    outs = [{"path": str(student), "hash": "md5", "md5": "34" * 16 + ".dir", "size": 1, "nfiles": 1}]
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"fit": {"cmd": "c", "outs": outs}}}))
+    Path("metrics").mkdir()
+    Path("metrics/fit.json").write_text(json.dumps({"digest": student_digest(student)}))
+    check_recorded(student)
+    (student / "1_Pooling" / "config.json").write_text("{}")
+    result = CliRunner().invoke(main, [])
+    assert result.exit_code == 1
+    assert "models/student: is not the one that dvc.lock and metrics/fit.json describe" in result.output
 
 
 def test_a_failed_stage_says_how_to_get_back_what_dvc_has_removed() -> None:

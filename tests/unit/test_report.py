@@ -17,7 +17,7 @@ from pipeline.evaluate.moved_queries import overlap
 from pipeline.params.sections import EvaluateParams
 from pipeline.report.page import Sources, render
 from tests.conftest import corpus_frame
-from tests.unit.test_evaluate import blurred, teacher_vectors, write_store
+from tests.unit.test_evaluate import bag_of_words, blurred, teacher_vectors, write_store
 from tests.unit.test_tasks import labelled, pairs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -35,6 +35,25 @@ FIGURES = {
     "map",
     "loss",
 }
+
+PARAMS = """
+# a comment about SECRET-PLACE
+corpus:
+  sources:
+    - {name: faq, kind: jsonl, path: /home/SECRET-PLACE/faq.jsonl}
+    - {name: web, kind: huggingface, path: lab/texts, passages: {tokens: 99, tokenizer: ~/SECRET-PLACE/counter}}
+    - {name: notes, kind: text, path: "data/sources/*.txt"}
+teacher:
+  model: ../SECRET-PLACE/large-model
+  prompts: {query: "/search: "}
+  api: {base_url: "https://SECRET-PLACE.example/v1", key_env: MY_API_KEY}
+encode: {reuse: ["s3://SECRET-PLACE/embeddings", data/../../SECRET-PLACE/store], pool: /mnt/SECRET-PLACE/pool}
+fit:
+  student: {model: tiny-student}
+  note: '<i>&'
+evaluate: {beir: [/srv/SECRET-PLACE/fiqa], sts: [~/SECRET-PLACE/sts.csv], classification: [./SECRET-PLACE/c.csv]}
+of_somebody_else: SECRET-PLACE
+"""
 
 
 def speed(scale: float) -> dict[str, Any]:
@@ -64,9 +83,15 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     files: dict[str, Any] = {
         "sts": (str(pairs(root / "pairs.csv")),),
         "classification": (str(labelled(root / "kinds.csv", split=True)),),
+        "clustering": (str(root / "kinds.csv"),),
     }
     result = evaluate(
-        root / "corpus", store, blurred, teacher_vectors, EvaluateParams(bootstrap=50, dims=(8, 4), **files)
+        root / "corpus",
+        store,
+        blurred,
+        teacher_vectors,
+        EvaluateParams(bootstrap=50, dims=(8, 4), **files),
+        start=bag_of_words,
     )
     (root / "metrics").mkdir()
     plots.write(result, root / "plots")
@@ -91,7 +116,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     corpus = {"total": 400, "splits": {"heldout": 40}, "rows": {"tiny": {"query": {"train": 180, "heldout": 20}}}}
     for name, figures in {"evaluate": result.figures, "cost": costs, "fit": fit, "corpus": corpus}.items():
         (root / "metrics" / f"{name}.json").write_text(json.dumps(figures, sort_keys=True))
-    (root / "params.yaml").write_text("fit:\n  student: {model: tiny-student}\n  note: '<i>&'\n")
+    (root / "params.yaml").write_text(PARAMS)
     return Sources(root / "params.yaml", store.path / "store.json", root / "metrics", root / "plots")
 
 
@@ -102,7 +127,8 @@ def page(sources: Sources) -> str:
 
 def test_the_page_holds_every_figure_table_and_the_run(page: str) -> None:
     assert set(re.findall(r'<figure id="figure-([^"]+)"', page)) == FIGURES
-    for words in ("Retention", "Spearman", "accuracy", "words", "tiny-student", "ab" * 32, "Moved rankings"):
+    assert "tiny, start" in page and "The untouched checkpoint keeps" in page
+    for words in ("Retention", "Spearman", "accuracy", "v_measure", "tiny-student", "ab" * 32, "Moved rankings"):
         assert words.lower() in page.lower(), words
     assert page.count('<article class="moved">') == 20
     assert page.count('role="img" aria-labelledby') == len(FIGURES)
@@ -121,6 +147,15 @@ def test_nothing_is_fetched_and_texts_are_not_markup(page: str) -> None:
     assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', page)
     assert "<script" not in page and "@import" not in page and "<i>&" not in page
     assert "default-src 'none'" in page
+
+
+def test_parameters_are_shown_without_places_of_this_machine_and_of_buckets(page: str) -> None:
+    assert "SECRET-PLACE" not in page
+    shown = page[page.index("<summary>Parameters") :]
+    for kept in ("faq.jsonl", "lab/texts", "data/sources/*.txt", "large-model", "/search: ", "https://...", "s3://..."):
+        assert kept in shown, kept
+    for kept in ("MY_API_KEY", "store", "pool", "fiqa", "sts.csv", "c.csv", "tokens: 99", "counter"):
+        assert kept in shown, kept
 
 
 def test_the_same_results_give_the_same_bytes(page: str, sources: Sources) -> None:
@@ -178,6 +213,7 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [360, 1200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_every_figure_without_errors_or_sideways_scrolling(
@@ -214,6 +250,7 @@ def test_a_browser_shows_every_figure_without_errors_or_sideways_scrolling(
     tab.close()
 
 
+@pytest.mark.long
 def test_on_paper_the_page_is_light_and_whole(browser: Any, page: str, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text(page, encoding="utf-8")

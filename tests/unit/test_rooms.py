@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-ORDER = "base params store corpus serve model teacher fit encode evaluate export report".split()
+ORDER = "base params store corpus serve model teacher filter fit encode evaluate export report".split()
 """A room imports only rooms that stand before it."""
 APART = {("fit", "teacher")}  # stage two cannot load a teacher
 IMPORTERS = ("import_module", "import_optional", "__import__")

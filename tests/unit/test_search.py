@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 from click.testing import CliRunner, Result
 
+from pipeline.base import written_directory
 from pipeline.base.errors import LeafError
 from pipeline.encode.encoding import encode
 from pipeline.export.onnx_graph import write_graphs
@@ -24,6 +25,7 @@ from pipeline.params.sections import EncodeParams, StudentParams, TeacherParams
 from pipeline.serve import index
 from pipeline.serve.onnx_encoder import OnnxEncoder
 from pipeline.serve.search import Searcher, Vectors, read_vectors, unit_vectors
+from pipeline.store import MODEL_KIND
 from pipeline.store.shard import StoreMeta
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
@@ -57,7 +59,7 @@ class Searchable:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
         leaf = [sys.executable, "-m", "stages.leaf", *arguments]
-        return subprocess.run(leaf, cwd=self.root, env=environment, text=True, timeout=60, check=False, **streams)
+        return subprocess.run(leaf, cwd=self.root, env=environment, text=True, timeout=600, check=False, **streams)
 
     def hits(self, *arguments: str) -> list[str]:
         result = self.leaf("search", QUERY, "--json", *arguments)
@@ -342,7 +344,7 @@ def test_an_index_replaces_an_index_and_nothing_else(searchable: Searchable, tmp
     assert searchable.leaf(*into, str(tmp_path / "p")).exit_code == 0
     refused = searchable.leaf(*into, str(searchable.root / "embeddings"))
     assert refused.exit_code == 1
-    assert "holds something else than an index" in refused.output
+    assert "holds no index of this program" in refused.output
     searchable.store.verify()
 
 
@@ -383,10 +385,7 @@ def test_only_documents_are_searched(searchable: Searchable) -> None:
 
 
 def test_push_hub_shows_what_it_would_send_and_sends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    student = tmp_path / "models" / "student"
-    student.mkdir(parents=True)
-    (student / "config.json").write_text("{}")
-    (student / "README.md").write_text("# as fit wrote it\n")
+    _write_model(tmp_path / "models/student")
     push = ["push-hub", "student", "--repo", "lab/model", "--models", str(tmp_path / "models")]
     dry = CliRunner().invoke(main, push)
     assert dry.exit_code == 0, dry.output
@@ -402,3 +401,35 @@ def test_push_hub_shows_what_it_would_send_and_sends_nothing(tmp_path: Path, mon
         main, ["push-hub", "onnx", "--repo", "lab/model", "--models", str(tmp_path / "models")]
     )
     assert "run the export stage first" in missing.output
+
+
+def _write_model(directory: Path) -> None:
+    with written_directory(directory, MODEL_KIND) as new:
+        (new / "config.json").write_text("{}")
+        (new / "README.md").write_text("# as fit wrote it\n")
+
+
+def test_push_hub_sends_the_files_that_were_written_there_and_no_others(tmp_path: Path) -> None:
+    student, secret = tmp_path / "models/student", tmp_path / "credentials"
+    secret.write_text("key = sk-secret")
+    push = ["push-hub", "student", "--repo", "lab/model", "--models", str(tmp_path / "models")]
+    _write_model(student)
+    (student / "notes").symlink_to(secret)
+    (student / "thesis.tex").write_text("years of work")
+    (student / "README.md").write_text("# as somebody edited it\n")
+    dry = CliRunner().invoke(main, push)
+    assert dry.exit_code == 0, dry.output
+    assert [line.split()[-1] for line in dry.output.splitlines() if " MB " in line] == ["README.md", "config.json"]
+    assert "README.md: was changed by hand" in dry.output
+    for name in ("config.json", "README.md"):
+        written = (student / name).read_bytes()
+        (student / name).unlink()
+        (student / name).symlink_to(secret)
+        refused = CliRunner().invoke(main, push)
+        assert f"{name}: is not the file that was written there" in refused.output
+        (student / name).unlink()
+        (student / name).write_bytes(written)
+    (student / "config.json").write_text('{"changed": 1}')
+    assert "config.json: is not the file that was written there" in CliRunner().invoke(main, push).output
+    (student / ".leaf.json").unlink()
+    assert "does not say which files belong to the model" in CliRunner().invoke(main, push).output

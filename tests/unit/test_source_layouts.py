@@ -118,6 +118,19 @@ def test_an_encoding_can_be_named(kind: str, content: str, tmp_path: Path) -> No
     assert "`nonsense` is unknown" in complaint(file, kind, encoding="nonsense")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_an_encoding_of_two_byte_orders_needs_a_mark_or_the_order(encoding: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.txt"
+    file.write_bytes("one\ntwo\n".encode(f"{encoding}-le"))
+    assert f"name its encoding as `{encoding}-le`" in complaint(file, "text", encoding=encoding)
+    assert texts(file, "text", encoding=f"{encoding}-le") == ["one\n", "two\n"]
+
+
+def test_an_encoding_that_is_none_of_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("one\n")
+    assert "in the encoding `idna`" in complaint(tmp_path / "x.txt", "text", encoding="idna")
+
+
 def test_a_line_that_is_not_in_the_marked_encoding_is_named(tmp_path: Path) -> None:
     file = tmp_path / "x.txt"
     file.write_bytes("\ufeffone\ntwo\n".encode("utf-16-le") + b"\x00\xd8a\x00\n\x00")
@@ -137,6 +150,8 @@ def tarred(raw: bytes) -> bytes:
     ("content", "message"),
     [
         ("a text\n".encode("utf-16-le") * 9, "no byte-order mark"),
+        ("你好世界你好\n".encode("utf-16-le"), "no byte-order mark"),  # bytes of ASCII but for the line's end
+        ("你好世界你好\n".encode("utf-16-be"), "no byte-order mark"),
         (zipped(b"x", "other.jsonl"), "zip archive of 2 files"),
         (zipped(b"x", "[Content_Types].xml"), "save it as CSV"),
         (tarred(LINES), "tar archive"),
@@ -404,6 +419,10 @@ IDS: dict[str, tuple[Any, list[str]]] = {
     "large strings": (pa.array(["a", "b", "c"], pa.large_string()), ["a", "b", "c"]),
     "string views": (pa.array(["a", "b", "c"], pa.string_view()), ["a", "b", "c"]),
     "categories": (pa.array(["a", "b", "a"]).dictionary_encode(), ["a", "b", "a"]),
+    "polars' categories": (
+        pa.DictionaryArray.from_arrays(pa.array([0, 1, 0]), pa.array(["a", "b"], pa.string_view())),
+        ["a", "b", "a"],
+    ),
 }
 
 
@@ -412,6 +431,13 @@ def test_ids_are_read_as_other_tools_store_them(column: pa.Array, expected: list
     file = tmp_path / "x.arrow"
     feather.write_feather(pa.table({"id": column, "text": ["one", "two", "three"]}), file)
     assert [number for number, _, _ in read(file, "arrow", id_field="id")] == expected
+
+
+@pytest.mark.parametrize("column", IDS)
+def test_ids_are_the_same_beside_texts_in_lists(column: str, tmp_path: Path) -> None:
+    values, expected = IDS[column]
+    feather.write_feather(pa.table({"id": values, "text": [["one"], ["two"], ["three"]]}), tmp_path / "x.arrow")
+    assert [number for number, _, _ in read(tmp_path / "x.arrow", "arrow", id_field="id")] == expected
 
 
 @pytest.mark.parametrize("value", [1.5, 2.0**53, float("inf")])
@@ -444,6 +470,20 @@ def test_nan_is_a_missing_text_as_pandas_has_it(kind: str, tmp_path: Path) -> No
 def test_ids_that_are_all_missing_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": pa.nulls(2), "text": ["a", "b"]}), tmp_path / "x.parquet")
     assert "`id` has no value" in complaint(tmp_path / "x.parquet", "parquet", id_field="id")
+
+
+def test_a_path_leads_into_a_map(tmp_path: Path) -> None:
+    file, kind = tmp_path / "x.parquet", pa.map_(pa.string(), pa.string())
+    pq.write_table(pa.table({"t": pa.array([[("en", "a cat"), ("fr", "un chat")], None], kind)}), file)
+    assert texts(file, "parquet", text_field="t.fr") == ["un chat", None]
+    assert "objects with en, fr" in complaint(file, "parquet", text_field="t")
+    pq.write_table(pa.table({"t": pa.array([[("en", "a cat"), ("en", "a dog")]], kind)}), file)
+    assert "the same key twice" in complaint(file, "parquet", text_field="t.en")
+
+
+def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "x")
+    assert "more than one column text" in complaint(tmp_path / "x", "parquet")
 
 
 def test_arrow_batches_are_cut_and_numbered_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,6 +581,48 @@ def test_backslashes_before_quotes_are_told_and_other_backslashes_kept(tmp_path:
     assert "not CSV" in complaint(file, "csv", quote='"', escape="/")
 
 
+def test_backslashes_before_quotes_are_told_in_tsv_too(tmp_path: Path) -> None:
+    rows = ["plain", '"say \\"no\\" then"', "C:\\new"]
+    (tmp_path / "x").write_text("id\ttext\n" + "".join(f"{number}\t{row}\n" for number, row in enumerate(rows)))
+    assert texts(tmp_path / "x", "tsv", id_field="id") == ["plain", 'say "no" then', "C:\\new"]
+
+
+def test_late_quotes_with_backslashes_are_refused_in_tsv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "SAMPLE_ROWS", 3)
+    (tmp_path / "x").write_text("text\tn\n" + "plain\t1\n" * 5 + '"say \\"no\\""\t1\n')
+    assert "a field in quotes" in complaint(tmp_path / "x", "tsv")
+
+
+@pytest.mark.parametrize("row", ["1;Hello, world", "1\tHello, world", "1|Hello; world"])
+def test_rows_without_a_header_that_fit_with_two_delimiters_are_refused(row: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text(f"{row}\n{row}\n")
+    columns = ("id", "text")
+    assert "set `delimiter`" in complaint(tmp_path / "x", "csv", columns=columns)
+    found = texts(tmp_path / "x", "csv", columns=columns, delimiter=row[1])
+    assert found == [row[2:]] * 2
+    if row[1] == "\t":
+        assert texts(tmp_path / "x", "tsv", columns=columns) == [row[2:]] * 2
+
+
+def test_a_space_before_a_quote_does_not_make_it_a_letter(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text('id, text\n1, "Hello, world"\n2, "foo"\n')
+    assert read(tmp_path / "x", "csv", id_field="id") == [("1", "Hello, world", "document"), ("2", "foo", "document")]
+
+
+def test_a_column_in_single_quotes_is_refused_until_they_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("id,text\n1,'it''s'\n2,'foo'\n")
+    assert "in single quotes" in complaint(tmp_path / "x", "csv")
+    assert texts(tmp_path / "x", "csv", quote="'") == ["it's", "foo"]
+    assert texts(tmp_path / "x", "csv", quote='"') == ["'it''s'", "'foo'"]
+
+
+def test_a_tsv_of_one_row_in_quotes_is_quoted_and_one_of_a_quoted_note_is_not(tmp_path: Path) -> None:
+    (tmp_path / "one").write_text('"1"\t"one text"\n')
+    assert read(tmp_path / "one", "tsv", columns=("id", "text"), id_field="id") == [("1", "one text", "document")]
+    (tmp_path / "two").write_text('text\tnote\n"a saying"\t"seen"\nplain\t\nplain\t\n')
+    assert texts(tmp_path / "two", "tsv") == ['"a saying"', "plain", "plain"]
+
+
 def test_a_header_within_a_table_is_no_record(tmp_path: Path) -> None:
     file = tmp_path / "x.csv"
     file.write_text("id, text\n1,one\nid, text\n2,two\n")
@@ -578,7 +660,7 @@ def test_a_compressed_beir_directory_is_read(tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress(b'{"_id": "1", "title": "T", "text": "body"}\n'))
     (tmp_path / "queries.jsonl.gz").write_bytes(gzip.compress(b'{"_id": "1", "text": "q"}\n'))
     source = SourceParams(name="s", kind="beir", path=str(tmp_path))
-    rows = [row for frame in batches(source) for row in frame.iter_rows()]
+    rows = [row for frame in batches(source) for row in frame.select("id", "text", "role").iter_rows()]
     assert rows == [("1", "T body", "document"), ("query/1", "q", "query")]
 
 

@@ -208,10 +208,10 @@ def test_publish_replaces_nothing_but_a_store(tmp_path: Path) -> None:
     (out / "thesis.txt").write_text("years of work")
     with ShardCache(tmp_path / "pool", META) as cache:
         cache.write(rows(0, 3), vectors(0, 3))
-        with pytest.raises(LeafError, match="something else than a store"):
+        with pytest.raises(LeafError, match="holds no store of this program"):
             cache.publish(out, cache.keys())
         (tmp_path / "link").symlink_to(tmp_path)
-        with pytest.raises(LeafError, match="not a directory"):
+        with pytest.raises(LeafError, match="is a link and no directory"):
             cache.publish(tmp_path / "link", cache.keys())
     assert contents(out) == {"thesis.txt": b"years of work"}
 

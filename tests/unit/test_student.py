@@ -20,8 +20,8 @@ from pipeline.fit import head as heads
 from pipeline.fit.losses import LOSSES
 from pipeline.fit.optimiser import learning_rate, total_steps
 from pipeline.model.batch import pack
-from pipeline.model.model_files import weights_sha256
-from pipeline.model.student import Student, StudentEncoder, build, model_directory
+from pipeline.model.model_files import checkpoint_digest, model_sha256
+from pipeline.model.student import Student, StudentEncoder, build, model_directory, untouched
 from pipeline.params.sections import FitParams, StudentParams
 from tests.conftest import make_model, sentence
 
@@ -62,6 +62,19 @@ def test_sentence_transformers_reads_a_saved_student_and_gives_its_vectors(tiny_
     assert not any(plain.prompts.values())
     assert (tmp_path / "student" / "README.md").read_text() == "a card"
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_the_untouched_checkpoint_gives_the_vectors_of_its_own_model(tiny_student: Path) -> None:
+    encoder = StudentEncoder(untouched(StudentParams(model=str(tiny_student), vocabulary="corpus")))
+    texts = ["open the file", "sort this list by key and value"]
+    expected = SentenceTransformer(str(tiny_student), device="cpu").encode(texts, normalize_embeddings=True)
+    assert np.abs(encoder.encode(texts) - expected).max() < 0.02  # bfloat16 where the processor has it
+    for params in (
+        StudentParams(model=str(tiny_student), weights="random"),
+        StudentParams(model=str(tiny_student), architecture="static"),
+    ):
+        with pytest.raises(LeafError, match=r"random weights|static student"):
+            untouched(params)
 
 
 def test_the_kept_layers_are_those_named(tmp_path: Path) -> None:
@@ -135,8 +148,21 @@ def test_a_tokenizer_that_the_disk_does_not_take_is_one_message(tmp_path: Path) 
         Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save("/dev/full")
 
 
+@pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json", "config.json", "merges.txt", "1_Pooling/config.json"])
+def test_every_file_that_decides_a_students_start_is_in_its_digest(
+    file: str, tiny_student: Path, tmp_path: Path
+) -> None:
+    directory = Path(shutil.copytree(tiny_student, tmp_path / "copy"))
+    before = checkpoint_digest(directory)
+    (directory / "README.md").write_text("another card")
+    assert checkpoint_digest(directory) == before
+    changed = directory / file
+    changed.write_text((changed.read_text(encoding="utf-8") if changed.exists() else "") + "\n", encoding="utf-8")
+    assert checkpoint_digest(directory) != before
+
+
 def test_weights_with_another_digest_are_not_loaded(tiny_student: Path) -> None:
-    good = weights_sha256(tiny_student)
+    good = model_sha256(tiny_student)
     build(StudentParams(model=str(tiny_student), sha256=good), dim=8, normalize=True)
     with pytest.raises(LeafError, match=r"fit\.student\.sha256.*SHA-256"):
         build(StudentParams(model=str(tiny_student), sha256="0" * 64), dim=8, normalize=True)

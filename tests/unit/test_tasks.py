@@ -1,4 +1,5 @@
 import csv
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from pipeline.base.errors import LeafError
 from pipeline.evaluate.datasets import PairedVectors
 from pipeline.evaluate.task_files import read
-from pipeline.evaluate.tasks import classification, spearman, sts
+from pipeline.evaluate.tasks import classification, clustering, spearman, sts, v_measure
 from pipeline.params.sections import EvaluateParams
 
 DIM = 16
@@ -101,7 +102,7 @@ def test_a_linear_classifier_predicts_the_labels(tmp_path: Path, split: bool) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("sentence1,sentence2\na,b\n", "has no column `score`"),
+        ("sentence1,sentence2\na,b\n", "has no column score; columns there: sentence1, sentence2"),
         ("sentence1,sentence2,score\na,b,1\nc,d,high\n", "row 2: `score` is empty or not a number"),
         ("sentence1,sentence2,score\na,b,1\nc,d,1\ne,f,1\n", "different scores"),
     ],
@@ -160,12 +161,41 @@ def test_values_are_read_as_the_task_wants_them_wherever_they_change(tmp_path: P
 def test_a_table_between_tabs_may_be_in_quotes_whole_or_have_quotes_in_its_texts(tmp_path: Path) -> None:
     file = tmp_path / "rows.tsv"
     file.write_text('"text"\t"label"\n"a ""b"" c"\t"x"\n"d\te"\t"y"\n')
-    with pytest.raises(LeafError, match="cannot be read"):
-        read(file, {"text": "text"}, "x")
-    file.write_text('"text"\t"label"\n"a ""b"" c"\t"x"\n"d"\t"y"\n')
-    assert read(file, {"text": "text", "label": "text"}, "x").rows() == [('a "b" c', "x"), ("d", "y")]
+    assert read(file, {"text": "text", "label": "text"}, "x").rows() == [('a "b" c', "x"), ("d\te", "y")]
+    file.write_text('text\tlabel\n"a ""b"" c"\tx\nplain\ty\n')  # as pandas writes them: quotes only where needed
+    assert read(file, {"text": "text", "label": "text"}, "x").rows() == [('a "b" c', "x"), ("plain", "y")]
     file.write_text('text\tlabel\n"a" b\tx\n"d"\ty\n5" e\tx\n')
     assert read(file, {"text": "text"}, "x")["text"].to_list() == ['"a" b', '"d"', '5" e']
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"text;label;split\r\na, b;01;train\r\nc;1;test\r\n",
+        b'\xef\xbb\xbftext, label, split\n"a, b", 01, train\nc, 1, "test"\n',
+        'text,label,split\n"a, b",01,train\nc,1,test\n'.encode("utf-16"),
+        gzip.compress(b'text,label,split\r"a, b",01,train\rc,1,test\r'),
+    ],
+    ids=["semicolons", "spaces and a mark", "UTF-16", "compressed, with carriage returns"],
+)
+def test_a_table_of_labels_is_read_as_a_source_is(tmp_path: Path, content: bytes) -> None:
+    kinds = {"text": "text", "label": "text"}
+    for name in ("rows.csv", "rows.csv.gz"):
+        (tmp_path / name).write_bytes(content)
+        frame = read(tmp_path / name, kinds, "x", optional={"split": "text"})
+        assert frame.rows() == [("a, b", "01", "train"), ("c", "1", "test")]
+        assert read(tmp_path / name, kinds, "x", optional={"fold": "text"}).columns == ["text", "label"]
+
+
+def test_backslashes_before_quotes_are_no_part_of_a_labelled_text(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('text,label\n"say \\"no\\"",1\nb,0\n')
+    assert read(tmp_path / "rows.csv", {"text": "text"}, "x")["text"].to_list() == ['say "no"', "b"]
+
+
+def test_an_optional_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,split,split\na,train,test\n")
+    with pytest.raises(LeafError, match="more than one column split"):
+        read(tmp_path / "rows.csv", {"text": "text"}, "x", optional={"split": "text"})
 
 
 def test_a_split_that_begins_late_is_seen_and_refused_for_the_rows_that_have_none(tmp_path: Path) -> None:
@@ -184,3 +214,41 @@ def test_lists_and_objects_are_no_labels(tmp_path: Path) -> None:
     pl.DataFrame(rows).write_parquet(tmp_path / "rows.parquet")
     with pytest.raises(LeafError, match="`label` must hold text, not List"):
         classification(tmp_path / "rows.parquet", encode, PARAMS)
+
+
+def test_the_v_measure_is_that_of_scikit_learn() -> None:
+    from sklearn.metrics import v_measure_score
+
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        labels, clusters = random.integers(5, size=80), random.integers(5, size=80)
+        assert v_measure(np.bincount(labels * 5 + clusters, minlength=25)) == pytest.approx(
+            v_measure_score(labels, clusters), abs=1e-12
+        )
+    assert v_measure(np.bincount([0, 0, 0, 0, 8, 8, 8, 8], minlength=9)) == pytest.approx(1)
+
+
+def test_the_teacher_clusters_labelled_texts_better_than_a_noisy_student(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    kinds = {"colour": "red blue green", "size": "tall small huge", "pace": "quick slow idle"}
+    rows = [
+        {"label": label, "text": " ".join([*random.choice(names.split(), 3), f"w{number}"]), "split": "test"}
+        for label, names in kinds.items()
+        for number in range(60)
+    ]
+    pl.DataFrame(rows).write_csv(tmp_path / "kinds.csv")
+
+    def encode_noisily(frame: pl.DataFrame) -> PairedVectors:
+        texts = frame["text"].to_list()
+        return PairedVectors(words(texts), words(texts, 8.0))
+
+    figures = clustering(tmp_path / "kinds.csv", encode_noisily, PARAMS)
+    assert figures["clusters"] == 3 and figures["teacher"]["n"] == 180
+    assert figures["teacher"]["v_measure"] > figures["standard"]["v_measure"] + 0.1
+    assert figures["standard"]["difference"]["verdict"] == "lower"
+    low, high = figures["teacher"]["interval"]
+    assert low <= figures["teacher"]["v_measure"] + 0.05 and figures["teacher"]["v_measure"] <= high
+    assert clustering(tmp_path / "kinds.csv", encode_noisily, PARAMS) == figures
+    (tmp_path / "one.csv").write_text("text,label\na b,x\nc d,x\n")
+    with pytest.raises(LeafError, match="at least two labels"):
+        clustering(tmp_path / "one.csv", encode, PARAMS)

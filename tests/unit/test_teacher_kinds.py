@@ -322,6 +322,80 @@ def test_tables_of_positions_by_another_name_limit_a_text(family: str, tmp_path:
     teacher.vectors(pl.DataFrame({"role": ["document"], "text": [" ".join(WORDS * 4)]}))
 
 
+def plain_checkpoint(directory: Path, copy: Path, model: Any) -> Path:
+    """A checkpoint without modules, with the words of the tiny teacher's tokenizer."""
+    from transformers import AutoTokenizer
+
+    model.save_pretrained(str(directory))
+    AutoTokenizer.from_pretrained(str(copy)).save_pretrained(str(directory))
+    return directory
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_the_text_tower_of_clip_is_a_teacher(projected: bool, copy: Path, tmp_path: Path) -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    ids: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    config = CLIPTextConfig(vocab_size=len(WORDS) + 5, max_position_embeddings=64, projection_dim=16, **sizes, **ids)
+    torch.manual_seed(0)
+    model = CLIPTextModelWithProjection(config) if projected else CLIPTextModel(config)
+    teacher = teacher_of(plain_checkpoint(tmp_path / "clip", copy, model))
+    assert teacher.meta.dim == 32  # the library takes the tower's states, whether or not a projection lies beside them
+    assert lowest_cosine(teacher) > 0.999
+
+
+def test_canine_which_has_no_table_of_tokens_is_a_teacher_or_refused_by_name(tmp_path: Path) -> None:
+    from transformers import CanineConfig, CanineModel, CanineTokenizer
+
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    hashes: dict[str, Any] = {
+        "num_hash_buckets": 64,
+        "num_hash_functions": 4,
+        "downsampling_rate": 4,
+        "local_transformer_stride": 16,
+    }
+    torch.manual_seed(0)
+    CanineModel(CanineConfig(max_position_embeddings=2048, **sizes, **hashes)).save_pretrained(tmp_path / "canine")
+    CanineTokenizer(model_max_length=2048).save_pretrained(tmp_path / "canine")  # type: ignore[no-untyped-call]
+    teacher = teacher_of(tmp_path / "canine")
+    assert teacher.meta.dim == 32
+    try:
+        assert lowest_cosine(teacher) > 0.999
+    except LeafError as error:
+        assert f"teacher `{tmp_path / 'canine'}`: cannot be run" in str(error)
+
+
+def test_the_model_is_asked_for_a_width_that_stands_in_no_file(copy: Path, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    sizes: dict[str, Any] = {
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(vocab_size=len(WORDS) + 5, **sizes))
+    directory = plain_checkpoint(tmp_path / "plain", copy, model)
+    settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    assert settings.pop("hidden_size") == 768  # which the library takes where the file names none
+    (directory / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    teacher = teacher_of(directory)
+    assert teacher.meta.dim == 768
+    assert lowest_cosine(teacher) > 0.999
+
+
 def test_a_transformer_in_a_directory_of_its_own_is_found(copy: Path) -> None:
     inside = copy / "0_Transformer"
     inside.mkdir()

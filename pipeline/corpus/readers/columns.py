@@ -26,13 +26,15 @@ class Columns:
         """Look for the columns in the schema of what `place` names.
 
         Raises:
-            LeafError: one is missing.
+            LeafError: one is missing, or there are two of its name.
         """
         self._source, self._place = source, place
         self._names = column_names(source)
         roots = [name if name in schema.names else _root(name) for name in self._names]
         missing = [name for name, root in zip(self._names, roots, strict=True) if root not in schema.names]
         require_columns(place, missing, schema.names)
+        if repeated := [root for root in roots if schema.names.count(root) > 1]:
+            raise LeafError(f"{place}: has more than one column {repeated[0]:.40}")
         self.roots = list(dict.fromkeys(roots))
         """The columns to read, each once."""
         self._is_nested = roots != self._names or any(pa.types.is_nested(schema.field(name).type) for name in roots)
@@ -55,13 +57,17 @@ class Columns:
     def _rows(self, tables: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, dict[str, Any]]]:
         numbers = count()
         for table in tables:
-            for row in table.to_pylist():
+            try:
+                rows = table.to_pylist(maps_as_pydicts="strict")
+            except KeyError as error:
+                raise LeafError(f"{self._place}: a map has the same key twice ({error!s:.80})") from None
+            for row in rows:
                 yield f"{self._place}, row {next(numbers)}", row
 
     def _series(self, name: str, column: pa.Array, place: Place) -> pl.Series:
-        """A column as strings: text, and in ids and roles whole numbers."""
+        """A column as strings: text, and in ids, roles and origins whole numbers."""
         if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
+            column = _decoded(column)
         if isinstance(column.type, pa.UuidType):
             column = pa.array([value and str(value) for value in column.to_pylist()], pa.string())
         kind = column.type
@@ -69,7 +75,8 @@ class Columns:
             return pl.Series(name, [None] * len(column), dtype=pl.String)
         if any(is_kind(kind) for is_kind in _TEXT):
             return _checked_text(name, column, place)
-        if name in (self._source.id_field, self._source.role_field) and any(is_kind(kind) for is_kind in _NUMBER):
+        labels = (self._source.id_field, self._source.role_field, self._source.source_field)
+        if name in labels and any(is_kind(kind) for is_kind in _NUMBER):
             return _whole_numbers(name, column, place)
         raise LeafError(f"{self._place}: column `{name}` must hold text, not {kind}")
 
@@ -89,6 +96,15 @@ def _root(name: str) -> str:
     """The column that a path begins with."""
     path = parse(name)
     return next(chain(*path.lists, path.rest))
+
+
+def _decoded(column: pa.DictionaryArray) -> pa.Array:
+    """The values of a column of categories. Arrow cannot take them from views, in which polars keeps its strings."""
+    values = column.dictionary
+    views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    return pa.DictionaryArray.from_arrays(
+        column.indices, values.cast(views.get(values.type, values.type))
+    ).dictionary_decode()
 
 
 def _place_of_row(place: object, start: int) -> Place:

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, access
 
 _SIGNATURES = (
     (b"\x1f\x8b", "gzip"),
@@ -52,7 +52,7 @@ def unpacked(file: Path) -> Iterator[IO[bytes]]:
         LeafError: the file cannot be read, is damaged or cut short, or is no text.
     """
     try:
-        with file.open("rb") as raw:
+        with access(), file.open("rb") as raw:
             packing = nature(raw.read(HEAD))
             raw.seek(0)
             with _UNPACK.get(packing or "", nullcontext)(raw) as stream:

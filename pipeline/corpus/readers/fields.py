@@ -12,7 +12,9 @@ from pipeline.params import SourceParams
 SCHEMA = {"id": pl.String, "text": pl.String, "role": pl.String}
 
 Frames = Iterator[pl.DataFrame]
-"""Frames with the columns of SCHEMA. `text` may be null; the texts of a record follow each other and share its id."""
+"""Frames with the columns of SCHEMA, `origin` where the source has a `source_field`, and `title` where views want it.
+
+`text` may be null; the texts of a record follow each other and share its id."""
 
 Place = Callable[[int], str]
 """Where a row of a batch stands, for an error message."""
@@ -72,8 +74,8 @@ def text_columns(source: SourceParams) -> list[str]:
 
 
 def column_names(source: SourceParams) -> list[str]:
-    """Columns to read: those of texts, then the title, the role and the id if the source names them."""
-    others = (source.title_field, source.role_field, source.id_field)
+    """Columns to read: those of texts, then title, role, origin and id if the source names them."""
+    others = (source.title_field, source.role_field, source.source_field, source.id_field)
     return [*text_columns(source), *(name for name in others if name)]
 
 
@@ -118,16 +120,25 @@ def records_frame(source: SourceParams, columns: list[pl.Series], first: int, pl
     """
     texts, others = columns[: len(text_columns(source))], columns[len(text_columns(source)) :]
     ids = _ids(source, others.pop() if source.id_field else None, first, len(texts[0]), place)
+    origins = [others.pop().fill_null("").alias("origin")] if source.source_field else []
     roles = _roles(source, others.pop(), place) if source.role_field else None
     parts = []
     for role, text in zip(_text_roles(source), texts, strict=True):
         frame = pl.DataFrame({"id": ids, "text": text}).with_row_index("row")
-        frame = frame.with_columns(role=pl.lit(role) if roles is None else roles)
+        frame = frame.with_columns(*origins, role=pl.lit(role) if roles is None else roles)
         # A title belongs to documents: a question that stands beside its document does not have it.
         if source.title_field and not (role == "query" and source.document_field):
             frame = frame.with_columns(others[0].alias("title"))
-        parts.append(_titled(_exploded(source, frame, place)).select("row", *SCHEMA))
+        elif keeps_titles(source):
+            frame = frame.with_columns(title=pl.lit(None, pl.String))
+        names = *SCHEMA, *(origin.name for origin in origins), *(["title"] if keeps_titles(source) else [])
+        parts.append(_titled(_exploded(source, frame, place)).select("row", *names))
     return parts[0].drop("row") if len(parts) == 1 else pl.concat(parts).sort("row", maintain_order=True).drop("row")
+
+
+def keeps_titles(source: SourceParams) -> bool:
+    """Whether titles are texts of their own too."""
+    return source.views is not None and source.views.title
 
 
 def _text_roles(source: SourceParams) -> list[str]:

@@ -85,7 +85,8 @@ def _document(file: Path, form: TextForm, fields: Fields) -> Iterator[tuple[str,
                 place = f"{file}, record {number}"
                 yield place, _inside(outer, [value]) if outer else value
         except ijson.JSONError as error:
-            raise LeafError(f"{file}: not JSON: {error!s:.120}") from None
+            reason = " ".join(str(error).split())  # the parser draws an arrow below the place
+            raise LeafError(f"{file}: not JSON: {reason:.120}") from None
         except UnicodeDecodeError as error:
             raise not_decoded(str(file), form, error) from None
 

@@ -22,6 +22,8 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_NEED_MARK = ("utf-16", "utf-32")
+_LINE_END_OF_UTF16 = re.compile(rb"\n\0|\0\n")  # of Chinese, say, it may be all that has a zero byte
 _CONVERT = "name its `encoding` (`cp1252`, for instance), or convert the file to UTF-8"
 
 
@@ -54,9 +56,14 @@ def text_form(file: Path, encoding: str | None = None) -> TextForm:
     mark, name = next(((mark, name) for mark, name in _MARKS if raw.startswith(mark)), (b"", encoding or "utf-8"))
     if not mark:
         check_text(file, raw)
-        if encoding is None and raw.count(0) > len(raw) // 4:
+        if encoding is None and (raw.count(0) > len(raw) // 4 or _LINE_END_OF_UTF16.search(raw)):
             raise LeafError(f"{file}: holds zero bytes, as UTF-16 does, and no byte-order mark; {_CONVERT}")
-    head = raw[len(mark) :].decode(name, "ignore")
+        if codecs.lookup(name).name in _NEED_MARK:
+            raise LeafError(f"{file}: has no byte-order mark; name its encoding as `{name}-le` or `{name}-be`")
+    try:
+        head = raw[len(mark) :].decode(name, "ignore")
+    except UnicodeError as error:  # of codecs that are not for files (idna)
+        raise LeafError(f"{file}: cannot be read in the encoding `{name}`: {error!s:.120}") from None
     return TextForm(name, len(mark), "\r" if "\r" in head and "\n" not in head else "\n", head, whole)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, access
 from pipeline.corpus.parts import BLOCK_BYTES, rows_within
 from pipeline.corpus.readers.columns import BATCH_ROWS, Columns
 from pipeline.corpus.readers.contents import HEAD, nature
@@ -26,7 +26,7 @@ def read(source: SourceParams) -> Frames:
 def _batches(source: SourceParams, file: Path) -> Iterator[Batch]:
     """The rows of a file, up to BATCH_ROWS at a time; its first bytes say what it is."""
     try:
-        with file.open("rb") as raw:
+        with access(), file.open("rb") as raw:
             head = raw.read(HEAD)
         if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
             yield from _arrow(source, file, is_stream=not head.startswith(b"ARROW1"))

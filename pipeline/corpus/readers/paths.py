@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain, islice, takewhile
 from typing import Any
+from uuid import UUID
 
 from pipeline.base import LeafError
 from pipeline.corpus.readers.fields import column_names, require_columns, shown_names, text_columns
@@ -61,7 +62,7 @@ class Field:
     steps: Steps
     """What leads to it from there."""
     is_label: bool
-    """Whether it is an id or a role, of which a record has one."""
+    """Whether it is an id, a role or an origin, of which a record has one."""
     may_be_number: bool
     """Whether a whole number is taken as text."""
 
@@ -78,7 +79,7 @@ class Fields:
         """The lists, from the outermost on, whose innermost elements are the records."""
         self.outer = _common([path.lists for path in paths])[:1]
         """The outermost list, if all fields lie in it: a large file can be read by its elements."""
-        labels = {source.role_field, source.id_field}
+        labels = {source.role_field, source.source_field, source.id_field}
         numbers = labels if typed else {*labels, *names}
         self.fields = [
             self._field(name, path, name in labels, name in numbers) for name, path in zip(names, paths, strict=True)
@@ -207,8 +208,8 @@ def _cell(place: str, field: Field, stack: tuple[Any, ...]) -> Any:
         return text(place, field.name, value, field.is_label, field.may_be_number)
     if field.is_label:
         raise LeafError(
-            f"{place}: column `{field.name}` holds {len(value)} values; a record has one id and one role. A list whose "
-            "elements are records has `[]` in the paths of all its fields (docs/sources.md)"
+            f"{place}: column `{field.name}` holds {len(value)} values; a record has one id, one role, one origin. A "
+            "list whose elements are records has `[]` in the paths of all its fields (docs/sources.md)"
         )
     return [text(place, field.name, item) for item in _flat(value)]
 
@@ -223,7 +224,7 @@ def text(place: str, name: str, value: Any, is_label: bool = False, may_be_numbe
     """
     if value is None or type(value) is str:
         return value
-    if type(value) is int and may_be_number:
+    if (type(value) is int and may_be_number) or isinstance(value, UUID):
         return str(value)
     if isinstance(value, bytes):
         try:
@@ -232,9 +233,16 @@ def text(place: str, name: str, value: Any, is_label: bool = False, may_be_numbe
             raise LeafError(f"{place}: column `{name}` is not UTF-8 ({error.reason})") from None
     if isinstance(value, float) and math.isnan(value):  # pandas' missing value, also of texts
         return None
-    if is_label and isinstance(value, float | Decimal) and value % 1 == 0 and -EXACT < value < EXACT:
+    if is_label and _is_whole(value):
         return str(int(value))
     raise LeafError(f"{place}: column `{name}` must hold text, not {_described(value, name)}")
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a value is a whole number that is stored as another kind of number, and exactly."""
+    if isinstance(value, Decimal):
+        return bool(value == value.to_integral_value())
+    return isinstance(value, float) and value.is_integer() and -EXACT < value < EXACT
 
 
 def _described(value: Any, name: str = "") -> str:

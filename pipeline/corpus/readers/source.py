@@ -4,16 +4,15 @@ To add a kind: write a reader in a file beside this one, list it in READERS, and
 `SourceParams.kind`. No reader executes anything of a source, or holds a source whole in memory.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import polars as pl
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, first_line
 from pipeline.corpus.readers import beir, docstrings, huggingface, jsonl, parquet, plain_text, table
-from pipeline.corpus.readers.fields import Frames, column_names, require_columns
+from pipeline.corpus.readers.fields import Frames, column_names, keeps_titles, require_columns
 from pipeline.params import SourceParams
 
 
@@ -52,7 +51,7 @@ def check(source: SourceParams) -> None:
 
     Raises:
         LeafError: no role or more than one rule for it, no path, no packages, a parameter that the kind does not have,
-            or an `id_suffix` that does not compile.
+            a balance without origins, views of titles without titles, or a suffix that does not compile.
     """
     place, reader = f"corpus.sources `{source.name}`", READERS[source.kind]
     if not getattr(source, reader.location):
@@ -60,17 +59,32 @@ def check(source: SourceParams) -> None:
         raise LeafError(f"{place}: kind {source.kind} needs `{reader.location}`{hint}")
     paired = source.query_field or source.document_field
     role_rules = sum(map(bool, (source.role, source.role_field, paired)))
-    if not reader.has_fields and (paired or source.role_field or source.text_field or source.title_field):
+    fields = (paired, source.role_field, source.text_field, source.title_field, source.source_field)
+    if not reader.has_fields and any(fields):
         raise LeafError(f"{place}: kind {source.kind} has no fields to name; only `role` applies to it")
     if role_rules > 1 or (role_rules == 0 and not reader.knows_roles):
         raise LeafError(f"{place}: needs one of `role`, `role_field`, or `query_field` and/or `document_field`")
     if paired and source.text_field:
         raise LeafError(f"{place}: `text_field` and `query_field`/`document_field` exclude each other")
+    if source.balance != "cap" and not (source.cap and source.source_field):
+        raise LeafError(f"{place}: balance `{source.balance}` is among origins: it needs `source_field` and `cap`")
+    if keeps_titles(source) and not source.title_field:
+        raise LeafError(f"{place}: views.title needs `title_field`, the field that holds the title")
     _check_options(place, source)
+    for name in ("id_suffix", "page_suffix"):
+        if (suffix := getattr(source, name)) is not None:
+            _check_suffix(f"{place}: {name}", suffix)
+
+
+def _check_suffix(place: str, suffix: str) -> None:
+    """Refuse a regular expression that Polars does not take: its engine needs no more time than a text is long."""
     try:
-        re.compile(source.id_suffix or "")
-    except re.error as error:
-        raise LeafError(f"{place}: id_suffix {source.id_suffix!r} is not a regular expression: {error}") from None
+        pl.Series([""]).str.replace_all(suffix, "")
+    except pl.exceptions.PolarsError as error:
+        reasons = [line for line in str(error).splitlines() if line.startswith("error: ")] or [first_line(error)]
+        raise LeafError(
+            f"{place} {suffix!r:.200} is no regular expression that can be used ({reasons[0].removeprefix('error: ')})"
+        ) from None
 
 
 def _check_options(place: str, source: SourceParams) -> None:
@@ -90,19 +104,25 @@ def _check_options(place: str, source: SourceParams) -> None:
 
 
 def batches(source: SourceParams) -> Frames:
-    """Frames `id, text, role` of the source's texts, in its own order, each of bounded size.
+    """Frames `id, text, role, page` of the source's texts, in its own order, each of bounded size.
+
+    `page` is the id of all records of a page (`page_suffix`); `origin` is there too if the source has a `source_field`.
 
     Raises:
         LeafError: a file is missing, empty, damaged, no text, or lacks a column; the message names the place.
     """
     check(source)
-    suffix = re.compile(source.id_suffix) if source.id_suffix else None
     rows = 0
     for frame in READERS[source.kind].read(source):
         rows += len(frame)
-        if suffix:
-            ids = pl.Series("id", [suffix.sub("", value) for value in frame["id"].to_list()], dtype=pl.String)
-            frame = frame.with_columns(ids)  # noqa: PLW2901
-        yield frame
+        ids = _without(source.id_suffix, frame["id"])
+        yield frame.with_columns(ids, _without(source.page_suffix, ids).alias("page"))
     if rows == 0:
         raise LeafError(f"corpus.sources `{source.name}`: {source.path or ', '.join(source.packages)} has no texts")
+
+
+def _without(suffix: str | None, ids: pl.Series) -> pl.Series:
+    """Ids without what the regular expression matches."""
+    if not suffix:
+        return ids
+    return ids.str.replace_all(suffix, "")

@@ -7,8 +7,9 @@ only one way fits.
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,16 @@ from pipeline.params import SourceParams
 FIELD_CHARACTERS = 16_000_000  # so that a quote that is never closed ends here, not at the end of a huge file
 SAMPLE_ROWS = 1000  # at the beginning of a file, from which the way of quoting is told
 DELIMITERS = ",;\t|"
-QUOTE = '"'
+QUOTE, SINGLE_QUOTE = '"', "'"
+ESCAPE = "\\"
+ESCAPES = ("", ESCAPE)  # that are looked for
 _EXCEL_HINT = re.compile(r"sep=(.)[\r\n]", re.IGNORECASE)  # a first line that tells Excel, and us, the delimiter
 
 _LINE_END = re.compile(r"\r\n?|\n")
 _RETURN_INSIDE = re.compile(r"\r(?!\n)")
 _CUT = "unexpected end of data"  # the parser's word for a field in quotes that the end of the sample cuts
 _HOW = "; `delimiter`, `quote` and `escape` say how fields are written (docs/sources.md)"
+_SINGLE_QUOTES = """set `quote: "'"` if they stand around fields, or `quote: '"'` if they are part of the texts"""
 _NO_HEADER = "; if the first line is a record, name the columns: `columns: [id, text]` (docs/sources.md)"
 
 Row = list[str]
@@ -66,6 +70,7 @@ class Dialect:
     def _parser(self, text: Iterable[str]) -> Any:
         """A `csv.reader`."""
         how: dict[str, Any] = {"delimiter": self.delimiter, "quotechar": self.quote, "strict": True}
+        how["skipinitialspace"] = self.delimiter != " "  # people write `1, "a text"`, and the quotes are no letters
         if not self.escape:
             return csv.reader(_without_returns(text), **how)
         # It drops every escape, which before ordinary characters is part of the text (`C:\\new`).
@@ -101,63 +106,97 @@ def read(source: SourceParams) -> Frames:
 
 
 def _records(source: SourceParams, file: Path) -> Iterator[tuple[str, Record]]:
-    """Values of the named columns in each row that is not the header again, with the row's place."""
+    """Values of the named columns in each row, with the row's place."""
+    names = column_names(source)
+    header, rows = read_table(source, file, names, "" if source.columns else _NO_HEADER)
+    positions = [header.index(name) for name in names]
+    for place, row in rows:
+        yield place, tuple([row[position] for position in positions])
+
+
+def read_table(
+    source: SourceParams, file: Path, required: Sequence[str], hint: str = ""
+) -> tuple[list[str], Iterator[tuple[str, Row]]]:
+    """The names of a file's columns, and its rows, each with its place, but for the header where it is repeated.
+
+    `source` says how the file is written, as far as it is not told from its beginning; `hint` ends the message that a
+    `required` column is missing.
+
+    Raises:
+        LeafError: a required column is missing or there twice; a row is not like the others.
+    """
     csv.field_size_limit(FIELD_CHARACTERS)
     form = text_form(file, source.encoding)
-    dialect = _dialect(source, form)
-    text, skipped = lines(file, dialect.form(form)), _hint_lines(form)
-    rows = dialect.rows(islice(text, skipped, None))
-    is_guess = not dialect.quote and source.quote is None
+    dialect = _dialect(source, required, file, form)
+    skipped = _hint_lines(form)
+    rows = _numbered(source, file, dialect.rows(islice(lines(file, dialect.form(form)), skipped, None)), skipped)
+    first: Row | None = list(source.columns) or next((row for _, row in rows), None)
+    if first is None:
+        raise LeafError(f"{file}: is empty; its first line must name the columns")
+    header = [name.strip() for name in first]
+    require_columns(file, required, header, hint)
+    if repeated := [name for name in required if header.count(name) > 1]:
+        raise LeafError(f"{file}: has more than one column {repeated[0]:.40}; name all columns anew with `columns`")
+    return header, _checked(rows, first, is_guess=not dialect.quote and source.quote is None)
+
+
+def _numbered(
+    source: SourceParams, file: Path, rows: Iterator[tuple[int, Row]], skipped: int
+) -> Iterator[tuple[str, Row]]:
+    """Rows with their places in the file, of which the first lines are `skipped`."""
     try:
-        header = list(source.columns) or _header(file, rows)
-        positions = _positions(source, file, [name.strip() for name in header])
         for number, row in rows:
-            if row == header:
-                continue
-            place = f"{file}, line {number + skipped}"
-            if len(row) != len(header):
-                raise LeafError(f"{place}: {len(row)} fields where there are {len(header)} columns{_HOW}")
-            if is_guess:
-                for field in row:
-                    if field[:1] == QUOTE:
-                        _check_unquoted(place, field)
-            yield place, tuple([row[position] for position in positions])
+            yield f"{file}, line {number + skipped}", row
     except _RowError as error:
         number, reason = error.args
         raise LeafError(f"{file}, line {number + skipped}: not {source.kind.upper()}: {reason}{_HOW}") from None
 
 
-def _header(file: Path, rows: Iterable[tuple[int, Row]]) -> Row:
-    header = next((row for _, row in rows), None)
-    if header is None:
-        raise LeafError(f"{file}: is empty; its first line must name the columns")
-    return header
+def _checked(rows: Iterator[tuple[str, Row]], header: Row, is_guess: bool) -> Iterator[tuple[str, Row]]:
+    """Rows that are not the header again; `is_guess`: whether quotes are taken for letters without being told so."""
+    for place, row in rows:
+        if row == header:
+            continue
+        if len(row) != len(header):
+            raise LeafError(f"{place}: {len(row)} fields where there are {len(header)} columns{_HOW}")
+        if is_guess:
+            for field in row:
+                if field[:1] == QUOTE:
+                    _check_unquoted(place, field)
+        yield place, row
 
 
-def _positions(source: SourceParams, file: Path, header: Row) -> list[int]:
-    """Where the named columns stand in a row."""
-    names = column_names(source)
-    require_columns(file, names, header, "" if source.columns else _NO_HEADER)
-    if repeated := [name for name in names if header.count(name) > 1]:
-        raise LeafError(f"{file}: has more than one column {repeated[0]:.40}; name all columns anew with `columns`")
-    return [header.index(name) for name in names]
-
-
-def _dialect(source: SourceParams, form: TextForm) -> Dialect:
+def _dialect(source: SourceParams, names: Sequence[str], file: Path, form: TextForm) -> Dialect:
     """How a file is written: as the source says, and else the first way in which all rows at its beginning fit.
 
     If they fit in none, because a row is broken, it is the first one that fits the first row.
+
+    Raises:
+        LeafError: without a header, the rows fit with more than one delimiter; or they seem to be in single quotes.
     """
     hint = _EXCEL_HINT.match(form.head)
     usual = _usual_delimiter(source)
     told = source.delimiter or (hint[1] if hint else None)
     delimiters = [told] if told else sorted(DELIMITERS, key=lambda delimiter: delimiter != usual)
     ways = [Dialect(delimiter, *quoting) for delimiter in delimiters for quoting in _quotings(source)]
-    fitting = (way for first in (False, True) for way in ways if _rows_that_fit(source, way, form, first) is not None)
+    rows_that_fit = partial(_rows_that_fit, source, names, form)
+    fitting = (way for first in (False, True) for way in ways if rows_that_fit(way, only_first=first) is not None)
     chosen = next(fitting, ways[0])
-    quoted = replace(chosen, quote=QUOTE)
-    if source.quote is None and not chosen.quote and _look_quoted(_rows_that_fit(source, chosen, form)):
-        return quoted if _rows_that_fit(source, quoted, form) else chosen
+    if source.columns and not chosen.delimiter == usual == "\t":  # people do not type tabs
+        others = (way for way in ways if way.delimiter != chosen.delimiter)
+        if rows_that_fit(chosen) and (other := next((way for way in others if rows_that_fit(way)), None)):
+            raise LeafError(
+                f"{file}: its rows have as many fields as `columns` with {chosen.delimiter!r} and with "
+                f"{other.delimiter!r} between them; set `delimiter`"
+            )
+    if source.quote is not None:
+        return chosen
+    rows = rows_that_fit(chosen) or []
+    if _look_quoted(rows, SINGLE_QUOTE):
+        raise LeafError(f"{file}: all of a column is in single quotes; {_SINGLE_QUOTES}")
+    if not chosen.quote and _look_quoted(rows):
+        quoted = (replace(chosen, quote=QUOTE, escape=escape) for escape in ESCAPES)
+        return next((way for way in quoted if rows_that_fit(way)), chosen)
     return chosen
 
 
@@ -174,50 +213,95 @@ def _quotings(source: SourceParams) -> list[tuple[str, str]]:
     """Quotes and escapes that come into question, the usual ones of the kind first."""
     quote = QUOTE if source.quote is None else source.quote
     plain = [("", "")] if source.quote is None and source.escape is None and source.kind == "tsv" else []
-    escapes = ("", "\\") if source.escape is None and quote else (source.escape or "",)
+    escapes = ESCAPES if source.escape is None and quote else (source.escape or "",)
     return [*plain, *((quote, escape) for escape in escapes)]
 
 
 def _rows_that_fit(
-    source: SourceParams, dialect: Dialect, form: TextForm, only_first: bool = False
+    source: SourceParams, names: Sequence[str], form: TextForm, dialect: Dialect, only_first: bool = False
 ) -> list[Row] | None:
     """Rows at the beginning of a file, without a header, or only what follows the header from the first row.
 
     None if their numbers of fields differ, or if they do not have the columns.
     """
-    sample = list(io.StringIO(form.head, newline=dialect.form(form).line_end))
-    whole_lines = sample[_hint_lines(form) : None if form.whole else -1]
-    rows: list[Row] = []
-    try:
-        rows.extend(row for _, row in islice(dialect.rows(whole_lines), 1 if only_first else SAMPLE_ROWS))
-    except _RowError as error:
-        if _CUT not in error.args[1]:
-            return None
+    rows = _sampled_rows(dialect, form, 1 if only_first else SAMPLE_ROWS)
+    if rows is None:
+        return None
     header = list(source.columns) or [name.strip() for name in next(iter(rows), [])]
     # A single column fits with any delimiter that does not occur.
     is_told = source.delimiter or len(header) > 1 or dialect.delimiter == _usual_delimiter(source)
-    if not is_told or {len(row) for row in rows} != {len(header)} or not set(column_names(source)) <= set(header):
+    if not is_told or {len(row) for row in rows} != {len(header)} or not set(names) <= set(header):
         return None
     return rows if source.columns else rows[1:]
 
 
-def _look_quoted(rows: list[Row] | None) -> bool:
-    """Whether quotes around fields are a way of writing: all fields of a column are in them, or quotes are doubled."""
-    rows = rows or []
-    columns = list(zip(*rows, strict=True)) if len(rows) > 1 else []
-    whole = any(any(column) and all(_is_in_quotes(field) for field in column if field) for column in columns)
-    return whole or any(_is_in_quotes(field) and QUOTE * 2 in field[1:-1] for row in rows for field in row)
+def _sampled_rows(dialect: Dialect, form: TextForm, limit: int) -> list[Row] | None:
+    """Rows at the beginning of a file, the header among them; None if they are not in the dialect."""
+    sample = list(io.StringIO(form.head, newline=dialect.form(form).line_end))
+    whole_lines = sample[_hint_lines(form) : None if form.whole else -1]
+    rows: list[Row] = []
+    try:
+        rows.extend(row for _, row in islice(dialect.rows(whole_lines), limit))
+    except _RowError as error:
+        if _CUT not in error.args[1]:
+            return None
+    return rows
 
 
-def _is_in_quotes(field: str) -> bool:
-    """Whether a field, read as it stands, is one in quotes: with any inside of it doubled."""
-    return len(field) > 1 and field[0] == field[-1] == QUOTE and QUOTE not in field[1:-1].replace(QUOTE * 2, "")
+def first_rows(source: SourceParams, file: Path) -> list[Row]:
+    """Rows at the beginning of a file whose columns nobody has named yet.
+
+    In the first way of writing in which all have equally many fields, more than one where that can be.
+
+    Raises:
+        LeafError: the file cannot be read, is no text, or its rows are of different lengths in any way.
+    """
+    csv.field_size_limit(FIELD_CHARACTERS)
+    form = text_form(file, source.encoding)
+    usual = _usual_delimiter(source)
+    delimiters = sorted(DELIMITERS, key=lambda delimiter: delimiter != usual)
+    tables = [
+        rows
+        for delimiter in delimiters
+        for quoting in _quotings(source)
+        if (rows := _sampled_rows(Dialect(delimiter, *quoting), form, SAMPLE_ROWS)) and len({*map(len, rows)}) == 1
+    ]
+    if not tables:
+        raise LeafError(f"{file}: its rows have different numbers of fields in every usual way of writing{_HOW}")
+    return next((rows for rows in tables if len(rows[0]) > 1), tables[0])
+
+
+def _look_quoted(rows: list[Row], quote: str = QUOTE) -> bool:
+    """Whether quotes around fields are a way of writing.
+
+    So it is if all fields of a column, most of which is filled, or all of a single row are in them; or if those inside
+    of a field in quotes are doubled or escaped.
+    """
+    whole = any(_are_in_quotes(column, quote) for column in (zip(*rows, strict=True) if len(rows) > 1 else rows))
+    return whole or any(_are_quotes_marked(field, quote) for row in rows for field in row)
+
+
+def _are_in_quotes(fields: Sequence[str], quote: str) -> bool:
+    filled = [field for field in fields if field]
+    return len(filled) > 1 and 2 * len(filled) > len(fields) and all(_is_in_quotes(field, quote) for field in filled)
+
+
+def _is_in_quotes(field: str, quote: str) -> bool:
+    """Whether a field, read as it stands, is one in quotes: with any inside of it doubled, or each escaped."""
+    if len(field) < 2 or not field[0] == field[-1] == quote:
+        return False
+    return any(quote not in field[1:-1].replace(mark + quote, "") for mark in (quote, ESCAPE))
+
+
+def _are_quotes_marked(field: str, quote: str = QUOTE) -> bool:
+    """Whether a field is in quotes that could be no letters: it has doubled or escaped ones inside."""
+    return quote in field[1:-1] and _is_in_quotes(field, quote)
 
 
 def _check_unquoted(place: str, field: str) -> None:
     """Refuse a field that shows, too late to be read so, that the file is quoted."""
-    if QUOTE * 2 in field[1:-1] and _is_in_quotes(field):
+    if _are_quotes_marked(field):
         raise LeafError(
-            f"{place}: a field in quotes, with quotes doubled inside, in a file that began without: set `quote: '\"'` "
-            "if it is quoted as CSV, or `quote: ''` if quotes are part of the texts"
+            f"{place}: a field in quotes, with quotes doubled or escaped inside, in a file that began without: set "
+            "`quote: '\"'` if it is quoted as CSV, or `quote: ''` if quotes are part of the texts"
         )

@@ -5,6 +5,7 @@ no vector: the next one asks only for texts that are neither in a shard nor in t
 answered texts in the corpus's order, so they are those of a run that was never stopped.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,12 +40,14 @@ class ApiEngine:
         figures = EncodeFigures()
         limiter = self.teacher.client.limiter
         self.teacher.remember(cache.path.parent)
-        with figures.timed("computing"), Journal(cache.path / "answers.journal", self.teacher.meta.dim) as journal:
+        started = time.perf_counter()
+        with Journal(cache.path / "answers.journal", self.teacher.meta.dim) as journal:
             journaled = journal.keys()
             journal.drop([key for key, done in zip(journaled, cache.has(journaled), strict=True) if done])
             run = _Run(self.teacher, cache, journal)
             run.ask_all(orders, rows)
             figures.rows = run.rows
+        figures.computing = time.perf_counter() - started
         limits = self.teacher.client.limits
         figures.tokens = limiter.tokens
         figures.api = {"requests": limiter.requests, "retries": limiter.retries, **limits.learnt()}

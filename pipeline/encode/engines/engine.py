@@ -1,16 +1,31 @@
 """An engine carries out work orders: it encodes their rows and commits the shards to the shard cache."""
 
-import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import polars as pl
 
+from pipeline.base import Array
 from pipeline.encode.plan import WorkOrder
-from pipeline.store import ShardCache
+from pipeline.store import ShardCache, ShardInfo, StoreMeta
+
+
+@dataclass(frozen=True)
+class EncodedShard:
+    """A committed shard, and the work that it was. Seconds of reading and writing overlap with computing others."""
+
+    name: str
+    rows: int
+    tokens: int
+    cut: int
+    """Texts of which the teacher reads the beginning only, being longer than its maximum length."""
+    characters: int
+    unread: int
+    """Of the characters, those behind what the teacher reads."""
+    reading: float
+    computing: float
+    writing: float
 
 
 @dataclass
@@ -24,28 +39,41 @@ class EncodeFigures:
     tokens: int = 0
     api: dict[str, int] = field(default_factory=dict)
     """Of a teacher behind an API: requests, retries, and limits of a request that the server has shown to be lower."""
+    cluster: dict[str, Any] = field(default_factory=dict)
+    """Of several workers: who computed what, and what failed on the way."""
     cut: int = 0
-    """Texts of which the teacher reads the beginning only, being longer than its maximum length."""
+    """Of all shards, as are the next two; see `EncodedShard`."""
     characters: int = 0
-    """Of the texts that were encoded here."""
     unread: int = 0
-    """Of these characters, those behind what the teacher reads."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def read(self, texts: pl.Series, unread: Sequence[int]) -> None:
-        """Count texts, and the characters of each that are never read."""
-        with self.lock:
-            self.cut += sum(map(bool, unread))
-            self.characters += int(texts.str.len_chars().sum())
-            self.unread += sum(unread)
+    def add(self, shard: EncodedShard) -> None:
+        """Count a committed shard."""
+        for name in ("reading", "computing", "writing", "rows", "tokens", "cut", "characters", "unread"):
+            setattr(self, name, getattr(self, name) + getattr(shard, name))
 
-    @contextmanager
-    def timed(self, work: str) -> Iterator[None]:
-        """Add the block's seconds to `work`: reading, computing or writing."""
-        start = time.perf_counter()
-        yield
-        with self.lock:
-            setattr(self, work, getattr(self, work) + time.perf_counter() - start)
+
+class ShardSink(Protocol):
+    """Where finished shards go: the shard cache, or for a worker its `ShardWriter`."""
+
+    @property
+    def meta(self) -> StoreMeta:
+        """Identity and type of the vectors."""
+
+    def write(self, rows: pl.DataFrame, vectors: Array) -> ShardInfo:
+        """Commit a shard; see `ShardCache.write`."""
+
+
+class SharedShards(ShardSink, Protocol):
+    """Where the workers of a run put shards: `ShardWriter` in a shared directory, `ShardBucket` in an object store."""
+
+    def check_current(self) -> None:
+        """LeafError where a later run has begun: then nothing of this one may be added."""
+
+    def holds(self, name: str) -> bool:
+        """Whether a shard of this name is finished."""
+
+    def agree(self, file: str, content: bytes) -> bytes:
+        """What a small file holds; where there is none, it is made of `content`. All who ask are told the same."""
 
 
 class Engine(Protocol):

@@ -14,6 +14,7 @@ from pipeline.store import StoreMeta, VectorSource
 from pipeline.teacher.api import identity
 from pipeline.teacher.api.client import Client
 from pipeline.teacher.api.division import Refused, embed_all
+from pipeline.teacher.api.request_limits import RequestLimits
 
 
 class ApiTeacher:
@@ -76,11 +77,21 @@ class ApiTeacher:
 
         In order; where `teacher.api.extra` adds fields by role, those of one role after those of the other.
         """
+        yield from self._requests(self.client.limits, roles, texts, places)
+
+    def request_count(self, rows: pl.DataFrame) -> int:
+        """How many requests these rows (`role, text`) take; the server is not asked, which may take smaller ones."""
+        limits = RequestLimits(self.api)
+        return sum(1 for _ in self._requests(limits, rows["role"].to_list(), self.prompted(rows), range(len(rows))))
+
+    def _requests(
+        self, limits: RequestLimits, roles: Sequence[Role], texts: Sequence[str], places: Iterable[int]
+    ) -> Iterator[tuple[Role, list[int]]]:
         extra, places = self.api.extra, list(places)
         if extra.query == extra.document:
             parts = [places]
         else:
             parts = [[place for place in places if roles[place] == role] for role in get_args(Role)]
         for part in parts:
-            for group in self.client.limits.groups(texts, part):
+            for group in limits.groups(texts, part):
                 yield roles[group[0]], group

@@ -31,6 +31,8 @@ from pipeline.teacher.api.request_limits import RequestLimits
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds of exponential backoff
 LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks for a longer wait ends the run
 BYTES_PER_NUMBER, SLACK_BYTES = 32, 2**20  # a larger answer is rejected
+ERROR_BYTES = 2**16  # of the body of an error that are read
+ENCODINGS = ("", "identity", "gzip")  # of an answer; with others a few bytes can unpack to gigabytes
 MAX_REASON = 300  # characters quoted from a server's message
 MAX_TOKENS = 2**31 - 1  # of a request: the journal and the store hold tokens as int32
 REFUSING = (400, 413, 422)  # statuses that mean: this request's content is not accepted
@@ -52,6 +54,23 @@ class Retry(Exception):  # noqa: N818
         """`wait`: seconds that the server asked for; `busy`: it says that it is the server's state, not the texts."""
         super().__init__(reason)
         self.wait, self.busy = wait, busy
+
+
+class HttpError(Exception):
+    """An answer with a status that is no success, and as much of its body as a message needs."""
+
+    def __init__(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        super().__init__(f"status {status}")
+        self.status, self.body, self.headers = status, body, headers
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the server says about the error, with its `message`."""
+        try:
+            document = json.loads(self.body)
+        except (ValueError, RecursionError):
+            document = self.body.decode(errors="replace")
+        return _error_in(document) or {"message": f"status {self.status}"}
 
 
 class Client:
@@ -193,10 +212,31 @@ class Client:
             "api_key": self._key or NO_KEY,
             "max_retries": 0,
             "timeout": self.api.timeout,
+            "default_headers": {"Accept-Encoding": ENCODINGS[-1]},
+            "http_client": self._openai.DefaultHttpxClient(
+                follow_redirects=False, timeout=self.api.timeout, event_hooks={"response": [self._check_status]}
+            ),
         }
         if self.api.api_version is None:
             return self._openai.OpenAI(**options)
         return self._openai.AzureOpenAI(**options, api_version=self.api.api_version)
+
+    def _check_status(self, response: Any) -> None:
+        """Raise HttpError unless an answer, of which only the head has arrived, is a success and can be read.
+
+        The client would read the whole body of an error, and follow redirects, with texts and key, to any host.
+        """
+        readable = response.headers.get("Content-Encoding", "").lower() in ENCODINGS
+        if response.is_success and readable:
+            return
+        body, deadline = bytearray(), time.monotonic() + self.api.timeout
+        for part in response.iter_bytes() if readable else ():
+            body += part
+            if len(body) > ERROR_BYTES or time.monotonic() > deadline:
+                break
+        if response.is_success:
+            body += b"the server compresses its answer in a way that it was not asked for"
+        raise HttpError(int(response.status_code), bytes(body[:ERROR_BYTES]), response.headers)
 
     def _attempt(self, texts: Sequence[str], role: Role) -> Answer:
         size = sum(len(text.encode()) for text in texts)
@@ -229,12 +269,12 @@ class Client:
                 **options,
             ) as response:
                 body = self._read(response, deadline, len(texts))
-        except self._openai.APIStatusError as error:
-            content = _error_in(error.body) or {"message": error.message}
-            raise self._exception_of(int(error.status_code), content, error.response.headers) from None
         except Retry:
             raise
         except Exception as error:  # the client's and, while the body is read, those of the HTTP library below it
+            answer = error if isinstance(error, HttpError) else error.__cause__
+            if isinstance(answer, HttpError):
+                raise self._exception_of(answer.status, answer.content, answer.headers) from None
             raise Retry(self.clean(f"{type(error).__name__}: {error}")) from None
         try:
             document = json.loads(body)
@@ -279,6 +319,12 @@ class Client:
             )
         if status in BUSY or status >= 500:
             return Retry(f"status {status}: {reason}", _retry_after(headers), status in BUSY)
+        if 300 <= status < 400:
+            place = self.clean(headers.get("location", "nowhere"))
+            return LeafError(
+                f"teacher.api.base_url: {self.api.base_url} answers with a redirect to {place}, and nothing is sent "
+                "there: if you trust that place, name it"
+            )
         if status in REFUSING:
             return Refusal(f"status {status}: {reason}")
         return LeafError(

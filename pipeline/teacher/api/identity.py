@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.base import TEMPORARY, LeafError, cosines, disk, read_json, sync, write_json
+from pipeline.base import LeafError, cosines, disk, new_file, read_json, sync, write_json
 from pipeline.params import EncodeParams, TeacherParams
 from pipeline.store import MAX_DIM, Store, StoreMeta, VectorSource
 from pipeline.teacher.api.client import Client
@@ -93,14 +94,10 @@ def record(meta: StoreMeta, teacher: TeacherParams, cache_root: Path) -> None:
         return
     with disk(cache_root):
         cache_root.mkdir(parents=True, exist_ok=True)
-        temporary = cache_root / f"{TEMPORARY}{os.getpid()}-{file.name}"
-        write_json(temporary, {"identity": identity(teacher), "vectors": meta.teacher["probe"]["vectors"]})
-        try:
-            os.link(temporary, file)
-        except FileExistsError:
-            pass  # another process has recorded them first
-        finally:
-            temporary.unlink()
+        with new_file(file) as new:
+            write_json(new, {"identity": identity(teacher), "vectors": meta.teacher["probe"]["vectors"]})
+            with suppress(FileExistsError):  # another process has recorded them first
+                os.link(new, file)
         sync(cache_root)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.base import KEY_DTYPE, TEMPORARY, disk, key_array, sync
+from pipeline.base import KEY_DTYPE, disk, key_array, open_own, sync, written_file
 
 _READ_RECORDS = 4096
 
@@ -27,7 +27,7 @@ class Journal:
         self._places: dict[bytes, int] = {}
         self._lock = threading.Lock()
         with disk(file):
-            self._handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._handle = open_own(file, os.O_RDWR)
             self._end = self._scan()
             os.ftruncate(self._handle, self._end)
             sync(file.parent)  # else a power cut could lose the new file's name
@@ -72,16 +72,15 @@ class Journal:
             kept = [key for key in self._places if key not in dropped]
             if len(kept) == len(self._places):
                 return
-            new = self.file.with_name(f"{TEMPORARY}{self.file.name}")
-            handle = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
             size = self._record.itemsize
-            for row, key in enumerate(kept):
-                _write(handle, os.pread(self._handle, size, self._places[key]), row * size)
-            os.fsync(handle)
+            with written_file(self.file) as new:
+                handle = open_own(new, os.O_RDWR)
+                for row, key in enumerate(kept):
+                    _write(handle, os.pread(self._handle, size, self._places[key]), row * size)
+                os.fsync(handle)
             os.close(self._handle)
             self._handle, self._end = handle, len(kept) * size
             self._places = {key: row * size for row, key in enumerate(kept)}
-            new.replace(self.file)
             sync(self.file.parent)
 
     def close(self) -> None:

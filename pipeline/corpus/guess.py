@@ -1,0 +1,245 @@
+"""What files hold, guessed: which kind of source they are, and which of their fields are queries, documents and ids.
+
+Guesses are for a person to look at before anything is made of them; the readers themselves guess nothing of this.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, cast
+
+from pipeline.base import ROLES, LeafError
+from pipeline.corpus.readers import jsonl, parquet, plain_text
+from pipeline.corpus.readers.beginning import Records, encoding_of, missing_header, records, unit_of
+from pipeline.corpus.readers.beir import CORPUS, QUERIES
+from pipeline.corpus.readers.contents import HEAD, nature
+from pipeline.corpus.readers.fields import source_files
+from pipeline.corpus.readers.lines import text_form
+from pipeline.params import SourceParams
+
+Kind = Literal["parquet", "arrow", "jsonl", "csv", "tsv", "text", "beir", "huggingface", "docstrings"]
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "parquet": parquet.PARQUET_SUFFIXES,
+    "arrow": parquet.ARROW_SUFFIXES,
+    "jsonl": jsonl.SUFFIXES,
+    "csv": ("csv",),
+    "tsv": ("tsv", "tab"),
+    "text": plain_text.SUFFIXES,
+}
+_TEXT_KINDS = ("jsonl", "csv", "tsv", "text")
+
+_NAMES = {
+    "query": "query question questions anchor prompt instruction utterance search frage pregunta domanda pergunta "
+    "vraag pytanie вопрос 问题 質問 質問文 q",
+    "document": "answer answers response document doc passage context positive pos output reply completion antwort "
+    "respuesta réponse risposta resposta antwoord odpowiedź ответ 答案 回答 a",
+    "text": "text body content contents description abstract article message comment review summary sentence texte "
+    "texto inhalt 内容",
+    "title": "title headline heading subject titel titre título titolo",
+    "id": "id _id qid docid doc_id query_id pid uid uuid guid key url number nr no",
+}
+_WORDS = {part: names.split() for part, names in _NAMES.items()}
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What the fields of records are, where somebody says so; what is None is guessed."""
+
+    query: str | None = None
+    document: str | None = None
+    text: str | None = None
+    title: str | None = None
+    id: str | None = None
+    role: Literal["query", "document"] | None = None
+
+    @property
+    def name_texts(self) -> bool:
+        """Whether they say which fields hold texts."""
+        return bool(self.query or self.document or self.text)
+
+
+def guess_sources(path: str, given: Fields = Fields(), names: Sequence[str] = ()) -> list[SourceParams]:
+    """The sources that a file, a directory or a data set of the hub is: one for each kind of file in it.
+
+    `names` are those that other sources have already.
+
+    Raises:
+        LeafError: there is no such file, it cannot be read, or no field of its records looks like texts.
+    """
+    place, taken, sources = Path(path).expanduser(), list(names), []
+    for kind in _kinds(place, path):
+        source = SourceParams(_name(path, taken), cast(Kind, kind), str(place) if place.exists() else path)
+        taken.append(source.name)
+        sources.append(_described(source, given))
+    return sources
+
+
+def _name(path: str, taken: Sequence[str]) -> str:
+    stem = re.sub(r"[^\w-]+", "-", Path(path.rstrip("/")).name.split(".")[0]).strip("-") or "texts"
+    return stem if stem not in taken else next(f"{stem}-{n}" for n in range(2, 999) if f"{stem}-{n}" not in taken)
+
+
+def _kinds(place: Path, path: str) -> list[str]:
+    """The kinds of files at a place, the most frequent first."""
+    if place.is_dir():
+        if all(any(place.glob(f"{name}*")) for name in (CORPUS, QUERIES)):
+            return ["beir"]
+        counts = Counter(filter(None, (_kind_by_name(file) for file in _visible(place))))
+        if not counts:
+            raise LeafError(f"{place}: holds no files of a kind that can be read ({_known_suffixes()})")
+        return [kind for kind, _ in counts.most_common()]
+    if place.is_file():
+        return [_kind_of_file(place)]
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        return ["huggingface"]
+    raise LeafError(f"{path}: no such file or directory, and no name of a data set on the hub (NAME/DATASET)")
+
+
+def _visible(directory: Path) -> Iterator[Path]:
+    for file in directory.rglob("*"):
+        if file.is_file() and not any(part[:1] in "._" for part in file.relative_to(directory).parts):
+            yield file
+
+
+def _kind_by_name(file: Path) -> str | None:
+    ends = file.name.lower().split(".")[1:]
+    return next((kind for kind, suffixes in SUFFIXES.items() if not set(suffixes).isdisjoint(ends)), None)
+
+
+def _known_suffixes() -> str:
+    return ", ".join(f".{suffix}" for suffixes in SUFFIXES.values() for suffix in suffixes)
+
+
+def _kind_of_file(file: Path) -> str:
+    """By the name's end, else by the first bytes."""
+    if kind := _kind_by_name(file):
+        return kind
+    with file.open("rb") as raw:
+        what = nature(raw.read(HEAD)) or ""
+    if "kind `" in what:
+        return what.partition("kind `")[2].partition("`")[0]
+    return "jsonl" if text_form(file).head.lstrip()[:1] in ("{", "[") else "text"
+
+
+def _described(source: SourceParams, given: Fields) -> SourceParams:
+    """The source with encoding, unit, roles and fields."""
+    if source.kind == "beir":
+        return replace(source, role=given.role)
+    file = None if source.kind == "huggingface" else source_files(source, SUFFIXES[source.kind])[0]
+    if file and source.kind in _TEXT_KINDS:
+        source = replace(source, encoding=encoding_of(file))
+    if file and source.kind == "text":
+        return replace(source, unit=unit_of(file, source.encoding), role=given.role or "document")
+    if file and source.kind in ("csv", "tsv"):
+        source = replace(source, columns=missing_header(source, file))
+    return _with_fields(source, records(source, file), given)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A field over the sampled records."""
+
+    name: str
+    values: list[str]
+    """Its texts; of lists, all of their elements."""
+    filled: float
+    """Share of the records that have it."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds texts of people: several words as a rule, or characters of a script without spaces."""
+        wordy = sum(" " in value.strip() or (len(value) > 3 and not value.isascii()) for value in self.values)
+        return bool(self.values) and wordy > len(self.values) / 2
+
+    @property
+    def length(self) -> float:
+        """Mean characters."""
+        return sum(map(len, self.values)) / max(1, len(self.values))
+
+    @property
+    def asks(self) -> bool:
+        """Whether most of its texts end as questions do."""
+        return sum(value.rstrip()[-1:] in "??؟" for value in self.values if value.strip()) > len(self.values) / 3
+
+    def rank(self, part: str) -> int:
+        """How well its name says that it is `part`: 0 not at all, higher is better."""
+        last = re.split(r"\.|\[\]", self.name)[-1].lower()
+        words = re.split(r"[\W_]+|(?<=[a-z])(?=[A-Z])", re.split(r"\.|\[\]", self.name)[-1])
+        names = _WORDS[part]
+        if last in names:
+            return 100 - names.index(last)
+        return 50 if any(word.lower() in names and len(word) > 1 for word in words) else 0
+
+
+def _with_fields(source: SourceParams, records: Records, given: Fields) -> SourceParams:
+    """The source with its fields named, as given, and where nothing is given as guessed."""
+    columns = _columns(records)
+    identifier = given.id or _identifier(columns)
+    source = replace(source, id_field=identifier, title_field=given.title)
+    if given.name_texts:
+        role = given.role if given.text else None
+        return replace(source, query_field=given.query, document_field=given.document, text_field=given.text, role=role)
+    texts = [column for column in columns if column.is_text and column.name not in (identifier, given.title)]
+    if not texts:
+        shown = ", ".join(column.name for column in columns[:12]) or "none"
+        raise LeafError(f"{source.path}: no field looks like texts (fields: {shown}); name them")
+    if roles := next((column for column in columns if column.values and {*column.values} <= {*ROLES}), None):
+        return replace(source, text_field=_best(texts, "text").name, role_field=roles.name)
+    return _with_texts(source, texts, given)
+
+
+def _with_texts(source: SourceParams, texts: list[_Column], given: Fields) -> SourceParams:
+    """The source with its queries, documents and titles, guessed of fields that hold texts."""
+    query = _best(texts, "query") if any(column.rank("query") for column in texts) else None
+    others = [column for column in texts if column is not query]
+    if query is None and len(texts) > 1 and (asking := [column for column in texts if column.asks]):
+        query = min(asking, key=lambda column: column.length)
+        others = [column for column in texts if column is not query]
+    if given.role or not query or not others:
+        text = _best(texts, "document" if any(column.rank("document") for column in texts) else "text")
+        role = given.role or ("query" if query or text.asks else "document")
+        return replace(_titled(source, texts, text), text_field=text.name, role=role)
+    is_document = any(column.rank("document") for column in others)
+    document = _best(others, "document" if is_document else "text")
+    return replace(_titled(source, others, document), query_field=query.name, document_field=document.name)
+
+
+def _titled(source: SourceParams, texts: list[_Column], text: _Column) -> SourceParams:
+    titles = [column for column in texts if column.rank("title") and column is not text]
+    return source if source.title_field or not titles else replace(source, title_field=titles[0].name)
+
+
+def _best(columns: Sequence[_Column], part: str) -> _Column:
+    """The field that is most likely `part`: by its name, then by the length of its texts."""
+    return max(columns, key=lambda column: (column.rank(part), column.length))
+
+
+def _identifier(columns: Sequence[_Column]) -> str | None:
+    named = [column for column in columns if column.rank("id") and column.filled == 1 and not column.is_text]
+    return _best(named, "id").name if named else None
+
+
+def _columns(records: Records) -> list[_Column]:
+    names = dict.fromkeys(name for record in records for name in record)
+    columns = []
+    for name in names:
+        cells = [record.get(name) for record in records]
+        values = [value for cell in cells for value in (cell if isinstance(cell, list) else [cell])]
+        texts = [str(value) for value in values if isinstance(value, str | int) and value != ""]
+        columns.append(_Column(name, texts, sum(cell not in (None, "") for cell in cells) / len(cells)))
+    return columns
+
+
+def field_names(file: Path) -> set[str]:
+    """Names of the fields of the records in a file.
+
+    Raises:
+        LeafError: it cannot be read.
+    """
+    kind = _kind_of_file(file)
+    if kind == "text":
+        return set()
+    found = records(SourceParams(file.stem, cast(Kind, kind), str(file)), file)
+    return {name for record in found for name in record}

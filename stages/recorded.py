@@ -59,10 +59,10 @@ def check_recorded(*places: Path) -> None:
 def _check_lock() -> None:
     """LeafError where `dvc.lock` is there and cannot be read, as a merge with conflicts leaves it."""
     try:
-        yaml.safe_load(LOCK.read_text(encoding="utf-8"))
+        parse_yaml(LOCK.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, LeafError):
         raise LeafError(
             f"{LOCK}: cannot be read: where a merge ended in conflicts, take one side (`git checkout --ours {LOCK} "
             "metrics`) and type `dvc repro` (docs/sharing.md)"

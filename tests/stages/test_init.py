@@ -83,7 +83,7 @@ def test_nothing_is_overwritten(place: Path, tiny_teacher: Path, tiny_student: P
     Path("new").mkdir()
     Path("new/.gitignore").write_text("mine")
     assert init("new", *options).exit_code == 0
-    assert Path("new/.gitignore").read_text().startswith("mine\n/.cache/\n")
+    assert Path("new/.gitignore").read_text().startswith("mine\n/.cache/*\n!/.cache/dvc/\n")
     before = {path: path.stat().st_mtime_ns for path in Path("new").rglob("*")}
     refused = init("new", *options)
     assert refused.exit_code == 1 and "dvc.yaml: is there already, and nothing is overwritten" in refused.output

@@ -211,6 +211,17 @@ def test_a_shard_cache_behind_a_link_is_refused(tmp_path: Path) -> None:
         ShardCache(tmp_path / "pool", META)
 
 
+@pytest.mark.parametrize("name", ["lock", "job", "pool.json"])
+def test_a_link_within_a_shard_cache_leads_to_nothing_that_is_written_into(tmp_path: Path, name: str) -> None:
+    (tmp_path / "victim").write_text("years of work")
+    cache = shard_directory(tmp_path / "pool", META)
+    cache.mkdir(parents=True)
+    (cache / name).symlink_to(tmp_path / "victim")
+    with pytest.raises(LeafError, match=rf"{name}: "):
+        ShardCache(tmp_path / "pool", META)
+    assert (tmp_path / "victim").read_text() == "years of work"
+
+
 def test_an_unfinished_file_of_a_killed_run_is_removed_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
     left = tmp_path / ".tmp-m.json.0123456789abcdef"
     left.touch()

@@ -210,10 +210,10 @@ def load_sentence_transformer(directory: Path, name: str, code_revision: str | N
             local_files_only=code_revision is None,
             model_kwargs=LOADING | trusted,
         ).eval()
-    for module in model.modules():
-        if isinstance(module, Transformer):
-            _merge_adapters(module)
-            _check_pooler(module, f"model `{name}`")
+        for module in model.modules():
+            if isinstance(module, Transformer):
+                _merge_adapters(module)
+                _check_pooler(module, f"model `{name}`")
     return model
 
 
@@ -239,7 +239,7 @@ def load_transformer(directory: Path, name: str, random: bool = False) -> Any:
         module = Transformer.load(
             str(directory), local_files_only=True, trust_remote_code=False, model_kwargs=dict(LOADING)
         )
-    _merge_adapters(module)
+        _merge_adapters(module)
     return module
 
 

@@ -85,7 +85,8 @@ def watched(kind: str, minutes: float, first_seed: int) -> dict[str, Any]:
             state = Path(directory) / "state.json"
             (work := Path(directory) / "work").mkdir()
             done = _run_child([kind, str(left / 60), str(number), str(state)], work)
-            known = json.loads(state.read_text()) if state.exists() else {"next": number, "counts": {}, "failures": []}
+            nothing: dict[str, Any] = {"next": number, "counts": {}, "failures": []}
+            known = json.loads(state.read_text()) if state.exists() else nothing
             leftovers = [path.name for path in work.iterdir()]
         total["counts"] += Counter(known["counts"])
         total["failures"] += known["failures"]

@@ -2,8 +2,8 @@
 
 python -m benchmarks.levers --project runs/mpnet-minilm --presentations 100000
 
-The project's stages corpus and encode have run. benchmarks/levers.yaml names the configurations: changes of the section
-`fit`, whose paths are the project's. Killed, it continues: what is measured is kept in `levers` of the project.
+The project has its corpus and embeddings (`leaf repro encode`). benchmarks/levers.yaml names the configurations:
+changes of the section `fit`. Killed, it continues: what is measured is kept in runs/levers of the project.
 """
 
 import json
@@ -26,6 +26,7 @@ from pipeline.serve import MODES
 from pipeline.store import Store
 from stages.common import command
 
+RUNS = Path("runs/levers")
 LEVERS = Path(__file__).with_name("levers.yaml")
 BASE = "base"  # the configuration that the others are compared with
 
@@ -58,7 +59,7 @@ def main(project: Path, levers: Path, only: tuple[str, ...], presentations: int,
 
 def _figures(name: str, changed: Mapping[str, Any], presentations: int, seed: int) -> dict[str, Any]:
     """What the student of a configuration keeps: read, if it has been measured before."""
-    place = Path("levers") / f"{name}-{presentations}-{seed}"
+    place = RUNS / f"{name}-{presentations}-{seed}"
     file, section = place / "params.yaml", yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
     batch = changed.get("batch_size") or section["fit"].get("batch_size") or FitParams.batch_size
     length = {"max_steps": -(-presentations // batch), "seed": seed, "snapshots": []}
@@ -71,9 +72,7 @@ def _figures(name: str, changed: Mapping[str, Any], presentations: int, seed: in
     results.unlink(missing_ok=True)
     file.write_text(wanted, encoding="utf-8")
     settings = load_section(file, "fit", FitParams)
-    done = fit(
-        Path("data/corpus"), Store.open(Path("data/embeddings")), settings, place / "student", Path(".cache/levers")
-    )
+    done = fit(Path("data/corpus"), Store.open("data/embeddings"), settings, place / "student", RUNS / "work")
     figures = {"fit": done.metrics, "evaluate": measured()(Student.load(place / "student"))}
     with written_file(results) as new:
         new.write_text(json.dumps(figures), encoding="utf-8")

@@ -29,7 +29,6 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "index": ("index.main", "The stored vectors for other search engines."),
         "rotate": ("rotate.main", "The teacher and its vectors turned onto their principal axes."),
         "store": ("store.main", "Inspect, check and share embedding stores."),
-        "filter": ("filter.main", "Drop pairs that the teacher would not find; write candidates."),
         "soup": ("soup.main", "Average the students of several runs."),
         "push-hub": ("push_hub.main", "Upload an exported model to the model hub."),
     },

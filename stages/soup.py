@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from pipeline.base import check_writable
-from stages.common import command
+from pipeline.store import MODEL_KIND
+from stages.common import command, echo
 
 
 @command
@@ -19,9 +20,9 @@ def main(models: tuple[Path, ...], out: Path) -> None:
     """
     from pipeline.fit import soup  # only now: `leaf` answers without waiting for torch
 
-    check_writable([], [out])
+    check_writable([], {out: MODEL_KIND})
     soup(models, out)
-    click.echo(out)
+    echo(out)
 
 
 if __name__ == "__main__":

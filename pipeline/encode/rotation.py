@@ -8,7 +8,7 @@ is a sentence-transformers model like any other, with a fingerprint of its own.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ def turn(
     """
     if teacher.api is not None:
         raise LeafError("teacher.api: a model behind an API cannot be turned: its queries are answered elsewhere")
-    encode = replace(encode, dtype=store.meta.dtype)
+    encode = replace(encode, dtype=cast(Any, store.meta.dtype))
     plain = LocalTeacher(teacher, encode)
     if reason := misfit(store.meta, plain):
         raise LeafError(f"{store.name}: {reason}")

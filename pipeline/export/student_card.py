@@ -47,8 +47,8 @@ def student_card(card: str, origin: Origin, teacher: str) -> str:
     if origin.teacher:
         for phrase in NAMED:
             head = head.replace(phrase.format(markdown(name_in_card)), phrase.format(markdown(origin.teacher)))
-        literals = string_literal(name_in_card), string_literal(origin.teacher)
-        head = head.replace(*(NAMED_IN_CODE.format(literal) for literal in literals))
+        here, elsewhere = (NAMED_IN_CODE.format(string_literal(name)) for name in (name_in_card, origin.teacher))
+        head = head.replace(here, elsewhere)
     body = head + parameters + rest
     table = results_table(origin, modes).replace("## Results", "## Retrieval")
     return "\n".join([front_matter("student", origin, modes), body, "", table])

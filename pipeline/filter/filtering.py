@@ -120,7 +120,7 @@ def _nearest(
 ) -> Iterator[tuple[int, Array, Array]]:
     """Of the queries from `start` on, some at a time: the first's row, scores and rows `[n, depth]` of documents."""
     device, query_keys = best_device(), key_array(training.queries["key"])[start : start + QUERY_ROWS]
-    queries = _vectors(source, query_keys).to(device).split(SCORED_ROWS)
+    queries = torch.split(_vectors(source, query_keys).to(device), SCORED_ROWS)
     best = [none_yet(len(block), device) for block in queries]
     document_keys = key_array(training.documents["key"])
     for first in range(0, len(document_keys), DOCUMENT_ROWS):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.base import Array, LeafError, key_array, locked, sha256, written_directory
-from pipeline.fit.teachers import flat_copy
+from pipeline.fit.teachers import COPY, flat_copy
 from pipeline.fit.token_cache import Tokens
 from pipeline.params import CandidatesParams
 from pipeline.store import VectorSource
@@ -52,7 +52,7 @@ def open_candidates(params: CandidatesParams, tokens: Tokens, source: VectorSour
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock"), f"{file}: reading it for a fit"):
             if not path.is_dir():
-                with written_directory(path) as directory:
+                with written_directory(path, COPY) as directory:
                     _write(params, tokens, source, directory)
     shape = (len(tokens), params.count)
     table, cosines = (np.memmap(path / f"{name}.bin", kind, "r", shape=shape) for name, kind in _TABLES)

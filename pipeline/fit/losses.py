@@ -53,7 +53,8 @@ def relative_loss(vectors: Tensor, targets: Tensor, pairs: Tensor, margin: float
     (s_one, s_other), (t_one, t_other) = ((rows[pairs[:, 0]] * rows[pairs[:, 1]]).sum(2) for rows in (ours, theirs))
     sign = (t_one - t_other).sign()
     hinges = functional.relu(margin - sign * (s_one - s_other)) * sign.abs()
-    return hinges.sum() / sign.abs().sum().clamp(min=1)
+    mean: Tensor = hinges.sum() / sign.abs().sum().clamp(min=1)
+    return mean
 
 
 def draw_pairs(weights: Tensor, draws: int) -> Tensor:

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.base import Array, LeafError, contains, locked, written_directory
+from pipeline.base import Array, Kind, LeafError, contains, locked, written_directory
 from pipeline.params import FitParams, public_name
 from pipeline.store import Store, StoreMeta, VectorSource, joint_license
+
+COPY = Kind("copy of vectors", lambda directory: None)  # below `work`, made once and never replaced
 
 
 def open_teachers(source: VectorSource, params: FitParams) -> VectorSource:
@@ -132,7 +134,7 @@ def flat_copy(source: VectorSource, goal: Array, total: int, work: Path) -> Arra
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock"), f"{source.name}: copying its vectors for a fit"):
             if not path.is_dir():
-                with written_directory(path) as directory:
+                with written_directory(path, COPY) as directory:
                     flat = np.memmap(directory / "vectors.bin", dtype, "w+", shape=(total, dim))
                     _copy(source, goal, flat)
                     flat.flush()

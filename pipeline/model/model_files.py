@@ -60,9 +60,9 @@ def _download(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = {"allow_patterns": list(READ), "ignore_patterns": list(NOT_READ)}
+    read, not_read = list(READ), list(NOT_READ)
     try:
-        return Path(snapshot_download(model, revision=revision, **patterns))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=read, ignore_patterns=not_read))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise LeafError(
             f"model `{model}`: neither a local directory nor to be had from the model hub ({first_line(error)})"

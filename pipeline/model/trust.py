@@ -122,6 +122,7 @@ def limited_size(numbers: int, called: str) -> Iterator[None]:
     """
     thread, limit = threading.get_ident(), numbers + SPARE_NUMBERS
     seen: dict[tuple[int, str], int] = {}
+    total = 0
 
     def count(module: torch.nn.Module, name: str, tensor: Any) -> None:
         if threading.get_ident() != thread or not isinstance(tensor, torch.Tensor):
@@ -135,7 +136,6 @@ def limited_size(numbers: int, called: str) -> Iterator[None]:
                 f"{numbers:,} bytes: one of the two is damaged or forged"
             )
 
-    total = 0
     register = torch.nn.modules.module
     hooks = [
         register.register_module_parameter_registration_hook(count),

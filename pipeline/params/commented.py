@@ -61,7 +61,7 @@ def explained(name: str, cls: type) -> Iterator[str]:
 
 def _mapping(section: object, indent: int, known: set[str]) -> Iterator[str]:
     """Lines of the keys of a dataclass that differ from their defaults; keys in `known` have been explained before."""
-    documents = _documents(type(section))
+    documents = _documents(cast(Any, type(section)))
     for definition in fields(cast(Any, section)):
         value, space = getattr(section, definition.name), " " * indent
         if _has_default(definition) and value == _default(definition):

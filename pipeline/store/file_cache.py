@@ -13,8 +13,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from pipeline.base import TEMPORARY, LeafError, access, bytes_kept, open_own, remember_sha256, written_file
 from pipeline.store.transport import Transport
@@ -114,7 +115,7 @@ class FileCache:
                         self._incoming.pop(part)
         return path
 
-    def _complete(self, file: str, size: int, digest: str, arrived: BinaryIO) -> bool:
+    def _complete(self, file: str, size: int, digest: str, arrived: BufferedRandom) -> bool:
         """Append the bytes of the file that have not arrived yet; whether all together have this SHA-256."""
         arrived.seek(0)
         hashed = hashlib.file_digest(arrived, "sha256")
@@ -153,7 +154,7 @@ def _part(path: Path, digest: str) -> Path:
 
 
 @contextmanager
-def _alone(part: Path, path: Path) -> Iterator[BinaryIO | None]:
+def _alone(part: Path, path: Path) -> Iterator[BufferedRandom | None]:
     """`part`, open and locked, as soon as no other process has it; None if that one has brought `path` meanwhile."""
     while True:
         with os.fdopen(open_own(part, os.O_RDWR | os.O_APPEND), "a+b") as arrived:
@@ -168,7 +169,7 @@ def _alone(part: Path, path: Path) -> Iterator[BinaryIO | None]:
                 return
 
 
-def _is(opened: BinaryIO, path: Path) -> bool:
+def _is(opened: IO[bytes], path: Path) -> bool:
     """Whether the open file is still the one at the path."""
     try:
         return os.path.samestat(os.fstat(opened.fileno()), path.stat())

@@ -1,5 +1,6 @@
 """What is read of a store has the SHA-256 of its manifest, whoever reads, and however late a file is changed."""
 
+import io
 import os
 import subprocess
 import sys
@@ -81,7 +82,12 @@ def test_a_shard_is_hashed_once_however_often_it_is_read(tmp_path: Path, monkeyp
     path = publish(tmp_path, (3000, 40)).path
     hashed: list[int] = []
     original = digests._hash
-    monkeypatch.setattr(digests, "_hash", lambda file: hashed.append(1) or original(file))
+
+    def counting(file: io.FileIO) -> str:
+        hashed.append(1)
+        return original(file)
+
+    monkeypatch.setattr(digests, "_hash", counting)
     monkeypatch.setattr(digests, "_REMEMBERED", digests._Remembered())
     for _ in range(3):
         store = Store.open(path)
@@ -141,7 +147,7 @@ def test_a_shard_that_is_taken_over_is_checked_where_it_stays(tmp_path: Path, mo
     other.write_bytes(forged(file.read_bytes()))
     from pipeline.store import shard_cache
 
-    original = shard_cache.link
+    original = vars(shard_cache)["link"]
 
     def swapping(source: Path, target: Path) -> None:
         """Another user swaps the file just before it is linked."""

@@ -75,8 +75,8 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(tmp_path: Pa
     (tmp_path / "file").touch()
     (tmp_path / "directory").mkdir()
     (tmp_path / "broken").symlink_to("nowhere")
-    directories = dict.fromkeys([tmp_path / "directory", tmp_path / "new"], THINGS)
-    check_writable([tmp_path / "file", tmp_path / "new/below/file"], directories)
+    new = dict.fromkeys([tmp_path / "directory", tmp_path / "new"], THINGS)
+    check_writable([tmp_path / "file", tmp_path / "new/below/file"], new)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "directory", "file"]
     for files, directories, message in [
         ([tmp_path / "directory"], [], "directory: is a directory; remove it"),

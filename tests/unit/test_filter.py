@@ -135,10 +135,10 @@ def test_blocks_of_any_size_give_what_brute_force_gives(tmp_path: Path, monkeypa
     stays = {q for q in range(90) if q in [d for _, d in scores[q][:20]]}
     assert 10 < len(stays) < 60
     assert texts_of(tmp_path / "out") == {f"{role} {q}" for q in stays for role in ("query", "document")}
-    rows = pl.read_parquet(tmp_path / "c.parquet")
+    written = pl.read_parquet(tmp_path / "c.parquet")
     expected = {key("query", f"query {q}"): [d for _, d in scores[q][:5] if d in stays] for q in stays}
     numbers = {key("document", f"document {d}"): d for d in range(90)}
-    found = dict(rows.select("key", "candidates").iter_rows())
+    found = dict(written.select("key", "candidates").iter_rows())
     assert {query: [numbers[one] for one in documents] for query, documents in found.items()} == expected
 
 

@@ -151,7 +151,8 @@ def test_a_file_that_is_swapped_while_the_model_is_loaded_is_noticed(
 ) -> None:
     from pipeline.teacher import local
 
-    original, pin = local.load_sentence_transformer, model_sha256(model)
+    original: Any = vars(local)["load_sentence_transformer"]
+    pin = model_sha256(model)
 
     def swapping(*arguments: Any) -> Any:
         loaded = original(*arguments)

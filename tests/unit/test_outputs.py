@@ -27,7 +27,7 @@ from pipeline.corpus import CORPUS_KIND
 from pipeline.model import build
 from pipeline.params import StudentParams
 from pipeline.serve import INDEX_KIND
-from pipeline.store import MODEL_KIND, STORE_KIND, ShardCache, shard_directory
+from pipeline.store import MODEL_KIND, STORE_KIND, FittedTo, ShardCache, shard_directory
 from pipeline.teacher import Journal
 from tests.store_helpers import META, publish
 
@@ -160,11 +160,12 @@ def test_links_of_guessed_names_lead_nothing_to_be_emptied_or_overwritten(tmp_pa
 def test_a_lock_or_a_journal_that_is_a_link_is_not_written_into(tmp_path: Path, trap: Callable[..., None]) -> None:
     victim = tmp_path / "victim"
     victim.write_text("years of work" * 10)
-    for name, write in {
+    writers: dict[str, Callable[[Path], object]] = {
         "lock": lambda file: locked(file, "it").__enter__(),
         ".tmp-out.new.lock": lambda file: workspace(tmp_path / "out", "new").__enter__(),
         "answers.journal": lambda file: Journal(file, 4),
-    }.items():
+    }
+    for name, write in writers.items():
         trap(tmp_path / name, victim)
         with pytest.raises(LeafError, match=rf"{name}: is (a link|no regular file)"):
             write(tmp_path / name)
@@ -238,7 +239,7 @@ def test_umask_decides_the_modes_of_all_that_is_written(tmp_path: Path, mask: in
     expected = {(True, oct(0o777 & ~mask)), (False, oct(0o666 & ~mask))}
     with umask(mask):
         publish(tmp_path / "stores", (40,))
-        build(StudentParams(str(tiny_student)), 8, True).save(tmp_path / "models/student", "a card", META)
+        build(StudentParams(str(tiny_student)), 8, True).save(tmp_path / "models/student", "a card", FittedTo.of(META))
         with written_file(tmp_path / "files/m.json") as file:
             file.write_text("{}")
             file.chmod(0o600)

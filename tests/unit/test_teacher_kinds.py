@@ -335,8 +335,13 @@ def plain_checkpoint(directory: Path, copy: Path, model: Any) -> Path:
 def test_the_text_tower_of_clip_is_a_teacher(projected: bool, copy: Path, tmp_path: Path) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    ids: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
     config = CLIPTextConfig(vocab_size=len(WORDS) + 5, max_position_embeddings=64, projection_dim=16, **sizes, **ids)
     torch.manual_seed(0)
     model = CLIPTextModelWithProjection(config) if projected else CLIPTextModel(config)
@@ -348,11 +353,21 @@ def test_the_text_tower_of_clip_is_a_teacher(projected: bool, copy: Path, tmp_pa
 def test_canine_which_has_no_table_of_tokens_is_a_teacher_or_refused_by_name(tmp_path: Path) -> None:
     from transformers import CanineConfig, CanineModel, CanineTokenizer
 
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    hashes = {"num_hash_buckets": 64, "num_hash_functions": 4, "downsampling_rate": 4, "local_transformer_stride": 16}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    hashes: dict[str, Any] = {
+        "num_hash_buckets": 64,
+        "num_hash_functions": 4,
+        "downsampling_rate": 4,
+        "local_transformer_stride": 16,
+    }
     torch.manual_seed(0)
     CanineModel(CanineConfig(max_position_embeddings=2048, **sizes, **hashes)).save_pretrained(tmp_path / "canine")
-    CanineTokenizer(model_max_length=2048).save_pretrained(tmp_path / "canine")
+    CanineTokenizer(model_max_length=2048).save_pretrained(tmp_path / "canine")  # type: ignore[no-untyped-call]
     teacher = teacher_of(tmp_path / "canine")
     assert teacher.meta.dim == 32
     try:
@@ -364,7 +379,12 @@ def test_canine_which_has_no_table_of_tokens_is_a_teacher_or_refused_by_name(tmp
 def test_the_model_is_asked_for_a_width_that_stands_in_no_file(copy: Path, tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 
-    sizes = {"intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 64}
+    sizes: dict[str, Any] = {
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
     torch.manual_seed(0)
     model = BertModel(BertConfig(vocab_size=len(WORDS) + 5, **sizes))
     directory = plain_checkpoint(tmp_path / "plain", copy, model)

@@ -75,11 +75,12 @@ def test_without_training_texts_a_collection_is_calibrated_on_its_own(tmp_path: 
     store = collection_store(tmp_path, texts)
     figures = evaluate(None, store, blurred, no_teacher, params).figures
     data = collection.read(tmp_path / "news")
-    vectors = [
+    queries, documents = (
         PairedVectors(store.lookup(frame["key"].to_list()), blurred(frame["text"].to_list(), role))
         for role, frame in (("query", data.queries), ("document", data.documents))
-    ]
-    expected = quantisation(Dataset("news", *vectors, data.judged, itself=data.itself), Calibration(*vectors), params)
+    )
+    dataset = Dataset("news", queries, documents, data.judged, itself=data.itself)
+    expected = quantisation(dataset, Calibration(queries, documents), params)
     assert figures["quantisation"]["news"]["variants"]["int8 both"] == rounded(expected)["variants"]["int8 both"]
     assert "news: int8 was calibrated on its own texts, as there are no training texts" in figures["notices"]
     assert "quantisation" not in evaluate(None, store, blurred, no_teacher, replace(params, calibration_rows=0)).figures

@@ -130,7 +130,7 @@ def read_table(
     dialect = _dialect(source, required, file, form)
     skipped = _hint_lines(form)
     rows = _numbered(source, file, dialect.rows(islice(lines(file, dialect.form(form)), skipped, None)), skipped)
-    first = list(source.columns) or next((row for _, row in rows), None)
+    first: Row | None = list(source.columns) or next((row for _, row in rows), None)
     if first is None:
         raise LeafError(f"{file}: is empty; its first line must name the columns")
     header = [name.strip() for name in first]

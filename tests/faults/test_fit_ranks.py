@@ -25,7 +25,7 @@ from tests.faults.test_fit_resume import WEIGHTS, Stage, arguments, encoded, sta
 
 __all__ = ["encoded"]
 TOLERANCE = 1e-5  # of a weight, after 200 steps at a rate of 1e-3: sums of float32 in another order
-STEPS = {
+STEPS: dict[str, Any] = {
     "epochs_per_cycle": 5,
     "max_steps": 200,
     "validate_every": 100,

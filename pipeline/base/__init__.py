@@ -6,7 +6,7 @@ use it.
 """
 
 from pipeline.base import files, outputs
-from pipeline.base.arrays import Array, Similarity, cosines, similarities
+from pipeline.base.arrays import Array, Similarity, cosines, mapped_file, similarities
 from pipeline.base.digests import (
     DigestError,
     bytes_kept,
@@ -101,6 +101,7 @@ __all__ = [
     "keys",
     "link",
     "locked",
+    "mapped_file",
     "markdown",
     "merge_sorted",
     "new_file",

@@ -1,5 +1,7 @@
-"""NumPy arrays: their type in annotations, and how similar corresponding rows are."""
+"""NumPy arrays: their type in annotations, how similar corresponding rows are, and such as lie in files."""
 
+import os
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,3 +26,21 @@ def cosines(first: Array, second: Array) -> Array:
     norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     products: Array = (first * second).sum(1) / np.maximum(norms, np.finfo(np.float64).tiny)
     return products
+
+
+def mapped_file(file: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> "np.memmap[Any, Any]":
+    """A new file of numbers, all 0, mapped for writing.
+
+    Its space is reserved now: a full disk would otherwise end the process, with a signal, at whichever number is
+    written to a page that has none.
+
+    Raises:
+        OSError: there is no space, or the file cannot be made.
+    """
+    size = int(np.prod(shape)) * dtype.itemsize
+    with file.open("wb") as handle:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle.fileno(), 0, size)
+        else:
+            handle.truncate(size)
+    return np.memmap(file, dtype, "r+", shape=shape)

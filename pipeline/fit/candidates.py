@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.base import Array, LeafError, key_array, locked, sha256, written_directory
+from pipeline.base import Array, LeafError, disk, key_array, locked, mapped_file, sha256, written_directory
 from pipeline.fit.teachers import COPY, flat_copy
 from pipeline.fit.token_cache import Tokens
 from pipeline.params import CandidatesParams
@@ -52,7 +52,7 @@ def open_candidates(params: CandidatesParams, tokens: Tokens, source: VectorSour
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock"), f"{file}: reading it for a fit"):
             if not path.is_dir():
-                with written_directory(path, COPY) as directory:
+                with disk(path, "a table of candidates"), written_directory(path, COPY) as directory:
                     _write(params, tokens, source, directory)
     shape = (len(tokens), params.count)
     table, cosines = (np.memmap(path / f"{name}.bin", kind, "r", shape=shape) for name, kind in _TABLES)
@@ -78,7 +78,7 @@ def candidates_digest(params: CandidatesParams | None) -> str | None:
 
 def _write(params: CandidatesParams, tokens: Tokens, source: VectorSource, directory: Path) -> None:
     shape, file = (len(tokens), params.count), Path(params.path)
-    rows, cosines = (np.memmap(directory / f"{name}.bin", kind, "w+", shape=shape) for name, kind in _TABLES)
+    rows, cosines = (mapped_file(directory / f"{name}.bin", np.dtype(kind), shape) for name, kind in _TABLES)
     rows[:] = -1
     try:
         with pq.ParquetFile(file) as opened:
@@ -92,11 +92,18 @@ def _write(params: CandidatesParams, tokens: Tokens, source: VectorSource, direc
     cosines.flush()
 
 
+def _keys(column: pl.Series, file: str) -> Array:
+    try:
+        return key_array(column)
+    except LeafError as error:
+        raise LeafError(f"{file}: column `{column.name}`: {error}; run the filter stage again") from None
+
+
 def _fill(
     batch: pl.DataFrame, params: CandidatesParams, tokens: Tokens, source: VectorSource, into: tuple[Array, Array]
 ) -> None:
     """Put the candidates of a batch of queries into the table."""
-    keys = key_array(batch["key"])
+    keys = _keys(batch["key"], params.path)
     text = np.minimum(np.searchsorted(tokens.keys, keys), len(tokens) - 1)
     if not (tokens.keys[text] == keys).all():
         raise LeafError(f"{params.path}: holds texts that the corpus does not; run the filter stage on this corpus")
@@ -109,7 +116,7 @@ def _fill(
     if not lengths.sum():
         return
     flat = lists.filter(pl.Series(lengths > 0)).explode("candidates", "cosines")
-    place = source.locate(key_array(flat["candidates"]))
+    place = source.locate(_keys(flat["candidates"], params.path))
     values = flat["cosines"].cast(pl.Float32).to_numpy()
     if (place < 0).any():
         raise LeafError(

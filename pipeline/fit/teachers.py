@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.base import Array, Kind, LeafError, contains, locked, written_directory
+from pipeline.base import Array, Kind, LeafError, contains, disk, key_array, locked, mapped_file, written_directory
 from pipeline.params import FitParams, public_name
 from pipeline.store import Store, StoreMeta, VectorSource, joint_license
 
@@ -78,25 +78,22 @@ class JoinedSource(VectorSource):
         Raises:
             LeafError: a store lacks texts that none lists as refused.
         """
-        place = self.sources[0].locate(keys)
-        for other in self.sources[1:]:
-            own = other.locate(keys)
-            if missing := int(((own < 0) & ~contains(self.refused, keys)).sum()):
+        refused = contains(self.refused, keys)
+        places = [source.locate(keys) for source in self.sources]
+        for source, place in zip(self.sources, places, strict=True):
+            if missing := int(((place < 0) & ~refused).sum()):
                 raise LeafError(
-                    f"{other.name}: lacks the vectors of {missing} of the corpus's {len(keys)} texts; encode this "
+                    f"{source.name}: lacks the vectors of {missing} of the corpus's {len(keys)} texts; encode this "
                     "corpus with that teacher first"
                 )
-            shared = (own >= 0) & (place >= 0)
-            goal = np.full(sum(other.parts), -1, np.int64)
-            goal[own[shared]] = place[shared]
-            self._rows.append(flat_copy(other, goal, int(self.bounds[-1]), work))
+        for source, place in zip(self.sources[1:], places[1:], strict=True):
+            goal = np.full(sum(source.parts), -1, np.int64)
+            goal[place[~refused]] = places[0][~refused]
+            self._rows.append(flat_copy(source, goal, int(self.bounds[-1]), work))
 
     def locate(self, keys: Sequence[bytes] | Array) -> Array:
         """See `VectorSource.locate`; a text that any store has no vector of has none."""
-        rows = self.sources[0].locate(keys)
-        for flat in self._rows:
-            rows = np.where((rows >= 0) & np.isfinite(flat[np.maximum(rows, 0), 0]), rows, -1)
-        return rows
+        return np.where(contains(self.refused, key_array(keys)), -1, self.sources[0].locate(keys))
 
     def read(self, part: int, start: int = 0, stop: int | None = None) -> Array:
         """See `VectorSource.read` and the class."""
@@ -134,8 +131,8 @@ def flat_copy(source: VectorSource, goal: Array, total: int, work: Path) -> Arra
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock"), f"{source.name}: copying its vectors for a fit"):
             if not path.is_dir():
-                with written_directory(path, COPY) as directory:
-                    flat = np.memmap(directory / "vectors.bin", dtype, "w+", shape=(total, dim))
+                with disk(path, f"a copy of {source.name}"), written_directory(path, COPY) as directory:
+                    flat = mapped_file(directory / "vectors.bin", dtype, (total, dim))
                     _copy(source, goal, flat)
                     flat.flush()
     return np.memmap(path / "vectors.bin", dtype, "r", shape=(total, dim))

@@ -1,6 +1,8 @@
 """What a fit may do beside plain regression: each formula on small numbers, and each in a fit that was interrupted."""
 
 import copy
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -414,6 +416,20 @@ def test_assistants_are_the_first_layers_with_heads_of_their_own(fitted: Fitted,
     word = "backbone.model.embeddings.word_embeddings.weight"
     assert torch.equal(shallow.state_dict()[word], plain.state_dict()[word])
     assert (tmp_path / "run-depths/1/README.md").is_file()
+
+
+def test_a_full_disk_is_named_before_a_copy_is_written(
+    stores: tuple[Store, Store, Store], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    store, second, _ = stores
+    joined = JoinedSource([store, second], None)
+    with pytest.raises(LeafError, match=r"no space left for a copy of .*second"):
+        joined.align(corpus_keys(root / "corpus"), tmp_path)
+    assert not list(tmp_path.rglob("*.bin"))
 
 
 def test_batches_come_from_one_source_each(root: Path, store: Store, tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ class Answers:
     def example(self, data: st.DataObject) -> str:
         """Answer a request."""
         from pipeline.params import ApiParams
-        from pipeline.teacher.api.client import Client, Refusal
+        from pipeline.teacher import Client, Refusal
 
         self.status = data.draw(st.sampled_from([200, 200, 200, 400, 401, 413, 422, 429, 500, 503]))
         self.body = dumped(data.draw(edited(self.document if self.status == 200 else self.error)))

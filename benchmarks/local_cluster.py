@@ -94,7 +94,13 @@ def local_cluster(nodes: int, quick_checks: bool = True) -> Iterator[LocalCluste
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.local_cluster", *(["quick"] if quick_checks else [])],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_memory_monitor_refresh_ms": "0",
+            "HF_HUB_OFFLINE": "1",
+        },
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -68,24 +68,24 @@ class OpenVino:
         }
         self.compiled = openvino.Core().compile_model(model, "CPU", options)
         self.queue = openvino.AsyncInferQueue(self.compiled)
-        self.queue.set_callback(self._keep)
-        self._vectors = np.empty((0, 0), np.float32)
-
-    def _keep(self, request: Any, rows: np.ndarray) -> None:
-        self._vectors[rows] = request.get_output_tensor(0).data
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors [texts, dim] float32."""
         ids = self.teacher.tokenize(list(texts), "document")
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        self._vectors = np.empty((len(ids), self.teacher.dim), np.float32)
+        vectors = np.empty((len(ids), self.teacher.dim), np.float32)
+
+        def keep(request: Any, rows: np.ndarray) -> None:  # no method: the queue would hold this engine for ever
+            vectors[rows] = request.get_output_tensor(0).data
+
+        self.queue.set_callback(keep)
         for rows in token_batches(lengths, self.settings.budget, worker_count(self.teacher._model.device)):
             mask = np.arange(lengths[rows].max()) < lengths[rows][:, None]
             padded = np.full(mask.shape, self.teacher._model.tokenizer.pad_token_id, np.int64)
             padded[mask] = np.concatenate([ids[row] for row in rows])
             self.queue.start_async({0: padded, 1: mask.astype(np.int64)}, rows)
         self.queue.wait_all()
-        return self._vectors
+        return vectors
 
 
 def _converted(teacher: LocalTeacher, attention: str) -> Any:

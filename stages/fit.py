@@ -12,6 +12,7 @@ from pipeline.params import ClusterParams, FitParams, load_section
 from pipeline.store import MODEL_KIND, Store
 from stages.common import command, echo, params_option, write_json
 from stages.recorded import check_recorded, student_digest
+from stages.watched import warn_unwatched
 
 # By its path, so that a user's own `stages/` is not imported instead.
 LEAF = Path(__file__).absolute().parents[1] / "leaf_pipeline.py"
@@ -28,8 +29,9 @@ LEAF = Path(__file__).absolute().parents[1] / "leaf_pipeline.py"
 def main(**paths: Path) -> None:
     """Fit a student to the stored vectors of the corpus's training texts.
 
-    Killed at any moment, it continues from the last checkpoint and ends with the same weights. Sections read: fit, and
-    for where it runs, cluster.
+    Stores of further teachers and other files are named in the parameters (docs/recipes.md). Killed at any moment, it
+    continues from the last checkpoint and ends with the same weights. Sections read: fit, and for where it runs,
+    cluster.
     """
     params = load_section(paths["params"], "fit", FitParams)
     cluster = load_section(paths["params"], "cluster", ClusterParams, ClusterParams())
@@ -51,6 +53,7 @@ def _fit(params: FitParams, ranks: Ranks, paths: dict[str, Path]) -> None:
     curve = paths["curve"]
     check_writable([paths["metrics"], curve], {paths["out"]: MODEL_KIND})
     check_recorded(paths["corpus"], paths["embeddings"])
+    warn_unwatched(params.files, "fit")
     result = fit(paths["corpus"], Store.open(paths["embeddings"]), params, paths["out"], paths["work"], ranks=ranks)
     if not ranks.first:
         return

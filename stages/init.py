@@ -8,11 +8,12 @@ from typing import Any, Literal, TypeVar, cast
 
 import click
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, parse_yaml
 from pipeline.corpus import Fields, Preview, guess_sources, preview
 from pipeline.params import (
     ApiParams,
     CorpusParams,
+    EncodeParams,
     EvaluateParams,
     FitParams,
     SourceParams,
@@ -24,8 +25,8 @@ from pipeline.params import (
 from stages import suggested
 from stages.common import command, echo
 from stages.estimate import model_size
-from stages.project import EVALUATION, RECIPES, SECTIONS, SOURCES, Project, source_paths
-from stages.shown import described, show_run, show_source
+from stages.project import EVALUATION, RECIPES, SECTIONS, SOURCES, Project, evaluation_paths, source_paths
+from stages.shown import show_run, show_source
 
 T = TypeVar("T")
 HUB_RECORDS = 1000  # that are read of a data set on the hub
@@ -119,28 +120,33 @@ class _Draft:
         paths = paths or [_ask("Where are the texts (file, directory, data set on the hub)?")]
         corpus, sources = self.get(CorpusParams), list[SourceParams]()
         for path in paths:
-            for source in self._sources(path, [source.name for source in sources]):
+            for source, seen in self._seen_sources(path, [source.name for source in sources]):
                 is_local = source.kind != "huggingface"
-                seen = preview(source if is_local else replace(source, limit=HUB_RECORDS), corpus)
-                seen.whole = seen.whole and is_local
-                show_source(source, seen)
                 place = self.project.place(cast(str, source.path), SOURCES) if is_local else source.path
                 sources.append(replace(source, path=place))
                 self.previews.append(seen)
         self.set(replace(corpus, sources=tuple(sources)))
 
-    def _sources(self, path: str, taken: Sequence[str]) -> list[SourceParams]:
-        """The sources at a path; on a terminal the guess may be corrected."""
+    def _seen_sources(self, path: str, taken: Sequence[str]) -> list[tuple[SourceParams, Preview]]:
+        """The sources at a path and what was seen of them; on a terminal the guess may be corrected."""
         fields = self.answers.fields
-        sources = guess_sources(path, fields, taken)
-        while self.asks and fields == Fields() and not any(source.kind in ("text", "beir") for source in sources):
-            echo("\n".join(f"{path}: {described(source)}" for source in sources))
-            if click.confirm("Is that right?", default=True):
-                break
+        is_given = fields != Fields()
+        while True:
+            seen = [(source, self._look_at(source)) for source in guess_sources(path, fields, taken)]
+            has_fields = all(source.kind not in ("text", "beir") for source, _ in seen)
+            if not self.asks or is_given or not has_fields or click.confirm("Is that right?", default=True):
+                return seen
             typed = {part: _ask(f"Field of the {part} (empty for none):", "") or None for part in _PARTS}
             role = _ask("Its role, query or document?", "document") if typed["text"] else None
-            sources = guess_sources(path, Fields(**typed, role=cast(Any, role)), taken)
-        return sources
+            fields = Fields(**typed, role=cast(Any, role))
+
+    def _look_at(self, source: SourceParams) -> Preview:
+        """Read a source, of a data set on the hub only the beginning, and show it."""
+        is_local = source.kind != "huggingface"
+        seen = preview(source if is_local else replace(source, limit=HUB_RECORDS), self.get(CorpusParams))
+        seen.whole = seen.whole and is_local
+        show_source(source, seen)
+        return seen
 
     def choose_models(self) -> None:
         """Teacher and student, and how to fit; a recipe keeps what the options do not say."""
@@ -166,7 +172,8 @@ class _Draft:
         corpus, heldout = self.get(CorpusParams), self.answers.heldout
         if heldout is None and self.previews:
             suggestion = suggested.heldout(sum(seen.records for seen in self.previews))
-            heldout = _share(self._choose("Share of the records to hold out and test with:", f"{suggestion:g}"))
+            question = "Share of the records to hold out and test with:"
+            heldout = _ask_share(question, suggestion) if self.asks else suggestion
         if heldout is not None:
             self.set(replace(corpus, heldout=heldout))
         paths = list(self.answers.evaluation)
@@ -193,14 +200,8 @@ def _ask(question: str, default: str | None = None) -> str:
     return str(click.prompt(question, default=default, prompt_suffix=" ", show_default=bool(default))).strip()
 
 
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise LeafError(f"{text}: the share to hold out must be a number between 0 and 1")
-    return share
+def _ask_share(question: str, suggestion: float) -> float:
+    return float(click.prompt(question, default=suggestion, type=click.FloatRange(0, 1), prompt_suffix=" "))
 
 
 def _empty_sections() -> dict[str, object]:
@@ -221,14 +222,17 @@ def _read_recipe(name: str) -> tuple[str, dict[str, object]]:
     file = Path(str(RECIPES.joinpath(f"{name}.yaml")))
     head = "".join(f"{line}\n" for line in file.read_text(encoding="utf-8").partition("\n\n")[0].splitlines())
     echo(head.replace("# ", ""))
-    return head, {section: load_section(file, section, section_classes()[section]) for section in SECTIONS}
+    written = parse_yaml(file.read_text(encoding="utf-8"))
+    classes = {section: cls for section, cls in section_classes().items() if section in (*SECTIONS, *written)}
+    return head, {section: load_section(file, section, cls) for section, cls in classes.items()}
 
 
 def _show_next_steps(directory: Path, draft: _Draft) -> None:
     """Print what is still missing, and the command to type."""
-    missing = [path for path in source_paths(draft.sections) if not (draft.project.directory / path).exists()]
+    named = [*source_paths(draft.sections), *evaluation_paths(draft.sections), *draft.get(EncodeParams).reuse]
+    missing = [path for path in named if "://" not in path and not (draft.project.directory / path).exists()]
     if missing:
-        echo(f"bring the texts that are not there yet: {', '.join(missing)}")
+        echo(f"bring what is not there yet, or change params.yaml: {', '.join(missing)}")
     if api := draft.get(TeacherParams).api:
         echo(f"put the API's key into the environment variable {api.key_env}")
     is_here = draft.project.directory == Path.cwd()

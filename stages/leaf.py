@@ -14,7 +14,6 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Stages of the pipeline": {
         "corpus": ("corpus.main", "Texts of all sources, cleaned, split and sharded."),
         "encode": ("encode.main", "Stage one: the teacher's vectors of the corpus."),
-        "filter": ("filter.main", "Optional: pairs that the teacher would not find are left out."),
         "fit": ("fit.main", "Stage two: the student, fitted to the stored vectors."),
         "evaluate": ("evaluate.main", "How much of the teacher's quality the student keeps."),
         "export": ("export.main", "The student ready to serve, and its model cards."),

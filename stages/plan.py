@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.params import EncodeParams, FitParams, TeacherParams, load_section
-from stages.common import command, echo, params_option
+from pipeline.params import EncodeParams, FitParams, Permits, TeacherParams, load_section
+from stages.common import api_options, command, echo, open_teacher, params_option
 
 if TYPE_CHECKING:  # commands that load no model do not wait for torch
     from pipeline.encode import EncodeEstimate
@@ -22,8 +22,17 @@ if TYPE_CHECKING:  # commands that load no model do not wait for torch
 @click.option("--price", type=click.FloatRange(0), help="Of a million tokens, for an API.")
 @click.option("--ask", type=click.IntRange(0), default=0, help="Texts to ask an API for, to count tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@api_options
 def main(
-    *, params: Path, corpus: Path, seconds: float, workers: int, price: float | None, ask: int, as_json: bool
+    *,
+    params: Path,
+    corpus: Path,
+    seconds: float,
+    workers: int,
+    price: float | None,
+    ask: int,
+    permits: Permits,
+    as_json: bool,
 ) -> None:
     """Say what stages one and two will cost: texts, tokens, bytes, memory, steps, hours, and money for an API.
 
@@ -32,11 +41,10 @@ def main(
     """
     from pipeline.encode import estimate_encode
     from pipeline.fit import estimate_fit
-    from pipeline.teacher import open_teacher
 
     settings = load_section(params, "encode", EncodeParams)
     fit_params = load_section(params, "fit", FitParams)
-    teacher = open_teacher(load_section(params, "teacher", TeacherParams), settings)
+    teacher = open_teacher(load_section(params, "teacher", TeacherParams), settings, permits)
     encode = estimate_encode(corpus, teacher, settings, seconds, ask)
     fit = estimate_fit(corpus, fit_params, teacher.meta, seconds)
     corpus_bytes = sum(part.stat().st_size for part in corpus.glob("part-*.parquet"))

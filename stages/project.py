@@ -12,6 +12,9 @@ from pipeline.params import CorpusParams, EvaluateParams, commented
 
 SOURCES, EVALUATION = "data/sources", "data/evaluation"
 RECIPES = files("stages").joinpath("recipes")
+SITE_CACHE = ".cache/dvc"
+"""Where DVC keeps its index: by default in a place that everybody may write to. It would make this one and `repo` in it
+writable for everybody too, unless they are there; so git brings them."""
 SECTIONS = ("corpus", "teacher", "encode", "fit", "evaluate", "export")
 """The sections that `dvc.yaml` names; there they must be in `params.yaml`, if only as `{}`."""
 _HEAD = (
@@ -54,6 +57,8 @@ class Project:
         if source.is_relative_to(self.root):
             return os.path.relpath(source, self.directory)
         target = self.directory / folder / source.name
+        if (source, target) in self._copies:  # a directory with files of several kinds is several sources
+            return f"{folder}/{source.name}"
         if target.exists() or any(target == taken for _, taken in self._copies):
             raise LeafError(f"{target}: is there already, and nothing is overwritten; rename {path}")
         self._copies.append((source, target))
@@ -96,7 +101,8 @@ class Project:
         wanted = files("stages").joinpath(f"templates/{name[1:]}").read_text(encoding="utf-8").splitlines()
         if missing := [line for line in wanted if line not in present.splitlines()]:
             separator = "\n" if present and not present.endswith("\n") else ""
-            file.write_text(f"{present}{separator}" + "\n".join(missing) + "\n", encoding="utf-8")
+            with written_file(file) as new:
+                new.write_text(f"{present}{separator}" + "\n".join(missing) + "\n", encoding="utf-8")
             return [f"added {len(missing)} lines to {name}" if present else f"wrote {name}"]
         return []
 
@@ -116,9 +122,12 @@ class Project:
                 ) as made,
                 made.config.edit() as settings,
             ):
-                settings["core"]["analytics"] = False
+                settings["core"] |= {"analytics": False, "site_cache_dir": SITE_CACHE}
         except DvcException as error:
             raise LeafError(f"{self.directory}: DVC cannot start there: {first_line(error)}") from None
+        place = self.directory / SITE_CACHE / "repo"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / ".gitignore").write_text("*\n!.gitignore\n", encoding="utf-8")
         return [f"made it a DVC project{'' if has_git else ' without git'} (.dvc)"]
 
 
@@ -133,7 +142,7 @@ def evaluation_paths(sections: Mapping[str, object]) -> list[str]:
     """Files and collections that the student is measured on."""
     evaluate = sections["evaluate"]
     assert isinstance(evaluate, EvaluateParams)
-    return [*evaluate.beir, *evaluate.sts, *evaluate.classification]
+    return [*evaluate.beir, *evaluate.sts, *evaluate.classification, *evaluate.clustering]
 
 
 def _top(paths: Iterable[str], folder: str) -> list[str]:

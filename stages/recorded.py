@@ -39,8 +39,9 @@ def check_recorded(*places: Path) -> None:
     the other. Without a `dvc.lock` nothing is compared.
 
     Raises:
-        LeafError: it is of another state of the project.
+        LeafError: it is of another state of the project, or `dvc.lock` has conflicts.
     """
+    _check_lock()
     for place in places:
         if place not in RECORDED or not place.is_dir():
             continue
@@ -53,6 +54,19 @@ def check_recorded(*places: Path) -> None:
             f"{place}: is not the one that {LOCK} and {metrics} describe, but of another state of this project: after "
             f"`git pull` or `git checkout` type `dvc pull`; to keep what is here, `dvc commit -f {stage}`"
         )
+
+
+def _check_lock() -> None:
+    """LeafError where `dvc.lock` is there and cannot be read, as a merge with conflicts leaves it."""
+    try:
+        parse_yaml(LOCK.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, LeafError):
+        raise LeafError(
+            f"{LOCK}: cannot be read: where a merge ended in conflicts, take one side (`git checkout --ours {LOCK} "
+            "metrics`) and type `dvc repro` (docs/sharing.md)"
+        ) from None
 
 
 def removed_by_dvc(paths: Sequence[Path]) -> list[str]:

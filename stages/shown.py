@@ -15,7 +15,7 @@ _KEYS = ("role", "query_field", "document_field", "text_field", "title_field", "
 _PLURAL = {"query": "queries", "document": "documents"}
 
 
-def described(source: SourceParams) -> str:
+def _described(source: SourceParams) -> str:
     """What a source was taken for, in a line."""
     said = [f"{key} `{value}`" for key in _KEYS if (value := getattr(source, key))]
     said += [f"a text is a {source.unit}"] if source.kind == "text" else []
@@ -25,7 +25,7 @@ def described(source: SourceParams) -> str:
 
 def show_source(source: SourceParams, seen: Preview) -> None:
     """Print what a source was taken for, how many texts it has, and some of them."""
-    echo(f"\n{source.name}: {described(source)}")
+    echo(f"\n{source.name}: {_described(source)}")
     more = "" if seen.whole else "more than "
     for role, number in seen.texts.items():
         median, most, longest = seen.lengths[role]

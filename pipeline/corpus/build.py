@@ -23,7 +23,7 @@ from pipeline.corpus.output import CORPUS_KIND
 from pipeline.corpus.passages import FindModel, Passages
 from pipeline.corpus.readers.source import batches, check
 from pipeline.corpus.scripts import shorter
-from pipeline.corpus.shared_texts import SharedTexts
+from pipeline.corpus.shared_texts import RepeatedIds, SharedTexts
 from pipeline.corpus.split import below, draw_hashes, record_hashes
 from pipeline.corpus.text import clean
 from pipeline.corpus.views import views_of, views_source
@@ -64,12 +64,17 @@ def _build(params: CorpusParams, passages: Mapping[str, Passages], directory: Pa
     spill, shared, counts = Spill(partitions), SharedTexts(partitions), Counts(params)
     parts, further = Parts(directory, params.shard_rows), FurtherRecords(directory)
     views = [views_source(source) for source in params.sources if source.views]
+    repeated = RepeatedIds(partitions / "ids")
     try:
         near = NearDuplicates(params.near_duplicates, params.seed) if params.near_duplicates else None
         for number, source in enumerate(params.sources):
             for rows in _texts(source, params, counts, near, passages.get(source.name)):
-                _link(shared, rows, number, by_key=near is not None, are_views=rows["source"].first() in views)
+                are_views = rows["source"].first() in views
+                _link(shared, rows, number, by_key=near is not None, are_views=are_views)
+                if source.id_field and source.query_field and source.document_field and not are_views:
+                    repeated.add(rows["record"].to_numpy(), number)
                 spill.add(rows)
+        counts.repeated_ids = repeated.counts()
         regrouped = shared.regrouped([_share(source, params) for source in params.sources])
         for spilled in tqdm(spill.sorted(), desc="sort", unit=" partitions", total=PARTITIONS, disable=None):
             if views:  # a text that is a view of another one stands in the corpus by itself

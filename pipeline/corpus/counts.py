@@ -28,6 +28,9 @@ class Counts:
         """Texts that a source has more because its documents were cut into passages."""
         self.origins: dict[str, dict[str, dict[str, int]]] = {}
         """By source and origin, the records that are there and those that were drawn; only of sources with a `cap`."""
+        self._names = names
+        self.repeated_ids: Counter[int] = Counter()
+        """Records of pairs whose id an earlier one has that they do not follow, by the number of their source."""
         self.dropped = {name: dict.fromkeys(REASONS, 0) for name in names}
         self._kept: dict[str, dict[str, dict[str, int]]] = {name: {} for name in names}
         self._lengths: dict[str, Counter[int]] = {role: Counter() for role in ROLES}
@@ -73,9 +76,18 @@ class Counts:
                 "groups": regrouped.groups,
                 "largest_group": regrouped.largest,
             },
-            "notices": list(_notices(total, regrouped, self._shares)),
+            "notices": [*_notices(total, regrouped, self._shares), *self._notices_of_ids()],
             "characters": {role: distribution(lengths) for role, lengths in self._lengths.items() if lengths},
         }
+
+    def _notices_of_ids(self) -> Iterator[str]:
+        """What a person may not know about ids, which files of several parts often count anew."""
+        for source, number in sorted(self.repeated_ids.items()):
+            yield (
+                f"source `{self._names[source]}`: {number:,} records have the id of an earlier one elsewhere in it. "
+                "All of one id count as one record, and their documents as relevant to all their queries; if that is "
+                "not meant, leave id_field out"
+            )
 
 
 def _notices(splits: dict[str, int], regrouped: Regrouped, shares: Sequence[float]) -> Iterator[str]:

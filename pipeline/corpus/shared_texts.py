@@ -4,7 +4,8 @@ A text counts as shared whatever its roles: a student reads a query and a docume
 hashes are kept on disk and looked through a 64th at a time; memory grows only with the records that share a text.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,11 +102,43 @@ class SharedTexts:
         A group is held out if the hash of the first of its records is below the largest share of its sources. Files are
         removed once they are read.
         """
+        return _decide(np.concatenate([np.empty((0, 2), dtype=ENTRY), *self.links()]), shares, self.records)
+
+    def links(self) -> Iterator[Array]:
+        """`[links, 2]` entries of each partition, as `_links` gives them; its file is removed."""
         self._flush()
-        links = [_links(np.fromfile(file, dtype=ENTRY)) for file in sorted(self._directory.glob("*.texts"))]
-        for file in self._directory.glob("*.texts"):
+        for file in sorted(self._directory.glob("*.texts")):
+            yield _links(np.fromfile(file, dtype=ENTRY))
             file.unlink()
-        return _decide(np.concatenate([np.empty((0, 2), dtype=ENTRY), *links]), shares, self.records)
+
+
+class RepeatedIds:
+    """Counts records that have the id of an earlier one which they do not follow: all of one id count as one record."""
+
+    def __init__(self, directory: Path) -> None:
+        """Write into `directory`, which is made."""
+        directory.mkdir()
+        self._directory, self._ids = directory, SharedTexts(directory)
+        self._last: np.uint64 | None = None
+        self._records = 0
+
+    def add(self, records: Array, source: int) -> None:
+        """Add texts by the hashes of their records: `[n]` uint64, of the source of this number."""
+        if not len(records):
+            return
+        begins = np.append(self._last is None or records[0] != self._last, records[1:] != records[:-1])
+        self._last = records[-1]
+        numbers = np.arange(self._records, self._records + begins.sum(), dtype=np.uint64)
+        self._records += len(numbers)
+        self._ids.link(records[begins], numbers, source)
+
+    def counts(self) -> Counter[int]:
+        """How many there are in each source, by its number. The directory is removed."""
+        found: Counter[int] = Counter()
+        for links in self._ids.links():
+            found.update((links["place"][:, 1] >> np.uint64(NUMBER_BITS)).tolist())
+        self._directory.rmdir()
+        return found
 
 
 def _links(entries: Array) -> Array:

@@ -235,7 +235,7 @@ def needs_of_teacher(params: EvaluateParams, source: VectorSource) -> list[str]:
 def _timed(
     heldout: pl.DataFrame, collections: Sequence[beir.Collection], params: EvaluateParams
 ) -> tuple[list[str], list[str]]:
-    """`Evaluation.timed`; a role without texts takes the other's."""
+    """`Evaluation.timed`; a role without texts takes the other's. Where all documents are vectors there are none."""
     counts = {"document": params.cost.texts, "query": params.cost.queries}
     frames = [heldout.select("role", "text")] if len(heldout) else []
     frames = frames or [
@@ -243,6 +243,8 @@ def _timed(
         for data in collections
         for frame in (data.documents, data.queries)
     ]
+    if not frames:
+        return [], []
     texts = pl.concat(frames)
     documents, queries = (
         texts.filter(pl.col("role") == role)["text"].head(count).to_list() for role, count in counts.items()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import Array, LeafError, Similarity, import_optional
+from pipeline.base import Array, LeafError, Similarity, import_optional, written_file
 from pipeline.evaluate import collection as beir
 
 Encode = Callable[[Sequence[str], str], Array]  # texts and their role -> [n, dim]
@@ -106,7 +106,7 @@ def run(mteb_model: Any, tasks: Sequence[Any], out: Path) -> list[dict[str, Any]
         name = str(mteb_model.mteb_model_meta.name).rpartition("/")[2]
         for scores in result.task_results:
             path = out / name / f"{scores.task_name}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            scores.to_disk(path)
+            with written_file(path) as new:
+                scores.to_disk(new)
             rows.append({"model": name, "task": scores.task_name, "score": scores.get_score(), "path": str(path)})
     return rows

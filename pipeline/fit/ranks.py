@@ -93,7 +93,7 @@ class Ranks:
         and at the first one that is not of the head alone.
         """
         if head_only not in self._taking_part:
-            present = torch.tensor([float(p.grad is not None) for p in parameters], device=_device())
+            present = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
             self.sum([present])
             self._taking_part[head_only] = [p for p, count in zip(parameters, present.tolist(), strict=True) if count]
         taking_part = self._taking_part[head_only]

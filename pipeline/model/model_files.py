@@ -122,17 +122,22 @@ def first_module(directory: Path) -> tuple[str, str]:
     return (stored_modules(directory) or [("Transformer", "")])[0]
 
 
-def weights_sha256(directory: Path) -> str:
-    """SHA-256 of `model.safetensors`; of the lines `name sha256` where the weights are split over several files.
-
-    Of a sentence-transformers directory those of its first module are meant, wherever they lie.
-    """
+def _weight_files(directory: Path) -> list[Path]:
     files = sorted((directory / first_module(directory)[1]).glob("*.safetensors"))
     if not files:
         raise LeafError(
             f"{directory.name}: holds no *.safetensors; weights in other formats are not loaded, as they can run code "
             "(transformers converts them: `AutoModel.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)`)"
         )
+    return files
+
+
+def weights_sha256(directory: Path) -> str:
+    """SHA-256 of `model.safetensors`; of the lines `name sha256` where the weights are split over several files.
+
+    Of a sentence-transformers directory those of its first module are meant, wherever they lie.
+    """
+    files = _weight_files(directory)
     if len(files) == 1:
         return file_sha256(files[0])
     lines = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
@@ -210,10 +215,10 @@ def load_sentence_transformer(directory: Path, name: str, code_revision: str | N
             local_files_only=code_revision is None,
             model_kwargs=LOADING | trusted,
         ).eval()
-    for module in model.modules():
-        if isinstance(module, Transformer):
-            _merge_adapters(module)
-            _check_pooler(module, f"model `{name}`")
+        for module in model.modules():
+            if isinstance(module, Transformer):
+                _merge_adapters(module)
+                _check_pooler(module, f"model `{name}`")
     return model
 
 
@@ -229,6 +234,8 @@ def load_transformer(directory: Path, name: str, random: bool = False) -> Any:
     from sentence_transformers.sentence_transformer.modules import Transformer
 
     called = f"fit.student.model `{name}`"
+    if not random:
+        _weight_files(directory)
     places = model_places(directory)
     check_requests(places, called)
     with (
@@ -239,7 +246,7 @@ def load_transformer(directory: Path, name: str, random: bool = False) -> Any:
         module = Transformer.load(
             str(directory), local_files_only=True, trust_remote_code=False, model_kwargs=dict(LOADING)
         )
-    _merge_adapters(module)
+        _merge_adapters(module)
     return module
 
 

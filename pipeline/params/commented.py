@@ -6,9 +6,8 @@ A new key, or a new dataclass whose docstring begins with "Section `name`", appe
 import ast
 import inspect
 import textwrap
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from functools import cache
 from itertools import pairwise
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
@@ -114,10 +113,9 @@ def _paragraph(text: str) -> str:
     return " ".join(inspect.cleandoc(text).partition("\n\n")[0].split())
 
 
-@cache
-def _documents(cls: Hashable) -> dict[str, str]:
+def _documents(cls: type) -> dict[str, str]:
     """The first paragraph of the string under each field of a dataclass."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cast(type, cls)))).body
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     body = cast(ast.ClassDef, definition).body
     return {
         field.target.id: _paragraph(text.value.value)

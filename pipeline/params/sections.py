@@ -617,6 +617,12 @@ class FitParams:
     snapshots: tuple[int, ...] = ()
     """Steps after which the student is saved as well, to measure how quality grows with training."""
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What is read besides corpus and store: other stores, and the file of candidates."""
+        anchor = [self.anchor.store] if self.anchor else []
+        return (*self.further_stores, *anchor, *([self.candidates.path] if self.candidates else []))
+
     def __post_init__(self) -> None:
         """Refuse terms that cannot have an effect."""
         if self.prefixes and not (self.similarity.weight or self.relative.weight):

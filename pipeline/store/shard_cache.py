@@ -40,6 +40,7 @@ from pipeline.base import (
     link,
     locked,
     merge_sorted,
+    open_own,
     read_json,
     remove,
     sync,
@@ -97,7 +98,9 @@ class ShardCache:
             self._lock.enter_context(locked(self.path / "lock", str(self.path)))
             try:
                 # In place: a client of NFS that opens the file sees its content, but may be late to see another file.
-                (self.path / JOB).write_text(self.job)
+                with os.fdopen(open_own(self.path / JOB, os.O_RDWR), "w") as file:
+                    file.truncate()
+                    file.write(self.job)
                 for leftover in self.path.glob(f"{TEMPORARY}*"):
                     remove(leftover)
                 self.refused = RefusedTexts(self.path / "refused.jsonl")

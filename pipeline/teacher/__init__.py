@@ -4,6 +4,7 @@ A sentence-transformers model on this machine (`local`), or an embeddings API (`
 """
 
 from pipeline.teacher.api.api_teacher import ApiTeacher
+from pipeline.teacher.api.client import Client, Refusal
 from pipeline.teacher.api.division import Embedded, Refused, embed_all
 from pipeline.teacher.api.journal import Journal
 from pipeline.teacher.api.probe import PROBE_ROLE, PROBE_TEXTS
@@ -17,10 +18,12 @@ __all__ = [
     "PROBE_ROLE",
     "PROBE_TEXTS",
     "ApiTeacher",
+    "Client",
     "Embedded",
     "Journal",
     "LocalTeacher",
     "PackedRunner",
+    "Refusal",
     "Refused",
     "Stopped",
     "Teacher",

@@ -341,7 +341,7 @@ def test_verify_asks_the_server_for_a_sample(server: Server, params: Write, stag
     verify = ("leaf", "store", "verify", "out/store", "--sample", "10", "--corpus", "corpus", "--params", "params.yaml")
     done = stage(*verify, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["compared"] == 10
+    assert 10 <= json.loads(done.stdout)["compared"] < 20  # and one of each shard
     server.drift = 0.3
     assert "has changed" in stage(*verify).stderr
     params(teacher={"prompts": {"query": "q: "}})

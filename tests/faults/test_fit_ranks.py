@@ -24,8 +24,15 @@ from tests.conftest import ROOT
 from tests.faults.test_fit_resume import WEIGHTS, Stage, arguments, encoded, start, states
 
 __all__ = ["encoded"]
-TOLERANCE = 2e-4  # of a weight, after 200 steps: sums of float32 in another order; the rate is 1e-3
-STEPS = {"epochs_per_cycle": 5, "max_steps": 200, "validate_every": 100, "checkpoint_every": 10, "dropout": 0.0}
+TOLERANCE = 1e-5  # of a weight, after 200 steps at a rate of 1e-3: sums of float32 in another order
+STEPS: dict[str, Any] = {
+    "epochs_per_cycle": 5,
+    "max_steps": 200,
+    "validate_every": 100,
+    "checkpoint_every": 10,
+    "dropout": 0.0,
+    "precision": "float32",
+}
 
 
 def weights(student: Path) -> dict[str, Tensor]:
@@ -35,7 +42,9 @@ def weights(student: Path) -> dict[str, Tensor]:
 def check_same(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float = 0.0) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():
-        assert torch.allclose(second[name], value, atol=tolerance, rtol=0), name
+        # The gradient of a key's bias is rounding alone, as it moves all scores of a softmax alike; so is its sign.
+        if not tolerance or not name.endswith("key.bias"):
+            assert torch.allclose(second[name], value, atol=tolerance, rtol=0), name
 
 
 @pytest.mark.parametrize("number", [2, 3, 5])

@@ -100,7 +100,9 @@ def none_left() -> Iterator[None]:
 
 def start(folder: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "stages.encode", "--corpus", "corpus", "--out", "store", "--metrics", "m.json"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    # What else runs on the machine is not to be answered by Ray with kills of its own.
+    quiet = {"RAY_memory_monitor_refresh_ms": "0"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **quiet}
     STARTED.append(subprocess.Popen(command, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE))
     return STARTED[-1]
 
@@ -210,7 +212,7 @@ def test_a_run_that_is_told_to_end_ends_and_is_continued(
     process = start(tmp_path)
     wait_for(lambda: len(shards(tmp_path)) >= 1)
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=ENDS_WITHIN)
     assert process.returncode == 128 + signal.SIGTERM
     finish(start(tmp_path))
     assert contents(tmp_path / "store") == expected[1]
@@ -300,7 +302,13 @@ def test_a_cluster_that_was_started_from_the_shell(
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory=80000000"]
     head = ["--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=0", "--include-dashboard=false"]
     node = [f"--address=127.0.0.1:{port}", "--num-cpus=1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_memory_monitor_refresh_ms": "0",
+        "HF_HUB_OFFLINE": "1",
+    }
     running: list[subprocess.Popen[bytes]] = []
     try:
         for options in (head, node):

@@ -99,17 +99,19 @@ def write_candidates(folder: Path) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_a_few_keys_of_the_parameters(project: Project, name: str) -> None:
     project.set_params(fit=RECIPES[name])
-    assert {"fit", "evaluate"} <= project.ran(project.dvc("repro", "evaluate"))
+    assert "fit" in project.ran(project.dvc("repro", "fit"))
     figures = project.metrics("fit")
-    assert figures["validation"]["loss"] < figures["validation_at_start"]["loss"]
-    assert project.metrics("evaluate")["retrieval"]["pairs"]["asymmetric"]["ndcg@10"] > 0
+    assert figures["validation"]["cosine"] > 0.8
+    assert figures["validation"] != figures["validation_at_start"]
     student = Student.load(project.folder / "models/student")
     if name == "jasper":
         assert student.dim == 32 + 24
         second = ["--params", "params-second.yaml", "--embeddings", STORES["second"], "--out", "second.json"]
         project.run("python", "-m", "stages.evaluate", *second)
+        project.dvc("repro", "evaluate")
+        assert project.metrics("evaluate")["retrieval"]["pairs"]["asymmetric"]["ndcg@10"] > 0
         assert json.loads((project.folder / "second.json").read_text())["alignment"]["query"]["cosine"]["mean"] > 0.5
-        project.dvc("repro", "export")
+        project.run("python", "-m", "stages.export")
         exported = FittedTo.read(project.folder / "models/onnx")
         assert exported == FittedTo(Store.open(project.folder / "data/embeddings").meta.fingerprint)
     if name == "assistants":

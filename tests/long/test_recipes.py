@@ -146,7 +146,8 @@ def test_the_recipe_for_two_cores_goes_the_whole_way(tmp_path: Path) -> None:
     teacher = make_model(tmp_path / "models" / "teacher", positions=256)
     student = make_model(tmp_path / "models" / "checkpoint", width=16, seed=1, positions=256)
     models = ("--teacher", str(teacher), "--student", str(student), "--heldout", "0.1")
-    assert "bring the texts" not in leaf(tmp_path, "init", ".", "--recipe", "mpnet-minilm", *models)
+    printed = leaf(tmp_path, "init", ".", "--recipe", "mpnet-minilm", *models)
+    assert "bring what is not there yet, or change params.yaml: data/stores/mpnet-broad\n" in printed
     params = yaml.safe_load((tmp_path / "params.yaml").read_text())
     assert params["encode"].pop("reuse") == ["data/stores/mpnet-broad"]  # which nobody has brought
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))

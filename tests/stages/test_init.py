@@ -83,7 +83,7 @@ def test_nothing_is_overwritten(place: Path, tiny_teacher: Path, tiny_student: P
     Path("new").mkdir()
     Path("new/.gitignore").write_text("mine")
     assert init("new", *options).exit_code == 0
-    assert Path("new/.gitignore").read_text().startswith("mine\n/.cache/\n")
+    assert Path("new/.gitignore").read_text().startswith("mine\n/.cache/*\n!/.cache/dvc/\n")
     before = {path: path.stat().st_mtime_ns for path in Path("new").rglob("*")}
     refused = init("new", *options)
     assert refused.exit_code == 1 and "dvc.yaml: is there already, and nothing is overwritten" in refused.output
@@ -100,6 +100,22 @@ def test_texts_in_the_same_repository_stay_where_they_are_and_are_watched(
     assert pipeline["corpus"]["deps"] == ["../../faq.csv"]
     inside = init("faqs", "--texts", ".", *models(tiny_teacher, tiny_student))
     assert inside.exit_code == 1 and "holds the project itself" in inside.output
+
+
+def test_a_folder_with_two_kinds_of_files_is_two_sources_and_one_copy(
+    place: Path, tiny_teacher: Path, tiny_student: Path
+) -> None:
+    Path("texts").mkdir()
+    Path("faq.csv").rename("texts/faq.csv")
+    Path("texts/notes.md").write_text("\n\n".join(sentence(n) for n in range(9)))
+    result = init("new", "--texts", "texts", *models(tiny_teacher, tiny_student))
+    assert result.exit_code == 0, result.output
+    sources = params("new")["corpus"]["sources"]
+    assert {(source["kind"], source["path"]) for source in sources} == {
+        ("csv", "data/sources/texts"),
+        ("text", "data/sources/texts"),
+    }
+    assert result.output.count("copied ") == 1
 
 
 def test_without_a_terminal_and_texts_it_says_what_to_name(place: Path) -> None:
@@ -171,9 +187,9 @@ def test_many_texts_get_a_bounded_fit_and_a_smaller_share_is_held_out(
 def test_a_recipe_is_a_project_and_its_head_says_what_to_bring(place: Path) -> None:
     result = init("new", "--recipe", "mpnet-minilm")
     assert result.exit_code == 0, result.output
-    assert params("new")["fit"]["snapshots"] == [0, 938, 3125, 9375, 15625]
+    assert params("new")["fit"]["snapshots"] == [0, 3125, 9375]
     assert (
-        "bring the texts that are not there yet: data/sources/debian.parquet, data/sources/wordnet.parquet"
+        "bring what is not there yet, or change params.yaml: data/sources/broad.parquet, data/sources/debian.parquet"
         in result.output
     )
     assert Path("new/params.yaml").read_text().startswith("# leaf-ir's size ratio on two CPU cores")

@@ -197,7 +197,7 @@ def test_questions_of_a_page_belong_to_their_own_passage(tmp_path: Path) -> None
     [
         ({"balance": "square_root", "cap": 3}, "needs `source_field` and `cap`"),
         ({"balance": "square_root", "source_field": "role"}, "needs `source_field` and `cap`"),
-        ({"page_suffix": "["}, "page_suffix '\\[' is not a regular expression"),
+        ({"page_suffix": "["}, "page_suffix '\\[' is no regular expression"),
         ({"source_field": "missing"}, "has no column missing"),
     ],
 )
@@ -405,6 +405,19 @@ def test_a_corpus_of_which_nothing_is_held_out_says_so_at_once(tmp_path: Path) -
     assert notices[0] == []
     assert notices[1][0].startswith("none of 10 texts is held out") and "raise corpus.heldout" in notices[1][0]
     assert notices[2] == ["all of 10 texts are held out, and nothing is left to train on; lower corpus.heldout"]
+
+
+def test_ids_that_begin_anew_in_the_next_file_are_said_to_be_one_record(tmp_path: Path) -> None:
+    for part in "ab":
+        rows = [{"id": n, "q": f"question {part} {n}", "d": [f"page {part} {n}", f"leaf {part} {n}"]} for n in range(9)]
+        rows += [{"id": n, "q": f"further question {part} {n}", "d": []} for n in (8, 8)]  # beside the first: no word
+        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields: dict[str, Any] = {"kind": "jsonl", "query_field": "q", "document_field": "d"}
+    for path, id_field, number in (("*", "id", 9), ("a", "id", 0), ("*", None, 0)):
+        pairs = SourceParams(name="p", path=f"{tmp_path}/{path}.jsonl", id_field=id_field, **fields)
+        notices = build(CorpusParams((pairs,), heldout=0.0), tmp_path / "out")["notices"]
+        begin = f"source `p`: {number} records have the id of an earlier one elsewhere in it."
+        assert [notice.startswith(begin) for notice in notices] == [True] * (number > 0)
 
 
 def test_groups_are_found_as_the_whole_graph_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

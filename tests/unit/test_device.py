@@ -209,7 +209,7 @@ def test_a_fit_on_an_accelerator_that_is_killed_ends_with_the_weights_of_one_tha
     assert whole.metrics["steps"] == 40
 
     run, steps = PaddedStep.run, iter(range(20))
-    monkeypatch.setattr(PaddedStep, "run", lambda *arguments: (next(steps), run(*arguments))[1])
+    monkeypatch.setattr(PaddedStep, "run", lambda *given, **named: (next(steps), run(*given, **named))[1])
     with pytest.raises(StopIteration):
         fit(tiny_corpus, store, settings, tmp_path / "torn", tmp_path / "work-torn")
     monkeypatch.setattr(PaddedStep, "run", run)

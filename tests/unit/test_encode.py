@@ -188,7 +188,10 @@ def test_one_wrong_shard_among_right_ones_is_enough_to_refuse_a_store(
     encode(tiny_corpus, open_teacher(teacher, params), params, tmp_path / "right")
     rows = pl.read_parquet(tiny_corpus).with_columns(tokens=pl.lit(5, pl.Int32)).drop("text", "split")
     right = Store.open(tmp_path / "right").lookup(rows["key"].to_list())
-    for name, wrong, said in (("other", np.roll(right[-8:], 1, axis=0), "has cosine"), ("long", 2 * right[-8:], "2.0")):
+    for name, wrong, said in (
+        ("other", np.roll(right[-8:], 1, axis=0), "has cosine"),
+        ("long", 2 * right[-8:], "(2.0|1.99)"),
+    ):
         with ShardCache(tmp_path / f"{name}-pool", describe(teacher, "float16")) as cache:
             cache.write(rows[:-8], right[:-8])
             cache.write(rows[-8:], wrong)
@@ -244,7 +247,9 @@ def test_the_fingerprint_covers_what_decides_the_vectors_and_not_the_name(tiny_t
 
 
 def test_weights_of_another_digest_are_not_loaded(tiny_teacher: Path) -> None:
-    with pytest.raises(LeafError, match=r"teacher\.sha256: the weights have SHA-256 [0-9a-f]{64}, but .* 0{64}"):
+    with pytest.raises(
+        LeafError, match=r"teacher\.sha256: the files of the model in .* have SHA-256 [0-9a-f]{64} .* 0{64}"
+    ):
         LocalTeacher(TeacherParams(str(tiny_teacher), sha256="0" * 64), EncodeParams()).load()
 
 

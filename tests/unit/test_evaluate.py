@@ -495,7 +495,11 @@ def test_the_stage_writes_metrics_and_plots_and_a_short_table(
 
 
 def test_the_stage_names_what_is_missing(
-    write_params: Callable[..., Path], tiny_corpus: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_params: Callable[..., Path],
+    tiny_corpus: Path,
+    tiny_store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_params()
@@ -503,6 +507,7 @@ def test_the_stage_names_what_is_missing(
     done = run(stages.evaluate.main, *paths)
     assert done.exit_code == 1
     assert "nowhere" in done.stderr
+    paths[-1] = str(tiny_store.path)
     done = run(stages.evaluate.main, *paths, "--model", "none")
     assert done.exit_code == 1
     assert "none: holds no student" in done.stderr

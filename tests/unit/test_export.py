@@ -179,12 +179,12 @@ def test_the_int8_graph_is_taken_where_the_processor_is_made_for_it(made: Made, 
 
     assert [made_for_it(flags) for flags in ("avx512_vnni", "avx_vnni", "asimddp", "avx2")] == [True] * 3 + [False]
     copy = Path(shutil.copytree(made.model("onnx"), tmp_path / "copy"))
-    (copy / "model_int8.onnx").unlink()
+    (copy / "onnx" / "model_int8.onnx").unlink()
     assert onnx_encoder.fastest(copy) == "float32"
 
 
 def test_the_graphs_are_of_standard_operations_and_int8_does_all_products_with_weights_in_int8(made: Made) -> None:
-    for name in ("model.onnx", "model_int8.onnx"):
+    for name in ("onnx/model.onnx", "onnx/model_int8.onnx"):
         graph = onnx.load(made.model("onnx") / name)
         assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", onnx_graph.OPSET)]
         assert {node.domain for node in graph.graph.node} == {""}
@@ -201,11 +201,11 @@ def test_an_int8_graph_that_is_too_far_from_pytorch_is_left_out(
     monkeypatch.setitem(onnx_graph.LOWEST_COSINES, "int8", 1.0)
     figures = _export(made, tmp_path, exporters=[onnx_graph.OnnxExporter()])
     assert set(figures["onnx"]) == {"float32"}
-    assert sorted(file.name for file in (tmp_path / "onnx").iterdir()) == ["README.md", "model.onnx", "tokenizer.json"]
+    assert [file.name for file in (tmp_path / "onnx" / "onnx").iterdir()] == ["model.onnx"]
     card = (tmp_path / "onnx" / "README.md").read_text()
-    assert "There is no int8 graph" in card and 'InferenceSession("model.onnx")' in card
+    assert "There is no int8 graph" in card and 'InferenceSession("onnx/model.onnx")' in card
     card = (made.model("onnx") / "README.md").read_text()
-    assert "There is no int8 graph" not in card and 'InferenceSession("model_int8.onnx")' in card
+    assert "There is no int8 graph" not in card and 'InferenceSession("onnx/model_int8.onnx")' in card
 
 
 def test_the_example_runs_with_onnxruntime_tokenizers_and_numpy_alone(made: Made, tmp_path: Path) -> None:

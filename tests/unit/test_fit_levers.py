@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from benchmarks import levers
 from pipeline.base.errors import LeafError
 from pipeline.base.keys import key_array
 from pipeline.corpus.parts import corpus_digest, corpus_keys
@@ -456,6 +457,33 @@ def test_the_heads_start_is_that_of_all_rows_however_small_the_buffer(
         torch.testing.assert_close(copies.weight, expected.weight)
 
 
+def test_the_benchmark_of_levers_measures_each_once(
+    tiny_store: Any, write_params: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_params()
+    (tmp_path / "data").mkdir()
+    for place, new in (("store", "embeddings"), ("corpus", "corpus")):
+        (tmp_path / place).rename(tmp_path / "data" / new)
+    (tmp_path / "levers.yaml").write_text(
+        "base:\ncosine: {schedule: cosine, student: {head_rows: 50}}\nabsent: {anchor: {store: data/none}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    given = ["--project", str(tmp_path), "--levers", str(tmp_path / "levers.yaml")]
+    first = CliRunner().invoke(levers.main, [*given, "--presentations", "40"])
+    assert first.exit_code == 0, first.output
+    lines = first.stdout.splitlines()
+    assert any(line.startswith("SKIPPED absent: ") for line in lines)
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in lines if line.startswith("| ")}
+    assert set(rows) == {"configuration", "base", "cosine"}
+    assert rows["base"][3:5] == ["+0.0000", "+0.0000"]
+
+    monkeypatch.setattr(levers, "fit", None)
+    again = CliRunner().invoke(levers.main, [*given, "--presentations", "40", "--only", "cosine"])
+    assert [line for line in again.stdout.splitlines() if line.startswith("| ")] == [
+        line for line in lines if line.startswith("| ")
+    ]
+
+
 LEVERS: dict[str, dict[str, Any]] = {
     "weights": {
         "start_share": 0.1,
@@ -482,11 +510,11 @@ def test_a_fit_interrupted_with_any_lever_ends_with_the_same_weights(
 ) -> None:
     store, second, start = stores
     write_candidates(root, tmp_path / "candidates.parquet", store)
-    levers = LEVERS | {
+    all_levers = LEVERS | {
         "teachers": {"further_stores": (second.name,), "anchor": AnchorParams(start.name)},
         "candidates": {"candidates": CandidatesParams(str(tmp_path / "candidates.parquet"))},
     }
-    given = {"dropout": 0.1, "max_steps": 40, "checkpoint_every": 4, "snapshots": (5,), **levers[lever]}
+    given = {"dropout": 0.1, "max_steps": 40, "checkpoint_every": 4, "snapshots": (5,), **all_levers[lever]}
     whole = fitted("whole", **given)
     assert whole.curve == torn(lambda name: fitted(name, **given), monkeypatch).curve
     files = sorted(tmp_path.glob("whole*/**/*.safetensors"))

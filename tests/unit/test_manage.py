@@ -375,7 +375,7 @@ def test_repair_looks_into_the_shard_cache_that_encode_uses(
 
 
 def test_the_project_installs_the_console_script() -> None:
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"] == {"leaf": "stages.leaf:main"}
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"] == {"leaf": "leaf_pipeline:main"}
 
 
 def test_a_store_carries_a_readme_whose_code_runs_and_whose_bytes_are_its_contents(tmp_path: Path) -> None:

@@ -195,6 +195,13 @@ def test_a_panic_of_the_tokenizer_is_one_sentence(model: Path) -> None:
     assert done.exit_code == 1 and done.output.startswith("Error: a library's native code gave up: ")
 
 
+def test_settings_that_the_library_takes_and_we_cannot_are_one_sentence(model: Path) -> None:
+    way = {"method": "forward", "method_output_name": {"a": "b"}}
+    change(model / "sentence_bert_config.json", modality_config={"text": way})
+    with pytest.raises(LeafError, match="cannot be loaded as a sentence-transformers model"):
+        teach(model)
+
+
 @pytest.mark.parametrize("inside", ["/tmp", "//tmp", "../os", "x/../../os", ""])
 def test_a_packages_model_lies_inside_it(inside: str) -> None:
     model = f"package:json/{inside}"

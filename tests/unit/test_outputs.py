@@ -4,7 +4,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import polars as pl
@@ -160,15 +160,15 @@ def test_links_of_guessed_names_lead_nothing_to_be_emptied_or_overwritten(tmp_pa
 def test_a_lock_or_a_journal_that_is_a_link_is_not_written_into(tmp_path: Path, trap: Callable[..., None]) -> None:
     victim = tmp_path / "victim"
     victim.write_text("years of work" * 10)
-    writers: dict[str, Callable[[Path], object]] = {
-        "lock": lambda file: locked(file, "it").__enter__(),
-        ".tmp-out.new.lock": lambda file: workspace(tmp_path / "out", "new").__enter__(),
+    opened: dict[str, Callable[[Path], AbstractContextManager[object]]] = {
+        "lock": lambda file: locked(file, "it"),
+        ".tmp-out.new.lock": lambda _: workspace(tmp_path / "out", "new"),
         "answers.journal": lambda file: Journal(file, 4),
     }
-    for name, write in writers.items():
+    for name, open_it in opened.items():
         trap(tmp_path / name, victim)
-        with pytest.raises(LeafError, match=rf"{name}: is (a link|no regular file)"):
-            write(tmp_path / name)
+        with pytest.raises(LeafError, match=rf"{name}: is (a link|no regular file)"), open_it(tmp_path / name):
+            pass
         (tmp_path / name).unlink()
     assert victim.read_text() == "years of work" * 10
 
@@ -209,6 +209,17 @@ def test_a_shard_cache_behind_a_link_is_refused(tmp_path: Path) -> None:
     shard_directory(tmp_path / "pool", META).symlink_to(tmp_path)
     with pytest.raises(LeafError, match="is a link, and a shard cache is kept in no other place"):
         ShardCache(tmp_path / "pool", META)
+
+
+@pytest.mark.parametrize("name", ["lock", "job", "pool.json"])
+def test_a_link_within_a_shard_cache_leads_to_nothing_that_is_written_into(tmp_path: Path, name: str) -> None:
+    (tmp_path / "victim").write_text("years of work")
+    cache = shard_directory(tmp_path / "pool", META)
+    cache.mkdir(parents=True)
+    (cache / name).symlink_to(tmp_path / "victim")
+    with pytest.raises(LeafError, match=rf"{name}: "):
+        ShardCache(tmp_path / "pool", META)
+    assert (tmp_path / "victim").read_text() == "years of work"
 
 
 def test_an_unfinished_file_of_a_killed_run_is_removed_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_missing_file_or_section_and_broken_yaml_are_named(tmp_path: Path) -> 
     with pytest.raises(LeafError, match=r"is not YAML: .* in line 1"):
         load_section(file, "fit", FitParams)
     file.write_text("corpus:\n  sources:\n    - {name: s, text_field: data[].text}\n")
-    with pytest.raises(LeafError, match=r"^\S+, line 3, column 33: cannot be read as YAML: .* stands in quotes$"):
+    with pytest.raises(LeafError, match=r"^\S+: is not YAML: .* in line 3, column 33; .* stands in quotes$"):
         load_section(file, "corpus", CorpusParams)
     file.write_text("encode: {}")
     with pytest.raises(LeafError, match="has no section `fit`"):

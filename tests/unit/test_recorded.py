@@ -102,6 +102,14 @@ def test_a_student_that_git_does_not_describe_is_refused(
     assert "models/student: is not the one that dvc.lock and metrics/fit.json describe" in result.output
 
 
+def test_a_merge_with_conflicts_is_named_and_never_taken_for_a_project_without_records() -> None:
+    record_lock("34" * 16 + ".dir")
+    lock = Path("dvc.lock").read_text()
+    Path("dvc.lock").write_text(f"<<<<<<< HEAD\n{lock}=======\n{lock}>>>>>>> theirs\n")
+    with pytest.raises(LeafError, match=r"^dvc.lock: cannot be read: .*git checkout --ours dvc.lock metrics"):
+        check_recorded(CORPUS)
+
+
 def test_a_failed_stage_says_how_to_get_back_what_dvc_has_removed() -> None:
     record_lock("34" * 16 + ".dir")
     source = {"name": "gone", "kind": "jsonl", "path": "data/sources/gone.jsonl", "role": "document"}

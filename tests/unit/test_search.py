@@ -25,7 +25,7 @@ from pipeline.params.sections import EncodeParams, StudentParams, TeacherParams
 from pipeline.serve import index
 from pipeline.serve.onnx_encoder import OnnxEncoder
 from pipeline.serve.search import Searcher, Vectors, read_vectors, unit_vectors
-from pipeline.store import MODEL_KIND
+from pipeline.store import MODEL_KIND, FittedTo, write_fitted_to
 from pipeline.store.shard import StoreMeta
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
@@ -78,6 +78,7 @@ def searchable(tmp_path_factory: pytest.TempPathFactory) -> Searchable:
     checkpoint = make_model(root / "checkpoint", width=16, seed=1)
     (root / "onnx").mkdir()
     write_graphs(build(StudentParams(model=str(checkpoint)), dim=32, normalize=True), root / "onnx")
+    write_fitted_to(root / "onnx", FittedTo.of(Store.open(root / "embeddings").meta))
     return Searchable(root)
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import islice
@@ -29,7 +29,7 @@ from pipeline.encode.engines.engine import EncodedShard, EncodeFigures
 from pipeline.encode.plan import WorkOrder
 from pipeline.encode.worker import Job, Worker, absolute
 from pipeline.params import ClusterParams, EncodeParams
-from pipeline.store import ShardBucket, ShardCache, ShardInfo
+from pipeline.store import ShardBucket, ShardCache, ShardInfo, read_rows
 from pipeline.teacher import LocalTeacher
 
 WAIT_SECONDS = 1.0
@@ -84,7 +84,8 @@ def _worker(job: Job, directory: str) -> Worker:
 
 
 def carry_out(job: Job, directory: str, orders: list[str]) -> Iterator[dict[str, Any]]:
-    """The task: yields who computes, each shard that is there now, or an error that no other attempt can mend."""
+    """The task: yields where it is, who computes, each shard that is there now, or an error that will not go away."""
+    yield {"place": import_optional("ray", "cluster", "a worker").get_runtime_context().get_node_id()}
     try:
         worker = _worker(job, directory)
         yield {"node": worker.node, "process": worker.process, "class": asdict(worker.kind)}
@@ -111,17 +112,21 @@ class _Cluster:
             scheduling_strategy="SPREAD",
         )(carry_out)
 
-    def slots(self) -> int:
-        """How many workers fit on the nodes that are alive; LeafError where the head has been silent for too long."""
+    def alive(self) -> dict[str, int] | None:
+        """How many workers fit on each node that is alive, by its id; None where the head gives no answer just now.
+
+        Raises:
+            _HeadLostError: it has given none for too long.
+        """
         if not self._answers():
             if time.monotonic() - self._answered > LOST_SECONDS:
                 raise _HeadLostError(
                     f"cluster.address: the head of the Ray cluster ({self.head}) does not answer any more; finished "
                     "shards are kept: start Ray again, and run again"
                 )
-            return 1  # asking Ray would block
+            return None  # asking Ray would block
         self._answered = time.monotonic()
-        return sum(self._fitting(node["Resources"]) for node in self.ray.nodes() if node["Alive"])
+        return {node["NodeID"]: self._fitting(node["Resources"]) for node in self.ray.nodes() if node["Alive"]}
 
     def _answers(self) -> bool:
         host, _, port = self.head.rpartition(":")
@@ -137,7 +142,7 @@ class _Cluster:
 
     def check(self) -> None:
         """LeafError where no node is large enough for a worker."""
-        if self.slots():
+        if any((self.alive() or {}).values()):
             return
         wanted = f"{self.params.cpus} CPUs, {self.params.gpus:g} GPUs and {self.params.memory or 0:g} GB"
         nodes = [node for node in self.ray.nodes() if node["Alive"]]
@@ -204,7 +209,9 @@ class _Run:
         if params.shards is not None:
             self.bucket = ShardBucket(params.shards, cache.meta, cache.job)
             self.bucket.open()
-        self.slots, self._looked, self._fitted = cluster.slots(), time.monotonic(), time.monotonic()
+        self.node_of_task: dict[Any, str] = {}
+        self.slots = sum((cluster.alive() or {}).values())
+        self._looked = self._fitted = time.monotonic()
 
     def all(self, orders: Iterable[WorkOrder]) -> EncodeFigures:
         """Carry out all orders."""
@@ -251,6 +258,9 @@ class _Run:
             raise LeafError(f"cluster: a worker has failed: {first_line(error.cause)}") from error
         except self.cluster.ray.exceptions.RayError as error:
             return self._lost(task, error)
+        if "place" in result:
+            self.node_of_task[task] = result["place"]
+            return
         if "error" in result:
             raise LeafError(result["error"])
         if "class" in result:
@@ -283,6 +293,7 @@ class _Run:
         """Take note of a shard whose worker could not tell of it any more."""
         info = self._fetch(order.shard)
         self.figures.rows += info.rows
+        self.figures.tokens += int(read_rows(self.cache.path / order.shard, info)["tokens"].sum())
         self._show(info.rows)
 
     def _fetch(self, name: str) -> ShardInfo:
@@ -333,12 +344,15 @@ class _Run:
         now = time.monotonic()
         if now - self._looked < CHECK_SECONDS:
             return
-        self._looked, self.slots = now, self.cluster.slots()
+        self._looked = now
+        if (alive := self.cluster.alive()) is None:
+            return
+        self.slots = sum(alive.values())
+        for task in [task for task in self.under_way if self.node_of_task.get(task, "") not in {"", *alive}]:
+            self._lost(task, TimeoutError("its node does not answer"))  # Ray would wait for the connection to break
         if self.slots:
             self._fitted = now
         elif now - self._fitted > NO_NODE_SECONDS:
-            with suppress(LeafError):
-                self.cluster.check()
             raise LeafError(
                 "cluster: no node is left that a worker fits on; finished shards are kept: add nodes, and run again"
             )

@@ -336,7 +336,7 @@ def test_an_index_older_than_its_store_says_so(
     (tmp_path / "index/index.json").write_text(json.dumps({**about, "fingerprint": "cd" * 32}))
     refused = searchable.leaf("search", QUERY, "--index", str(tmp_path / "index"))
     assert refused.exit_code == 1
-    assert "holds vectors of fingerprint cdcd" in refused.output
+    assert "vectors of fingerprint" in refused.output and "cdcd" in refused.output
 
 
 def test_an_index_replaces_an_index_and_nothing_else(searchable: Searchable, tmp_path: Path) -> None:

@@ -83,8 +83,7 @@ def test_two_processes_give_the_student_of_one_and_survive_kills(
 
     process, kills = start(encoded, "torn"), 0
     for victim in (1, 0, "agent"):  # each time all are started again, and go on from the last checkpoint
-        before = written_at(encoded / "torn")
-        wait_until(lambda since=before: written_at(encoded / "torn") > since or process.poll() is not None)
+        wait_for_checkpoint(encoded / "torn", process)
         if process.poll() is None and (ranks := ranks_below(encoded)):
             kills += 1
             os.kill(process.pid if isinstance(victim, str) else ranks[victim], signal.SIGKILL)
@@ -94,6 +93,12 @@ def test_two_processes_give_the_student_of_one_and_survive_kills(
     torn = stage("fit", *arguments("torn"))
     assert torn.returncode == 0, torn.stderr
     check_same(weights(encoded / "two/student"), weights(encoded / "torn/student"))
+
+
+def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[bytes]") -> None:
+    """Until another one is written, or the fit has ended."""
+    before = written_at(folder)
+    wait_until(lambda: written_at(folder) > before or process.poll() is not None)
 
 
 def written_at(folder: Path) -> float:

@@ -1,7 +1,6 @@
 """A student that several processes fit is that of one, whatever is killed on the way."""
 
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -82,24 +81,24 @@ def test_two_processes_give_the_student_of_one_and_survive_kills(
     check_same(weights(encoded / "one/student"), weights(encoded / "two/student"), TOLERANCE)
     assert "So many processes shared each batch: 2 from step 0." in (encoded / "two/student/README.md").read_text()
 
-    process = start(encoded, "torn")
-    for victim in (1, 0):  # each time all are started again, and go on from the last checkpoint
-        wait_for_checkpoint(encoded / "torn")
-        os.kill(ranks_below(encoded)[victim], signal.SIGKILL)
-    wait_for_checkpoint(encoded / "torn")
-    process.kill()  # the agent that has started them
+    process, kills = start(encoded, "torn"), 0
+    for victim in (1, 0, "agent"):  # each time all are started again, and go on from the last checkpoint
+        wait_for_checkpoint(encoded / "torn", process)
+        if process.poll() is None and (ranks := ranks_below(encoded)):
+            kills += 1
+            os.kill(process.pid if isinstance(victim, str) else ranks[victim], signal.SIGKILL)
     process.wait()
+    assert kills
     wait_until(lambda: not ranks_below(encoded))  # the kernel ends them with their parent
     torn = stage("fit", *arguments("torn"))
     assert torn.returncode == 0, torn.stderr
     check_same(weights(encoded / "two/student"), weights(encoded / "torn/student"))
 
 
-def wait_for_checkpoint(folder: Path) -> None:
-    """Until another one is written, and a moment more."""
+def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[bytes]") -> None:
+    """Until another one is written, or the fit has ended."""
     before = written_at(folder)
-    wait_until(lambda: written_at(folder) > before)
-    time.sleep(random.Random(before).uniform(0, 0.1))
+    wait_until(lambda: written_at(folder) > before or process.poll() is not None)
 
 
 def written_at(folder: Path) -> float:

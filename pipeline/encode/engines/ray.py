@@ -176,16 +176,25 @@ def _connected(ray: Any, params: ClusterParams) -> Iterator[_Cluster]:
             f"cluster.address: no Ray cluster at {params.address or 'this machine'} ({first_line(error)}); start one "
             "with `ray start --head`"
         ) from None
+    told: list[int] = []
+
+    def end(number: int, frame: Any) -> None:
+        told.append(number)
+        if callable(terminate):
+            terminate(number, frame)
+
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in the place
+        signal.signal(signal.SIGTERM, end)  # Ray has put its own in the place
     try:
         cluster = _Cluster(ray, params)
         cluster.check()
         yield cluster
     except _HeadLostError:
         raise
-    except BaseException:
+    except BaseException as error:
         ray.shutdown()
+        if told and isinstance(error, KeyboardInterrupt):  # what Ray makes of any exit while it waits
+            sys.exit(128 + told[0])
         raise
     else:
         ray.shutdown()

@@ -75,7 +75,7 @@ def test_what_is_a_default_is_not_written_and_what_is_written_is_explained(
     defaults = FitParams(load_section(Path("new/params.yaml"), "fit", FitParams).student)
     assert all(written["fit"][key] != getattr(defaults, key) for key in written["fit"] if key != "student")
     rate = next(number for number, line in enumerate(lines) if "learning_rate:" in line)
-    assert "from which it decays" in lines[rate - 1]
+    assert "at the start of each cycle" in lines[rate - 1]
 
 
 def test_nothing_is_overwritten(place: Path, tiny_teacher: Path, tiny_student: Path) -> None:

@@ -230,7 +230,7 @@ def a_batch(texts: int = 12) -> TrainingBatch:
 
 
 def gradients(
-    step: Step, student: Student, batch: TrainingBatch, monkeypatch: pytest.MonkeyPatch
+    step: Step, student: Student, batch: TrainingBatch, monkeypatch: pytest.MonkeyPatch, *, head_only: bool = False
 ) -> list[torch.Tensor]:
     """The loss and the gradients of a step, which changes nothing."""
     kept: list[torch.Tensor] = []
@@ -240,7 +240,7 @@ def gradients(
 
     monkeypatch.setattr(step.adamw, "step", keep)
     torch.manual_seed(0)
-    loss = step.run(step.prepare(batch), 0.0, 0.1)
+    loss = step.run(step.prepare(batch), 0.0, 0.1, head_only=head_only)
     return [loss.clone(), *kept]
 
 
@@ -268,6 +268,37 @@ def test_a_comparing_loss_sees_the_whole_batch_where_it_is_computed_in_parts(
     assert len(split(a_batch().texts, 50)) > 2
     assert len(found[0]) > 20
     assert_equal_but_for_rounding(found[1], found[0])
+
+
+@pytest.mark.parametrize("head_only", [False, True])
+def test_a_padded_step_has_the_gradients_of_a_packed_one_with_every_term(
+    root: Path, head_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = build(StudentParams(str(root / "checkpoint")), 8, True)
+    student.add_further((1,))
+    settings = FitParams(
+        StudentParams("x"),
+        batch_size=16,  # more than the texts, so that some only fill the shape
+        clip_norm=None,
+        similarity=SimilarityParams(20),
+        prefixes=(4,),
+        anchor=AnchorParams("x"),
+        candidates=CandidatesParams("x"),
+        assistants=AssistantParams((1,), distill=1.0),
+    )
+    batch, random = a_batch(), torch.Generator().manual_seed(0)
+    targets = torch.cat([batch.targets, torch.randn(12, 16, generator=random)], 1)
+    cosines = torch.rand(12, 3, generator=random).masked_fill(torch.rand(12, 3, generator=random) < 0.3, float("-inf"))
+    batch = replace(batch, targets=targets, candidates=(torch.randn(12, 3, 8, generator=random).half(), cosines))
+    packed, padded = copy.deepcopy(student), copy.deepcopy(student)
+    steps: list[tuple[Step, Student]] = [
+        (PackedStep(packed, settings, torch.float32), packed),
+        (PaddedStep(padded, settings, torch.float32, lambda run: run), padded),
+    ]
+    found = [gradients(step, own, batch, monkeypatch, head_only=head_only) for step, own in steps]
+    assert len(found[0]) == (1 + 4 if head_only else len(found[1]))
+    for ours, expected in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_both_passes_drop_out_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from pipeline.base.keys import keys
 from pipeline.encode.on_demand import ensure, vectors_on_demand
 from pipeline.evaluate import plots
 from pipeline.evaluate.datasets import HeldoutPairs, PairedVectors, heldout_pairs
-from pipeline.evaluate.evaluation import Evaluation, evaluate
+from pipeline.evaluate.evaluation import Evaluation, evaluate, needs_of_teacher
 from pipeline.evaluate.retrieval import neighbours, retrieval
 from pipeline.params.sections import EncodeParams, EvaluateParams, StudentParams, TeacherParams
 from pipeline.store.shard import StoreMeta
@@ -305,6 +305,7 @@ def test_an_index_of_vectors_without_texts_is_searched_as_if_they_were_there(sto
         assert without[mode].get("retention") == with_texts[mode].get("retention")
     alone = evaluate(None, store, blurred, teacher_vectors, replace(PARAMS, beir=(str(bare),))).figures
     assert alone["retrieval"] == {} and alone["indexes"] == figures["indexes"]
+    assert needs_of_teacher(replace(PARAMS, beir=(str(bare),)), store) == ["evaluate.beir"]  # for the queries
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def _top(paths: Iterable[str], folder: str) -> list[str]:
 
 def pipeline_file(sources: Sequence[str], evaluation: Sequence[str]) -> str:
     """The text of `dvc.yaml` for files that the stages corpus and evaluate read."""
-    text = files("stages").joinpath("templates/dvc.yaml").read_text(encoding="utf-8")
+    text = files("stages").joinpath("templates/project.yaml").read_text(encoding="utf-8")
     quoted = [", ".join(map(_quoted, paths)) for paths in (sources, evaluation)]
     text = text.replace(f"    deps: [{SOURCES}]\n", f"    deps: [{quoted[0]}]\n" if sources else "")
     return text.replace(f"{EVALUATION}, ", f"{quoted[1]}, " if evaluation else "")

@@ -177,8 +177,9 @@ def test_texts_vectors_and_parameters_that_may_not_be_read_are_named(shared_fold
 
 WRITE = """
 from pathlib import Path
-from pipeline.base import LeafError, check_writable
-for arguments in (([Path("closed/new/m.json")],), ([], [Path("closed/out")])):
+from pipeline.base import Kind, LeafError, check_writable
+anything = Kind("thing", lambda directory: None)
+for arguments in (([Path("closed/new/m.json")],), ([], {Path("closed/out"): anything})):
     try:
         check_writable(*arguments)
     except LeafError as error:

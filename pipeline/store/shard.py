@@ -21,7 +21,6 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from pipeline.base import (
-    KEY_BYTES,
     Array,
     DigestError,
     LeafError,
@@ -38,6 +37,9 @@ from pipeline.store.similarity import WORDS, similarity_note, similarity_of
 
 MAX_DIM = 65_536
 MAX_ROW_BYTES = 8192  # of a row's key, role, id, source and tokens, unpacked; more is a decompression bomb
+LEAST_KEY_BYTES = 8
+"""That a key takes in a file at least. Keys are digests in order: what those of a shard have in common, and their order,
+can be packed, but no more than the logarithm of all rows in bits; half of the 16 bytes is enough for 10^19 rows."""
 DTYPES = ("float16", "float32", "int8")
 ROW_SCHEMA = pl.Schema({"key": pl.Binary, "role": pl.String, "id": pl.String, "source": pl.String, "tokens": pl.Int32})
 
@@ -221,7 +223,7 @@ def check_sizes(root: Path, info: ShardInfo, meta: StoreMeta) -> None:
     total = 0
     for file, expected in file_sizes(info.name, info.rows, meta).items():
         size = regular_size(root / file, f"shard {info.name}")
-        if file == rows_path(info.name) and size < info.rows * KEY_BYTES:
+        if file == rows_path(info.name) and size < info.rows * LEAST_KEY_BYTES:
             raise LeafError(
                 f"{root / file}: shard {info.name}: has {size} bytes, too few for {info.rows} keys: truncated or forged"
             )
@@ -280,7 +282,7 @@ def read_rows(root: Path, info: ShardInfo) -> pl.DataFrame:
     The file is read once: what is parsed is what was hashed.
     """
     path = root / rows_path(info.name)
-    if not info.rows * KEY_BYTES <= regular_size(path, f"shard {info.name}") <= info.bytes:
+    if not info.rows * LEAST_KEY_BYTES <= regular_size(path, f"shard {info.name}") <= info.bytes:
         raise LeafError(f"{path}: shard {info.name}: has not the size of {info.rows} rows: damaged or forged")
     raw = _contents(path)
     if hashlib.sha256(raw).hexdigest() != info.files[rows_path(info.name)]:
@@ -318,8 +320,8 @@ def _check_footer(footer: Any, info: ShardInfo) -> None:
     if count != info.rows or sum(group.num_rows for group in groups) != count:
         raise LeafError(f"not {info.rows} rows of {', '.join(ROW_SCHEMA)}")
     keys = sum(column.total_compressed_size for column in _columns(groups) if column.path_in_schema == "key")
-    if keys < KEY_BYTES * count:
-        raise LeafError(f"its {count} keys take {keys} bytes: keys are digests and cannot be packed; refused")
+    if keys < LEAST_KEY_BYTES * count:
+        raise LeafError(f"its {count} keys take {keys} bytes: digests cannot be packed so small; refused")
 
 
 def _columns(groups: Sequence[Any]) -> Iterator[Any]:

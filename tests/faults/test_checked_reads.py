@@ -2,6 +2,7 @@
 
 import io
 import os
+import secrets
 import subprocess
 import sys
 import tracemalloc
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.hostile import resign
@@ -162,6 +164,20 @@ def test_a_shard_that_is_taken_over_is_checked_where_it_stays(tmp_path: Path, mo
         assert not cache.shards and not list(cache.path.glob("*/rows"))
 
 
+def test_keys_that_begin_alike_are_packed_and_read(tmp_path: Path) -> None:
+    """As in a shard of a large corpus, which is a narrow range of all keys in order."""
+    count = 4000
+    keys_ = [(number << 64 | secrets.randbits(60)).to_bytes(16, "big") for number in range(count)]
+    frame = rows(0, count).with_columns(pl.Series("key", keys_, dtype=pl.Binary))
+    with ShardCache(tmp_path / "pool", meta()) as cache:
+        cache.write(frame, vectors(0, count))
+        store = cache.publish(tmp_path / "store", cache.keys())
+    columns = pq.read_metadata(store.path / f"rows/{store.shards[0].name}.parquet").row_group(0)
+    assert columns.column(0).total_compressed_size < 12 * count
+    store.verify()
+    assert len(Store.open(store.path).keys()) == count
+
+
 def test_rows_that_no_keys_stand_behind_are_refused_before_they_take_memory(tmp_path: Path) -> None:
     """A store of a few kilobytes that declares three million rows: every key is the same, and packs to nothing."""
     count = 3_000_000
@@ -194,7 +210,7 @@ def test_rows_that_no_keys_stand_behind_are_refused_before_they_take_memory(tmp_
     with file.open("ab") as padded:
         padded.truncate(17 * count)  # nothing but zeros behind the footer
     resign(store.path)
-    with pytest.raises(LeafError, match=r"cannot be read as Parquet|keys are digests"):
+    with pytest.raises(LeafError, match=r"cannot be read as Parquet|digests cannot be packed"):
         Store.open(store.path).keys()
     assert tracemalloc.get_traced_memory()[1] < 120 * MEGABYTE
     tracemalloc.stop()

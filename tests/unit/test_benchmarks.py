@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import stages.corpus
+import stages.encode
 from benchmarks import figures, fit, gpu, scale, trade
 from benchmarks.common import RESULTS, ROOT, Row, alternate, table
 from benchmarks.made import write_texts
@@ -115,15 +117,19 @@ def test_steps_of_scale_leave_the_files_that_are_measured(tmp_path: Path) -> Non
     assert all(step["seconds"] > 0 for step in figures.values())
 
 
-def test_the_trade_has_a_row_for_each_student(write_params: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_trade_has_a_row_for_each_student(
+    write_params: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = [{"id": n, "query": sentence(n), "document": sentence(n + 500)} for n in range(80)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
     fields = {"id_field": "id", "query_field": "query", "document_field": "document"}
     source = {"name": "tiny", "kind": "jsonl", "path": str(tmp_path / "pairs.jsonl"), **fields}
-    params = write_params(corpus={"sources": [source], "heldout": 0.3}, fit={"max_steps": 3})
-    done = CliRunner().invoke(
-        trade.main, ["--params", str(params), "--run", str(tmp_path / "run"), "--layers", "all", "--layers", "1"]
-    )
+    write_params(corpus={"sources": [source], "heldout": 0.3}, fit={"max_steps": 3})
+    monkeypatch.chdir(tmp_path)
+    for stage in (stages.corpus.main, stages.encode.main):
+        made = CliRunner().invoke(stage, [])
+        assert made.exit_code == 0, made.output
+    done = CliRunner().invoke(trade.main, ["--project", str(tmp_path), "--layers", "all", "--layers", "1"])
     assert done.exit_code == 0, done.output
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
     names = [row[0].removeprefix("| ") for row in rows]
@@ -131,7 +137,7 @@ def test_the_trade_has_a_row_for_each_student(write_params: Callable[..., Path],
     assert names == ["2 layers, mean+cls", *pairs_of_rows], done.stdout
     sizes = [int(row[4].replace(",", "")) for row in rows]
     assert sizes[1] > sizes[3] > sizes[5] > 0, done.stdout
-    assert not list((tmp_path / "run/work").glob("*/state*"))
+    assert not list((tmp_path / "runs/trade/work").glob("*/state*"))
 
 
 def test_the_figures_of_all_documents_are_those_of_one_file() -> None:

@@ -38,8 +38,8 @@ from pipeline.store.similarity import WORDS, similarity_note, similarity_of
 MAX_DIM = 65_536
 MAX_ROW_BYTES = 8192  # of a row's key, role, id, source and tokens, unpacked; more is a decompression bomb
 LEAST_KEY_BYTES = 8
-"""That a key takes in a file at least. Keys are digests in order: what those of a shard have in common, and their order,
-can be packed, but no more than the logarithm of all rows in bits; half of the 16 bytes is enough for 10^19 rows."""
+"""That a key takes in a file at least. Keys are digests in order: what those of a shard have in common, and their
+order, can be packed, but no more than the logarithm of all rows in bits; half of the 16 bytes is enough for 10^19."""
 DTYPES = ("float16", "float32", "int8")
 ROW_SCHEMA = pl.Schema({"key": pl.Binary, "role": pl.String, "id": pl.String, "source": pl.String, "tokens": pl.Int32})
 

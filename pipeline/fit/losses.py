@@ -50,11 +50,18 @@ def relative_loss(vectors: Tensor, targets: Tensor, pairs: Tensor, margin: float
         margin: by which the first must be the more similar.
     """
     ours, theirs = (functional.normalize(rows, dim=1) for rows in (vectors, targets))
-    (s_one, s_other), (t_one, t_other) = ((rows[pairs[:, 0]] * rows[pairs[:, 1]]).sum(2) for rows in (ours, theirs))
+    (s_one, s_other), (t_one, t_other) = (
+        (_chosen(rows, pairs[:, 0]) * _chosen(rows, pairs[:, 1])).sum(2) for rows in (ours, theirs)
+    )
     sign = (t_one - t_other).sign()
     hinges = functional.relu(margin - sign * (s_one - s_other)) * sign.abs()
     mean: Tensor = hinges.sum() / sign.abs().sum().clamp(min=1)
     return mean
+
+
+def _chosen(rows: Tensor, numbers: Tensor) -> Tensor:
+    """`rows[numbers]`, whose gradient is added up in one order: that of indexing depends on how many threads add."""
+    return rows.index_select(0, numbers.reshape(-1)).view(*numbers.shape, -1)
 
 
 def draw_pairs(weights: Tensor, draws: int) -> Tensor:

@@ -569,3 +569,22 @@ def test_a_fit_interrupted_with_any_lever_ends_with_the_same_weights(
     for file in files:
         continued = tmp_path / str(file.relative_to(tmp_path)).replace("whole", "torn")
         assert continued.read_bytes() == file.read_bytes(), file
+
+
+def test_the_gradient_of_pairs_has_the_same_bits_on_any_number_of_threads() -> None:
+    """Else a fit that is continued would not end as one that was never killed."""
+    random = torch.Generator().manual_seed(0)
+    vectors, targets = (torch.randn(8, 64, generator=random) for _ in range(2))
+    pairs = torch.randint(8, (2, 2, 4096), generator=random)
+
+    def gradient() -> torch.Tensor:
+        leaf = vectors.clone().requires_grad_()
+        return torch.autograd.grad(relative_loss(leaf, targets, pairs, 0.1), leaf)[0]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        gradients = [gradient() for _ in range(10)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(gradients[0], other) for other in gradients)

@@ -22,14 +22,11 @@ from hypothesis import strategies as st
 
 from pipeline.base import LeafError
 from pipeline.params import (
-    CorpusParams,
     EncodeParams,
-    EvaluateParams,
-    ExportParams,
-    FitParams,
     StudentParams,
     TeacherParams,
     load_section,
+    section_classes,
 )
 from pipeline.store import ShardCache, Store
 from tests.store_helpers import meta, rows, vectors
@@ -46,14 +43,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
     max_leaves=8,
 )
-SECTIONS: dict[str, type] = {
-    "corpus": CorpusParams,
-    "teacher": TeacherParams,
-    "encode": EncodeParams,
-    "fit": FitParams,
-    "evaluate": EvaluateParams,
-    "export": ExportParams,
-}
+SECTIONS = section_classes()
 
 
 class Kind(Protocol):
@@ -251,7 +241,7 @@ class Parameters:
         kind = data.draw(st.sampled_from(["values", "bytes", "aliases"]))
         section = data.draw(st.sampled_from(list(SECTIONS)))
         key = data.draw(st.sampled_from([field.name for field in fields(SECTIONS[section])]))
-        document = {**self.document, section: {**self.document[section], key: data.draw(JSON)}}
+        document = {**self.document, section: {**self.document.get(section, {}), key: data.draw(JSON)}}
         changed = data.draw(edited(document)) if data.draw(st.booleans()) else document
         text = yaml.safe_dump(changed, allow_unicode=True).encode(errors="surrogatepass")
         if kind == "bytes":

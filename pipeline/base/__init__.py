@@ -56,6 +56,7 @@ from pipeline.base.outputs import (
     Kind,
     check_replaceable,
     check_writable,
+    made_once,
     read_listing,
     written_directory,
 )
@@ -101,6 +102,7 @@ __all__ = [
     "keys",
     "link",
     "locked",
+    "made_once",
     "mapped_file",
     "markdown",
     "merge_sorted",

@@ -21,6 +21,7 @@ from pipeline.base.files import (
     TEMPORARY,
     apply_umask,
     is_own,
+    locked,
     permissions,
     remove,
     sha256,
@@ -136,6 +137,27 @@ def written_directory(out: Path, kind: Kind) -> Iterator[Path]:
         apply_umask(result)
         check_replaceable(out, kind)  # again: the work may have taken hours
         _replace_directory(result, out)
+
+
+def made_once(path: Path, what: str, doing: str, make: Callable[[Path], None]) -> Path:
+    """`path`, a directory named after its content, which `make` writes if it is not there.
+
+    Args:
+        path: never replaced.
+        what: it is called in messages.
+        doing: what is under way, for another process that needs it now.
+        make: called with an empty directory.
+
+    Raises:
+        LeafError: another process is making it.
+    """
+    if not path.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_suffix(".lock"), doing):
+            if not path.is_dir():
+                with written_directory(path, Kind(what, lambda _: None)) as directory:
+                    make(directory)
+    return path
 
 
 def check_writable(files: Iterable[Path], directories: Mapping[Path, Kind] | None = None) -> None:

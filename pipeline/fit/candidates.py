@@ -5,6 +5,7 @@ and a flat copy of the store's vectors.
 """
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.base import Array, LeafError, disk, key_array, locked, mapped_file, sha256, written_directory
-from pipeline.fit.teachers import COPY, flat_copy
+from pipeline.base import Array, LeafError, disk, key_array, made_once, mapped_file, sha256
+from pipeline.fit.teachers import flat_copy
 from pipeline.fit.token_cache import Tokens
 from pipeline.params import CandidatesParams
 from pipeline.store import VectorSource
@@ -48,12 +49,8 @@ def open_candidates(params: CandidatesParams, tokens: Tokens, source: VectorSour
     digest = _digest(file) + source.digest() + str(params.count)
     corpus = hashlib.sha256(tokens.keys.tobytes()).hexdigest()
     path = work / "candidates" / hashlib.sha256(f"{digest}{corpus}".encode()).hexdigest()[:16]
-    if not path.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_suffix(".lock"), f"{file}: reading it for a fit"):
-            if not path.is_dir():
-                with disk(path, "a table of candidates"), written_directory(path, COPY) as directory:
-                    _write(params, tokens, source, directory)
+    with disk(path, "a table of candidates"):
+        made_once(path, "table of candidates", f"{file}: reading it for a fit", partial(_write, params, tokens, source))
     shape = (len(tokens), params.count)
     table, cosines = (np.memmap(path / f"{name}.bin", kind, "r", shape=shape) for name, kind in _TABLES)
     return Candidates(table, cosines, flat_copy(source, np.arange(rows), rows, work))

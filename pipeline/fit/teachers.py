@@ -15,11 +15,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.base import Array, Kind, LeafError, contains, disk, key_array, locked, mapped_file, written_directory
+from pipeline.base import Array, LeafError, contains, disk, key_array, made_once, mapped_file
 from pipeline.params import FitParams, public_name
 from pipeline.store import Store, StoreMeta, VectorSource, joint_license
-
-COPY = Kind("copy of vectors", lambda directory: None)  # below `work`, made once and never replaced
 
 
 def open_teachers(source: VectorSource, params: FitParams) -> VectorSource:
@@ -125,17 +123,18 @@ def flat_copy(source: VectorSource, goal: Array, total: int, work: Path) -> Arra
     A row that none goes to is NaN; one whose goal is -1 goes nowhere. The file is made once.
     """
     name = hashlib.sha256(source.digest().encode() + goal.tobytes() + str(total).encode()).hexdigest()[:16]
-    path, dim = work / "flat" / name, source.meta.dim
+    shape = total, source.meta.dim
     dtype = np.dtype(np.float16 if source.meta.dtype == "float16" else np.float32)
-    if not path.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_suffix(".lock"), f"{source.name}: copying its vectors for a fit"):
-            if not path.is_dir():
-                with disk(path, f"a copy of {source.name}"), written_directory(path, COPY) as directory:
-                    flat = mapped_file(directory / "vectors.bin", dtype, (total, dim))
-                    _copy(source, goal, flat)
-                    flat.flush()
-    return np.memmap(path / "vectors.bin", dtype, "r", shape=(total, dim))
+
+    def write(directory: Path) -> None:
+        flat = mapped_file(directory / "vectors.bin", dtype, shape)
+        _copy(source, goal, flat)
+        flat.flush()
+
+    path = work / "flat" / name
+    with disk(path, f"a copy of {source.name}"):
+        made_once(path, "copy of vectors", f"{source.name}: copying its vectors for a fit", write)
+    return np.memmap(path / "vectors.bin", dtype, "r", shape=shape)
 
 
 def _copy(source: VectorSource, goal: Array, flat: Array) -> None:

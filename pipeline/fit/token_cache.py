@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,10 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from pipeline.base import KEY_DTYPE, Kind, LeafError, TokenIds, locked, written_directory
+from pipeline.base import KEY_DTYPE, LeafError, TokenIds, made_once
 from pipeline.corpus import check_rows, part_files, rows_within
 
 BATCH_ROWS = 8192  # texts tokenised at a time, at most
-TOKENS_KIND = Kind("token cache", lambda _: None)  # it is named after its content, and never replaced
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,9 @@ def tokenize(corpus: Path, digest: str, tokenizer: Tokenizer, caches: Path) -> T
         LeafError: the corpus is empty, damaged or changed by hand, or another process is making this cache.
     """
     name = hashlib.sha256(f"{digest} {tokenizer.to_str()}".encode()).hexdigest()[:16]
-    path = caches / name
     ids_dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.int32)
-    if not path.is_dir():
-        caches.mkdir(parents=True, exist_ok=True)
-        with locked(caches / f"{name}.lock", f"{corpus}: tokenising it for a fit"):
-            if not path.is_dir():
-                with written_directory(path, TOKENS_KIND) as directory:
-                    _write(corpus, tokenizer, ids_dtype, directory)
+    write = partial(_write, corpus, tokenizer, ids_dtype)
+    path = made_once(caches / name, "token cache", f"{corpus}: tokenising it for a fit", write)
     kinds = {"ids": ids_dtype, "offsets": np.dtype(np.int64), "keys": KEY_DTYPE, "train": np.dtype(np.bool_)}
     # As plain arrays: slicing a memmap takes eight times as long, and the loader slices often.
     return Tokens(**{name: np.asarray(np.memmap(path / f"{name}.bin", kind, "r")) for name, kind in kinds.items()})

@@ -131,7 +131,7 @@ def _serve() -> None:
 
     settings = {"initial_delay_ms": 0, "period_ms": 500, "timeout_ms": 3000, "failure_threshold": 5}
     checks = {f"health_check_{name}": value for name, value in settings.items()} if "quick" in sys.argv else {}
-    cluster = Cluster()
+    cluster: Any = Cluster()
     head = cluster.add_node(
         num_cpus=0, object_store_memory=OBJECT_STORE, include_dashboard=False, _system_config=checks
     )

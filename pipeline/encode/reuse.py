@@ -10,7 +10,7 @@ import polars as pl
 from pipeline.base import Array, LeafError, contains, key_array, workspace
 from pipeline.encode.comparison import compare, misfit
 from pipeline.encode.sampling import draw, proof
-from pipeline.store import ShardCache, Store, find_stores, joint_teacher, open_stores, remote_url, shard_directory
+from pipeline.store import NOT_STATED, ShardCache, Store, find_stores, joint_teacher, open_stores, remote_url, shard_directory
 from pipeline.teacher import Teacher
 
 EARLIER_ROWS = 64
@@ -97,9 +97,11 @@ def take_over(
     fetched.
 
     Raises:
-        LeafError: the store has another fingerprint or dtype, is damaged, or has other vectors than the teacher gives.
+        LeafError: the store has another fingerprint or dtype, is damaged, has other vectors than the teacher gives, or
+            has a shard that was encoded here under other terms than this run states.
     """
     _check_same_teacher(store, cache, teacher)
+    _check_terms(store, corpus_keys, cache)
     reused.add(store, 0, 0)
     missing = corpus_keys[~cache.has(corpus_keys)]
     if not len(missing):
@@ -175,6 +177,20 @@ def _check_same_teacher(store: Store, cache: ShardCache, teacher: Teacher) -> No
             f"this run makes {ours.dtype} of {ours.fingerprint[:16]}; the teacher, its prompts, max_length, normalize "
             "and encode.dtype must be the same"
         )
+
+
+def _check_terms(store: Store, corpus_keys: Array, cache: ShardCache) -> None:
+    """Refuse now what `push` to this store would refuse after hours of encoding: other terms for a shard of both."""
+    here = {info.name: info.license or cache.meta.license or NOT_STATED for info in cache.shards}
+    for shard, info in enumerate(store.shards):
+        if here.get(info.name, info.license) == info.license:
+            continue
+        if contains(corpus_keys, key_array(store.shard_rows_frame(shard)["key"])).any():
+            raise LeafError(
+                f"encode.reuse: {store.name} has shard {info.name} under {info.license!r:.100}, and encode.license says "
+                f"{here[info.name]!r:.100}: a push there would be refused, as adding to a store changes nobody's terms; "
+                "set encode.license to what is there, or take the store out of encode.reuse and push with --replace"
+            )
 
 
 def _useful_rows(store: Store, shard: int, missing: Array) -> pl.DataFrame:

@@ -7,7 +7,7 @@ whole stores. `VectorSource` is what training and measuring ask for. Knows no mo
 from pipeline.store import formats, operations, shard, upload
 from pipeline.store.chunks import CHUNK_ROWS
 from pipeline.store.fitted import FITTED_TO, FittedPart, FittedTo, check_fitted_to, write_fitted_to
-from pipeline.store.licenses import joint_license, joint_teacher
+from pipeline.store.licenses import NOT_STATED, joint_license, joint_teacher
 from pipeline.store.operations import merge, scratch_cache
 from pipeline.store.output import MODEL_KIND, STORE_KIND
 from pipeline.store.places import Listed, find_stores, open_stores, write_list
@@ -26,6 +26,7 @@ __all__ = [
     "FITTED_TO",
     "MAX_DIM",
     "MODEL_KIND",
+    "NOT_STATED",
     "SAME_LENGTH",
     "SAME_VECTOR",
     "STORE_KIND",

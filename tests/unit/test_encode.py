@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 
 from pipeline.base.errors import LeafError
 from pipeline.base.keys import key
-from pipeline.encode.encoding import encode
+from pipeline.encode.encoding import encode, open_cache
 from pipeline.encode.on_demand import ensure
 from pipeline.model.model_files import resolve_model
 from pipeline.params.sections import EncodeParams, Prompts, TeacherParams
@@ -162,6 +162,25 @@ def test_reused_vectors_keep_their_licence_and_the_store_is_under_all(
     encode(part, open_teacher(unstated, changed), changed, tmp_path / "store")
     again = {info.rows: info.license for info in Store.open(tmp_path / "store").shards}
     assert again == {**stated, len(frame) - 100: "CC0-1.0"}
+
+
+def test_terms_that_a_push_would_refuse_are_refused_before_anything_is_encoded(
+    tiny_corpus: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """Team A pushed a store, states other terms from now on, and its corpus has grown."""
+    frame, part, teacher = pl.read_parquet(tiny_corpus), tmp_path / "part", TeacherParams(str(tiny_teacher))
+    part.mkdir()
+    frame.head(100).write_parquet(part / "part-00000.parquet")
+    first = EncodeParams(shard_rows=64, pool=str(tmp_path / "pool"), license="CC-BY-4.0")
+    encode(part, open_teacher(teacher, first), first, tmp_path / "place")
+    frame.head(164).write_parquet(part / "part-00000.parquet")
+    later = replace(first, license="MIT", reuse=(str(tmp_path / "place"),))
+    with pytest.raises(LeafError, match=r"encode\.license says 'MIT'.*--replace"):
+        encode(part, open_teacher(teacher, later), later, tmp_path / "store")
+    with open_cache(open_teacher(teacher, later), later) as cache:
+        assert len(cache.keys()) == 100
+    same = replace(later, license="CC-BY-4.0")
+    assert encode(part, open_teacher(teacher, same), same, tmp_path / "store")["rows_encoded"] == 64
 
 
 def test_a_store_whose_vectors_another_model_made_is_not_reused(

@@ -10,7 +10,16 @@ import polars as pl
 from pipeline.base import Array, LeafError, contains, key_array, workspace
 from pipeline.encode.comparison import compare, misfit
 from pipeline.encode.sampling import draw, proof
-from pipeline.store import NOT_STATED, ShardCache, Store, find_stores, joint_teacher, open_stores, remote_url, shard_directory
+from pipeline.store import (
+    NOT_STATED,
+    ShardCache,
+    Store,
+    find_stores,
+    joint_teacher,
+    open_stores,
+    remote_url,
+    shard_directory,
+)
 from pipeline.teacher import Teacher
 
 EARLIER_ROWS = 64
@@ -187,9 +196,9 @@ def _check_terms(store: Store, corpus_keys: Array, cache: ShardCache) -> None:
             continue
         if contains(corpus_keys, key_array(store.shard_rows_frame(shard)["key"])).any():
             raise LeafError(
-                f"encode.reuse: {store.name} has shard {info.name} under {info.license!r:.100}, and encode.license says "
-                f"{here[info.name]!r:.100}: a push there would be refused, as adding to a store changes nobody's terms; "
-                "set encode.license to what is there, or take the store out of encode.reuse and push with --replace"
+                f"encode.reuse: {store.name} has shard {info.name} under {info.license!r:.100}, and encode.license "
+                f"says {here[info.name]!r:.100}: a push there would be refused, as adding to a store changes nobody's "
+                "terms; set encode.license to what is there, or take the store out of encode.reuse and push with --replace"
             )
 
 

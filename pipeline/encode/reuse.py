@@ -198,7 +198,7 @@ def _check_terms(store: Store, corpus_keys: Array, cache: ShardCache) -> None:
             raise LeafError(
                 f"encode.reuse: {store.name} has shard {info.name} under {info.license!r:.100}, and encode.license "
                 f"says {here[info.name]!r:.100}: a push there would be refused, as adding to a store changes nobody's "
-                "terms; set encode.license to what is there, or take the store out of encode.reuse and push with --replace"
+                "terms; say what is said there, or leave the store out of encode.reuse and push with --replace"
             )
 
 

@@ -103,6 +103,16 @@ def report(rows: list[Row]) -> None:
         RESULTS.write_text(json.dumps(known, indent=1) + "\n")
 
 
+def write_table(document: Path, name: str, text: str) -> None:
+    """Put the text between `<!-- name -->` and `<!-- /name -->` of a document."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+    content = document.read_text(encoding="utf-8")
+    head, found, rest = content.partition(begin)
+    if not found or end not in rest:
+        raise ValueError(f"{document}: has no {begin.strip()} and {end.strip()}")
+    document.write_text(f"{head}{begin}{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
 def results() -> dict[str, dict[str, Any]]:
     """The content of results.json; empty without the file."""
     content: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

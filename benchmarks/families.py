@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from benchmarks.common import ROOT
+from benchmarks.common import ROOT, write_table
 from pipeline.base import Array, LeafError, cosines
 from pipeline.encode import encode
 from pipeline.export import export
@@ -37,7 +37,6 @@ from tests.conftest import WORDS, corpus_frame, sentence
 from tests.families import FAMILIES, RELATIVES, make_teacher
 
 DOCUMENT = ROOT / "docs" / "models.md"
-BEGIN, END = "<!-- families -->\n", "<!-- /families -->\n"
 HEAD = (
     "| family | teacher, float32 | bfloat16 | path | student's path | loss | continued | saved | Router | ONNX |\n"
     "|---|---|---|---|---|---|---|---|---|---|"
@@ -206,9 +205,7 @@ def main(write: bool, families: tuple[str, ...]) -> None:
     text = "\n".join(rows(list(families) or list(known)))
     click.echo(text)
     if write:
-        document = DOCUMENT.read_text(encoding="utf-8")
-        head, _, rest = document.partition(BEGIN)
-        DOCUMENT.write_text(f"{head}{BEGIN}{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        write_table(DOCUMENT, "families", text)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 import click
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.common import MINILM, QUICK, ROOT, Row, Work, alternate, machine, report, skipped, texts
+from benchmarks.common import MINILM, QUICK, ROOT, Row, Work, alternate, machine, report, skipped, texts, write_table
 from benchmarks.encode import BUDGET, LIBRARY, OPENVINO
 from benchmarks.openvino_encoder import OpenVino, candidates, timed
 from pipeline.base import cosines
@@ -29,7 +29,6 @@ from pipeline.serve import MODELS, OnnxEncoder
 from pipeline.teacher import LocalTeacher
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- onnx -->\n", "<!-- /onnx -->\n"
 NAME = "all-MiniLM-L6-v2 in ONNX"
 TEXTS = 24 if QUICK else 600
 OWN = "packed bfloat16, our own"
@@ -56,9 +55,7 @@ def main(rounds: int, write: bool) -> None:
     report([Row(f"{NAME}, {ours}", theirs, "texts/s", rates[ours], rates[theirs], target)
             for ours, theirs, target in TARGETS if {ours, theirs} <= rates.keys()])  # fmt: skip
     if write:
-        document = DOCUMENT.read_text(encoding="utf-8")
-        head, _, rest = document.partition(BEGIN)
-        DOCUMENT.write_text(f"{head}{BEGIN}{chr(10).join(lines)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        write_table(DOCUMENT, "onnx", "\n".join(lines))
 
 
 HEAD = ("| encoder | texts/s | times the library | cosine to it, lowest |", "|---|---|---|---|")

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 import yaml
 
 from pipeline.base.keys import keys
+from tests.forked import Forks, Process
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -195,20 +195,35 @@ def tiny_store(tiny_corpus: Path, write_params: Callable[..., Path], tmp_path: P
     return Store.open(tmp_path / "store")
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts modules as processes that have the large libraries imported."""
+    with Forks() as forks:
+        yield forks
+
+
 @pytest.fixture
-def stage(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """Runs `python -m stages.NAME` in `tmp_path` as a process; keyword arguments are environment variables."""
+def start(forks: Forks, tmp_path: Path) -> Callable[..., Process]:
+    """Starts `python -m stages.NAME` in `tmp_path` as a process; keyword arguments are environment variables."""
+
+    def starting(name: str, *arguments: str, **environment: str) -> Process:
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment}
+        return forks.start(f"stages.{name}", arguments, tmp_path, env)
+
+    return starting
+
+
+@pytest.fixture
+def stage(start: Callable[..., Process]) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """`start`, until it has ended."""
 
     def run(name: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", f"stages.{name}", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        process = start(name, *arguments, **environment)
+        try:
+            printed = process.communicate(300)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess([name, *arguments], process.wait(), *printed)
 
     return run
 

@@ -17,7 +17,8 @@ from pipeline.store.store import Store
 from pipeline.teacher.api.probe import PROBE_TEXTS
 from tests.conftest import sentence
 from tests.embeddings_server import KEY, Server, running, tokens_of, vector
-from tests.faults.test_encode_faults import contents, start
+from tests.faults.test_encode_faults import ENCODE, contents
+from tests.forked import Start
 
 pytest.importorskip("openai", reason="needs the official client: pip install -e '.[api]'")
 
@@ -117,13 +118,13 @@ def test_a_server_that_counts_absurdly_many_tokens_is_paid_once(
 
 
 def test_a_killed_run_continues_without_asking_for_an_answered_text_again(
-    server: Server, params: Write, tmp_path: Path
+    server: Server, params: Write, tmp_path: Path, start: Start
 ) -> None:
     params()
     server.delay = 0.05
     total, kills = len(texts(tmp_path)), 0
     for goal in (60, 150, 260):
-        process = start(tmp_path)
+        process = start(*ENCODE)
         deadline = time.monotonic() + 600
         while process.poll() is None and len(server.texts) < goal and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -134,8 +135,8 @@ def test_a_killed_run_continues_without_asking_for_an_answered_text_again(
         kills += 1
     assert kills == 3
     server.delay = 0.0
-    process = start(tmp_path)
-    assert process.wait(600) == 0, process.stderr
+    process = start(*ENCODE)
+    assert process.wait(600) == 0, process.communicate()
     check(tmp_path)
     # A kill loses what was under way: three requests of 16 texts at most.
     again = sum(server.texts.values()) - total
@@ -143,10 +144,12 @@ def test_a_killed_run_continues_without_asking_for_an_answered_text_again(
     assert [path.name for path in (tmp_path / "pool").rglob("answers*")] == []
 
 
-def test_the_store_of_a_killed_run_is_that_of_one_never_killed(server: Server, params: Write, tmp_path: Path) -> None:
+def test_the_store_of_a_killed_run_is_that_of_one_never_killed(
+    server: Server, params: Write, tmp_path: Path, start: Start
+) -> None:
     one_by_one = {"items_per_request": 1, "concurrency": 2}  # then tokens do not depend on what shared a request
     params(encode={"pool": "pool-a"}, **one_by_one)
-    assert start(tmp_path).wait(600) == 0
+    assert start(*ENCODE).wait(600) == 0
     undisturbed = contents(tmp_path / "out" / "store")
     (tmp_path / "out").rename(tmp_path / "first")
     probe = next((tmp_path / "pool-a").glob("probe-*.json"))
@@ -154,12 +157,12 @@ def test_the_store_of_a_killed_run_is_that_of_one_never_killed(server: Server, p
     (tmp_path / "pool-b" / probe.name).write_bytes(probe.read_bytes())
     params(encode={"pool": "pool-b"}, **one_by_one)
     server.answered.clear()
-    process = start(tmp_path)
+    process = start(*ENCODE)
     while process.poll() is None and len(server.texts) < 100:
         time.sleep(0.005)
     process.kill()
     process.wait()
-    assert start(tmp_path).wait(600) == 0
+    assert start(*ENCODE).wait(600) == 0
     assert contents(tmp_path / "out" / "store") == undisturbed
 
 
@@ -403,17 +406,17 @@ def test_without_a_key_a_server_that_wants_none_is_used(
     assert metrics(tmp_path)["tokens"] > 0
 
 
-def test_a_termination_keeps_what_was_under_way(server: Server, params: Write, tmp_path: Path) -> None:
+def test_a_termination_keeps_what_was_under_way(server: Server, params: Write, tmp_path: Path, start: Start) -> None:
     params()
     server.delay = 0.3
-    process = start(tmp_path)
+    process = start(*ENCODE)
     while len(server.texts) < 20 and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in errors
     server.delay = 0.0
-    assert start(tmp_path).wait(600) == 0
+    assert start(*ENCODE).wait(600) == 0
     assert set(server.texts.values()) == {1}
 
 

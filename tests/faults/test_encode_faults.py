@@ -14,20 +14,23 @@ import polars as pl
 import pytest
 
 from tests.conftest import ROOT
+from tests.forked import Start
 
 Completed = subprocess.CompletedProcess[str]
 
 
-def start(folder: Path, limit_bytes: int | None = None) -> "subprocess.Popen[str]":
-    """Start `python -m stages.encode` in `folder`; no file may grow beyond `limit_bytes`, as on a full disk."""
+ENCODE = ("encode", "--corpus", "corpus", "--out", "out/store", "--params", "params.yaml")
+
+
+def start_on_full_disk(folder: Path) -> "subprocess.Popen[str]":
+    """Start the stage where no file may grow beyond 20 kB, which ends as a full disk does."""
 
     def limit() -> None:
-        if limit_bytes is not None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
     return subprocess.Popen(
-        [sys.executable, "-m", "stages.encode", "--corpus", "corpus", "--out", "out/store", "--params", "params.yaml"],
+        [sys.executable, "-m", f"stages.{ENCODE[0]}", *ENCODE[1:]],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
@@ -42,10 +45,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_run_killed_again_and_again_publishes_the_bytes_of_one_never_killed(
-    tiny_corpus: Path, write_params: Callable[..., Path], tmp_path: Path
+    tiny_corpus: Path, write_params: Callable[..., Path], tmp_path: Path, start: Start
 ) -> None:
     write_params(encode={"pool": "pool-a", "shard_rows": 32})
-    assert start(tmp_path).wait(600) == 0
+    assert start(*ENCODE).wait(600) == 0
     undisturbed = contents(tmp_path / "out" / "store")
 
     (tmp_path / "out").rename(tmp_path / "first")
@@ -53,7 +56,7 @@ def test_a_run_killed_again_and_again_publishes_the_bytes_of_one_never_killed(
     generator = random.Random(3)
     kills = 0
     for _ in range(5):
-        process = start(tmp_path)
+        process = start(*ENCODE)
         cache = tmp_path / "pool-b"
         shards = len(list(cache.glob("*/*/shard.json")))
         # Killed at a random moment after its first shard: while it encodes, writes another shard, or publishes.
@@ -70,13 +73,13 @@ def test_a_run_killed_again_and_again_publishes_the_bytes_of_one_never_killed(
         kills += 1
         assert not (tmp_path / "out" / "store").exists() or contents(tmp_path / "out" / "store") == undisturbed
     assert kills > 0
-    assert start(tmp_path).wait(600) == 0
+    assert start(*ENCODE).wait(600) == 0
     assert contents(tmp_path / "out" / "store") == undisturbed
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["store"]
 
 
 def test_a_second_run_is_told_that_one_is_under_way(
-    tiny_corpus: Path, write_params: Callable[..., Path], tmp_path: Path, tiny_teacher: Path
+    tiny_corpus: Path, write_params: Callable[..., Path], tmp_path: Path, tiny_teacher: Path, start: Start
 ) -> None:
     from pipeline.params.sections import TeacherParams
     from pipeline.store.shard_cache import ShardCache
@@ -84,7 +87,7 @@ def test_a_second_run_is_told_that_one_is_under_way(
 
     write_params()
     with ShardCache(tmp_path / "pool", describe(TeacherParams(str(tiny_teacher)), "float16")):
-        second = start(tmp_path)
+        second = start(*ENCODE)
         _, errors = second.communicate(timeout=600)
     assert second.returncode == 1
     assert f"another run is under way (process {os.getpid()})" in errors
@@ -92,16 +95,16 @@ def test_a_second_run_is_told_that_one_is_under_way(
 
 
 def test_a_full_disk_is_one_sentence_and_the_finished_shards_stay(
-    tiny_corpus: Path, write_params: Callable[..., Path], tmp_path: Path
+    tiny_corpus: Path, write_params: Callable[..., Path], tmp_path: Path, start: Start
 ) -> None:
     write_params(encode={"shard_rows": 64})
-    process = start(tmp_path, limit_bytes=20_000)
+    process = start_on_full_disk(tmp_path)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "no space left" in errors and "Traceback" not in errors
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
     assert not list((tmp_path / "pool").rglob(".tmp-*"))
-    assert start(tmp_path).wait(600) == 0
+    assert start(*ENCODE).wait(600) == 0
 
 
 @pytest.mark.parametrize("damage", ["columns", "empty", "missing", "truncated"])

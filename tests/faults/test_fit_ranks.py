@@ -20,7 +20,8 @@ from pipeline.fit.losses import LOSSES
 from pipeline.fit.ranks import check_separable
 from pipeline.model.batch import pack, portion
 from tests.conftest import ROOT
-from tests.faults.test_fit_resume import WEIGHTS, Stage, arguments, encoded, start, states
+from tests.faults.test_fit_resume import WEIGHTS, Stage, arguments, encoded, states
+from tests.forked import Process, Start
 
 __all__ = ["encoded"]
 TOLERANCE = 1e-5  # of a weight, after 200 steps at a rate of 1e-3: sums of float32 in another order
@@ -70,7 +71,7 @@ def test_a_loss_that_compares_texts_is_not_computed_by_shares() -> None:
 
 
 def test_two_processes_give_the_student_of_one_and_survive_kills(
-    encoded: Path, write_params: Callable[..., Path], stage: Stage
+    encoded: Path, write_params: Callable[..., Path], stage: Stage, start: Start
 ) -> None:
     write_params(fit=STEPS)
     one = stage("fit", *arguments("one"), OMP_NUM_THREADS="1")
@@ -81,7 +82,7 @@ def test_two_processes_give_the_student_of_one_and_survive_kills(
     check_same(weights(encoded / "one/student"), weights(encoded / "two/student"), TOLERANCE)
     assert "So many processes shared each batch: 2 from step 0." in (encoded / "two/student/README.md").read_text()
 
-    process, kills = start(encoded, "torn"), 0
+    process, kills = start("fit", *arguments("torn")), 0
     for victim in (1, 0, "agent"):  # each time all are started again, and go on from the last checkpoint
         wait_for_checkpoint(encoded / "torn", process)
         if process.poll() is None and (ranks := ranks_below(encoded)):
@@ -95,7 +96,7 @@ def test_two_processes_give_the_student_of_one_and_survive_kills(
     check_same(weights(encoded / "two/student"), weights(encoded / "torn/student"))
 
 
-def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[bytes]") -> None:
+def wait_for_checkpoint(folder: Path, process: Process) -> None:
     """Until another one is written, or the fit has ended."""
     before = written_at(folder)
     wait_until(lambda: written_at(folder) > before or process.poll() is not None)
@@ -127,12 +128,14 @@ def wait_until(condition: Callable[[], Any]) -> None:
         time.sleep(0.02)
 
 
-def test_replicas_are_averaged_and_continued(encoded: Path, write_params: Callable[..., Path], stage: Stage) -> None:
+def test_replicas_are_averaged_and_continued(
+    encoded: Path, write_params: Callable[..., Path], stage: Stage, start: Start
+) -> None:
     """Half as many steps for the same texts; killed and continued, the same bits."""
     write_params(fit={**STEPS, "max_steps": None, "dropout": 0.1, "replicas": 2, "average_every": 4})
     whole = stage("fit", *arguments("whole"))
     assert whole.returncode == 0, whole.stderr
-    process = start(encoded, "torn")
+    process = start("fit", *arguments("torn"))
     wait_until(lambda: written_at(encoded / "torn") or process.poll() is not None)
     time.sleep(0.2)
     process.kill()

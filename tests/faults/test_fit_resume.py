@@ -1,11 +1,9 @@
 """A real fit process that is killed, started twice or given damaged input ends as it should."""
 
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,22 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT
 from tests.families import make_family
+from tests.forked import Start
 
 Completed = subprocess.CompletedProcess[str]
 Stage = Callable[..., Completed]
 WEIGHTS = ("model.safetensors", "2_Dense/model.safetensors")
-
-
-def start(folder: Path, out: str) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "stages.fit", *arguments(out)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
 
 
 def arguments(out: str) -> list[str]:
@@ -61,7 +49,7 @@ def encoded(tiny_corpus: Path, write_params: Callable[..., Path], stage: Stage, 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])  # packed, padded
 def test_a_fit_killed_again_and_again_ends_with_the_weights_of_one_never_killed(
-    family: str, encoded: Path, write_params: Callable[..., Path], tiny_student: Path, stage: Stage
+    family: str, encoded: Path, write_params: Callable[..., Path], tiny_student: Path, stage: Stage, start: Start
 ) -> None:
     model = tiny_student if family == "bert" else make_family(encoded / "checkpoint", family)
     epochs = {"epochs_per_cycle": 4, "checkpoint_every": 4, "validate_every": 40, "buffer_rows": 64}
@@ -72,7 +60,7 @@ def test_a_fit_killed_again_and_again_ends_with_the_weights_of_one_never_killed(
 
     chance, kills, deaths_after_a_checkpoint = random.Random(4), 0, 0
     for _ in range(3):
-        process = start(encoded, "torn")
+        process = start("fit", *arguments("torn"))
         deadline = time.monotonic() + 600
         while time.monotonic() < deadline and process.poll() is None:
             if states(encoded / "torn"):
@@ -141,9 +129,11 @@ def test_a_fit_improves_on_its_start_and_says_what_it_measured(encoded: Path, st
     assert str(encoded) not in card
 
 
-def test_a_second_run_at_once_is_refused(encoded: Path, write_params: Callable[..., Path], stage: Stage) -> None:
+def test_a_second_run_at_once_is_refused(
+    encoded: Path, write_params: Callable[..., Path], stage: Stage, start: Start
+) -> None:
     write_params(fit={"epochs_per_cycle": 2000})
-    first = start(encoded, "out")
+    first = start("fit", *arguments("out"))
     try:
         wait_for_states(encoded / "out", 1)
         second = stage("fit", *arguments("out"))
@@ -156,10 +146,10 @@ def test_a_second_run_at_once_is_refused(encoded: Path, write_params: Callable[.
 
 
 def test_figures_that_cannot_be_written_cost_no_training(
-    encoded: Path, write_params: Callable[..., Path], stage: Stage
+    encoded: Path, write_params: Callable[..., Path], stage: Stage, start: Start
 ) -> None:
     write_params(fit={"epochs_per_cycle": 20, "checkpoint_every": 2})
-    process = start(encoded, "out")
+    process = start("fit", *arguments("out"))
     wait_for_states(encoded / "out", 1)
     (encoded / "out/fit.json").mkdir()  # where it could have been written when the fit began
     assert process.wait() != 0
@@ -179,11 +169,11 @@ def test_figures_that_cannot_be_written_cost_no_training(
 
 
 def test_a_killed_fit_does_not_continue_on_a_store_whose_vectors_come_in_another_order(
-    encoded: Path, write_params: Callable[..., Path], stage: Stage, tiny_corpus: Path
+    encoded: Path, write_params: Callable[..., Path], stage: Stage, tiny_corpus: Path, start: Start
 ) -> None:
     """Continued at the same batch of another order, it would see some texts twice and others never."""
     write_params(fit={"epochs_per_cycle": 100, "checkpoint_every": 2})
-    process = start(encoded, "out")
+    process = start("fit", *arguments("out"))
     wait_for_states(encoded / "out", 1)
     process.kill()
     process.wait()
@@ -192,7 +182,7 @@ def test_a_killed_fit_does_not_continue_on_a_store_whose_vectors_come_in_another
     write_params(fit={"epochs_per_cycle": 100, "checkpoint_every": 2}, encode={"shard_rows": 50, "pool": "other-pool"})
     again = stage("encode", "--corpus", str(tiny_corpus), "--out", "store", "--metrics", "encode.json")
     assert again.returncode == 0, again.stderr
-    process = start(encoded, "out")
+    process = start("fit", *arguments("out"))
     wait_for_states(encoded / "out", 2)
     process.kill()
     process.wait()
@@ -234,9 +224,11 @@ def test_bad_input_is_named_and_costs_nothing(encoded: Path, write_params: Calla
     assert (encoded / "out/student/model.safetensors").read_bytes() == before
 
 
-def test_a_damaged_checkpoint_is_named(encoded: Path, write_params: Callable[..., Path], stage: Stage) -> None:
+def test_a_damaged_checkpoint_is_named(
+    encoded: Path, write_params: Callable[..., Path], stage: Stage, start: Start
+) -> None:
     write_params(fit={"epochs_per_cycle": 2000})
-    process = start(encoded, "out")
+    process = start("fit", *arguments("out"))
     deadline = time.monotonic() + 600
     while not (found := list((encoded / "out/work").glob("*/state.safetensors"))) and time.monotonic() < deadline:
         time.sleep(0.05)

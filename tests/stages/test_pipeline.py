@@ -169,6 +169,20 @@ def test_stages_by_hand_never_write_through_links_into_the_cache(project: Projec
     project.dvc("checkout", "--force", "--relink")
 
 
+def test_a_report_can_be_made_that_holds_no_text(project: Project) -> None:
+    def holds_texts() -> set[str]:
+        corpus = pl.read_parquet(project.folder / "data" / "corpus" / "*.parquet")
+        files = [file for place in ("plots", "reports", "metrics") for file in (project.folder / place).iterdir()]
+        return {file.name for file in files if any(text in file.read_text() for text in corpus["text"])}
+
+    assert holds_texts() == {"moved.json", "report.html"}
+    project.set_params(evaluate={"texts": False})
+    assert project.ran(project.dvc("repro", "report")) >= {"evaluate", "report"}
+    assert not holds_texts()
+    project.set_params()
+    project.dvc("repro")
+
+
 def test_a_changed_fit_runs_fit_and_evaluate_and_going_back_runs_nothing(project: Project) -> None:
     before = (project.folder / "models" / "student" / "model.safetensors").read_bytes()
     project.set_params(fit={"learning_rate": 1e-3})

@@ -15,6 +15,7 @@ import yaml
 
 from pipeline.store.store import Store
 from tests.conftest import ROOT, sentence
+from tests.http_server import serving
 from tests.stages.test_pipeline import Project
 
 boto3 = pytest.importorskip("boto3", reason="needs moto: pip install -e '.[dev]'")
@@ -135,6 +136,16 @@ def test_the_flows_of_the_document_one_after_another(workspace: Workspace) -> No
     assert not (guest / "data/sources/texts.jsonl").exists()
     assert (guest / "models/student/model.safetensors").exists()
     assert workspace.printed.count("Running stage 'fit'") == 2
+    workspace.sh("cd guest && dvc exp run --single-item fit --set-param fit.batch_size=4 && dvc exp show --no-pager")
+    assert yaml.safe_load((guest / "params.yaml").read_text())["fit"]["batch_size"] == 4
+    assert workspace.printed.count("Running stage 'fit'") == 3
+    queued = workspace.sh(
+        "cd guest && dvc exp run --queue --name queued --single-item fit --set-param +fit.seed=1 && dvc queue start && "
+        "for _ in $(seq 180); do dvc queue status | grep -E 'Success|Failed' && break; sleep 1; done; "
+        "dvc queue stop >&2; dvc exp show --no-pager --csv"
+    )
+    assert "Success" in queued, workspace.sh("cd guest && dvc queue logs queued")
+    assert "queued" in queued.partition("Success")[2]
 
     workspace.run("3.", 0)
     assert encoded(colleague) == 8
@@ -174,6 +185,13 @@ def test_the_flows_of_the_document_one_after_another(workspace: Workspace) -> No
     assert figures["taken_over"] == {"data/their-embeddings": shared}
     assert figures["rows_encoded"] == len(corpus) - shared == 100
     assert figures["tokens_saved"] > 2 * shared
+
+    with serving(a / "data", workspace.folder / "http.log") as server:
+        page = workspace.sh(
+            f"cd team-b && dvc import-url --quiet {server.url}/embeddings/ page && ! leaf store info page 2>&1"
+        )
+        assert "page of HTML" in page
+        assert "Traceback" not in page
 
     workspace.run("6.")
     from_theirs, from_bucket = (

@@ -16,7 +16,7 @@ from pipeline.base.keys import keys
 from pipeline.encode import importing, vector_files
 from pipeline.encode.encoding import encode
 from pipeline.encode.importing import _draw
-from pipeline.params.sections import EncodeParams, TeacherParams
+from pipeline.params.sections import EncodeParams, Prompts, TeacherParams
 from pipeline.store import operations
 from pipeline.store.store import Store
 from pipeline.teacher.teacher import open_teacher
@@ -88,6 +88,27 @@ def write(frame: pl.DataFrame, kind: str, root: Path) -> list[str]:
     else:
         frame.drop("vector").write_ndjson(texts)
     return [str(root / "vectors.npy"), "--texts", str(texts)]
+
+
+@pytest.mark.parametrize(("roles", "status"), [(["query", "document"], 0), (["document", "query"], 1)])
+def test_vectors_are_compared_in_the_role_that_their_column_says(
+    leaf: Callable[..., Any], tmp_path: Path, tiny_teacher: Path, roles: list[str], status: int
+) -> None:
+    """A teacher with prompts gives another vector to a query than to a document of the same words."""
+    prompts = Prompts(query="the the the ", document="")
+    opened = open_teacher(TeacherParams(str(tiny_teacher), prompts=prompts), EncodeParams(token_budget=512))
+    rows = pl.DataFrame({"role": ["query", "document"] * 20, "text": [sentence(number) for number in range(40)]})
+    rows = rows.with_columns(vector=pl.Series(list(opened.vectors(rows)), dtype=pl.Array(pl.Float32, 32)))
+    rows.with_columns(role=pl.Series(roles * 20)).write_parquet(tmp_path / "vectors.parquet")
+    params = tmp_path / "params.yaml"
+    said = "prompts: {query: 'the the the ', document: ''}, license"
+    params.write_text(params.read_text().replace("license", said, 1))
+    result = leaf("import", "vectors.parquet", "--out", "store", "--role-field", "role", status=status)
+    assert (tmp_path / "store").exists() == (status == 0)
+    if status:
+        assert "vectors.parquet" in result and "cosine" in result
+    else:
+        assert result["rows"] == 40
 
 
 @pytest.mark.parametrize("kind", ["parquet", "directory", "dataset", "arrow", "csv", "jsonl"])

@@ -128,6 +128,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_replicas_are_averaged_and_continued(
     encoded: Path, write_params: Callable[..., Path], stage: Stage, start: Start
 ) -> None:
@@ -148,6 +149,7 @@ def test_replicas_are_averaged_and_continued(
     assert "2 replicas trained side by side and were averaged every 4 steps." in card
 
 
+@pytest.mark.long
 def test_two_agents_of_torchrun_fit_as_two_nodes_do(
     encoded: Path, write_params: Callable[..., Path], stage: Stage
 ) -> None:

@@ -117,6 +117,7 @@ def pushed_until(store: Store, place: str, die_at: int, *, after: bool) -> bool:
     return True
 
 
+@pytest.mark.long
 def test_two_pushers_killed_a_hundred_times_in_turns_never_lose_a_row(pair: tuple[Store, Store], bucket: Any) -> None:
     """The place is whole after each kill; what a push that came to its end has added stays there."""
     generator, kills, round_ = random.Random(0), 0, 0

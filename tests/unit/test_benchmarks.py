@@ -41,6 +41,7 @@ def test_the_table_says_which_targets_are_met() -> None:
     assert lines[-1].endswith("| no |")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", ["encode", "onnx", "fit", "store", "memory", "profile"])
 def test_every_measurement_runs(part: str) -> None:
     if part == "fit" and not all(map(find_spec, ("datasets", "accelerate"))):

@@ -5,7 +5,8 @@
 A student made of all-MiniLM-L6-v2 is exported as the stage does it. onnxruntime runs through `OnnxEncoder`, in float32
 and in int8. OpenVINO, with the bfloat16 hint, compiles model.onnx and, for comparison, the student's PyTorch module,
 each in the fastest of the settings in `openvino_encoder.candidates`. All get the same texts of natural lengths, sort
-them by length, and take turns. With --write the table replaces the one in docs/benchmarks.md.
+them by length, and take turns. What int8 costs is measured on collections of ../shared/ir. With --write the tables
+replace those in docs/benchmarks.md.
 """
 
 import tempfile
@@ -18,10 +19,24 @@ from typing import Any
 import click
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.common import MINILM, QUICK, ROOT, Row, Work, alternate, machine, report, skipped, texts, write_table
+from benchmarks.common import (
+    MINILM,
+    QUICK,
+    ROOT,
+    SHARED,
+    Row,
+    Work,
+    alternate,
+    machine,
+    report,
+    skipped,
+    texts,
+    write_table,
+)
 from benchmarks.encode import BUDGET, LIBRARY, OPENVINO
 from benchmarks.openvino_encoder import OpenVino, candidates, timed
 from pipeline.base import cosines
+from pipeline.evaluate import collection, metrics
 from pipeline.export import write_graphs
 from pipeline.model import StudentEncoder, build
 from pipeline.params import EncodeParams, StudentParams, TeacherParams
@@ -34,6 +49,7 @@ TEXTS = 24 if QUICK else 600
 OWN = "packed bfloat16, our own"
 LIBRARY_SIDE, FLOAT32, INT8 = f"{LIBRARY} float32", "onnxruntime float32", "onnxruntime int8"
 OF_FILE, OF_MODEL = f"{OPENVINO}, model.onnx", f"{OPENVINO}, the model itself"
+COLLECTIONS = () if QUICK else ("cran", "cacm")  # npl takes as long as all the rest
 TARGETS = [(FLOAT32, LIBRARY_SIDE, 1.0), (INT8, FLOAT32, 2.5), (OF_FILE, OF_MODEL, 0.9)]
 
 
@@ -51,6 +67,7 @@ def main(rounds: int, write: bool) -> None:
     for name, rate in rates.items():
         lowest = cosines(vectors[name], vectors[LIBRARY_SIDE]).min()
         lines.append(f"| {name} | {rate:,.0f} | {rate / rates[LIBRARY_SIDE]:.2f} | {lowest:.4f} |")
+    lines += ["", *_ranked({name: sides[name] for name in (FLOAT32, INT8)})]
     print("\n".join(lines), flush=True)
     report([Row(f"{NAME}, {ours}", theirs, "texts/s", rates[ours], rates[theirs], target)
             for ours, theirs, target in TARGETS if {ours, theirs} <= rates.keys()])  # fmt: skip
@@ -93,6 +110,22 @@ def _openvino(folder: Path) -> dict[str, Callable[[list[str]], Any]]:
         seconds = timed(make, tried, sample)
         fastest[name] = make(min(seconds, key=seconds.__getitem__)).encode
     return fastest
+
+
+def _ranked(sides: dict[str, Callable[[list[str]], Any]]) -> list[str]:
+    """A table of nDCG@10 by each encoder of both queries and documents, on collections beside the checkout."""
+    places = [SHARED / "ir" / name for name in COLLECTIONS if (SHARED / "ir" / name).is_dir()]
+    if not places:
+        skipped(f"{NAME}, nDCG@10", "needs the collections of shared/ir beside the checkout")
+    lines = [f"| nDCG@10 | {' | '.join(sides)} |", "|---" * (1 + len(sides)) + "|"]
+    for place in places:
+        read, found = collection.read(place), []
+        for encode in sides.values():
+            queries, documents = (encode(frame["text"].to_list()) for frame in (read.queries, read.documents))
+            rankings = metrics.nearest(queries, documents, 10, read.itself)
+            found.append(metrics.ranking_metrics(rankings, read.judged)[:, 0].mean())
+        lines.append(f"| {place.name} | {' | '.join(f'{value:.4f}' for value in found)} |")
+    return lines if places else []
 
 
 def _counted(encode: Callable[[list[str]], Any], sample: list[str]) -> Callable[[], Work]:

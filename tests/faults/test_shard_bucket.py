@@ -81,7 +81,7 @@ def test_two_at_once_killed_at_any_request_leave_one_whole_shard(bucket: Any, tm
             [*command, *map(str, numbers)], env=environment, capture_output=True, text=True, check=False, timeout=300
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("killed") >= REQUESTS
+        assert done.stdout.count("killed") > REQUESTS // 2  # one that finds the other's shard asks for less
         for start in range(0, len(numbers), 2):
             info = shards.write(rows(start * 10, 20), vectors(start * 10, 20))  # takes what is there, or makes it
             shards.fetch(info.name, cache.path)

@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ import yaml
 
 from pipeline.store.store import Store
 from tests.conftest import ROOT, sentence
-from tests.http_server import serving
 from tests.stages.test_pipeline import Project
 
 boto3 = pytest.importorskip("boto3", reason="needs moto: pip install -e '.[dev]'")
@@ -88,6 +89,20 @@ def encoded(checkout: Path) -> int:
     """Texts that the last run of `encode` there had the teacher read."""
     rows: int = json.loads((checkout / "metrics/encode.json").read_text())["rows_encoded"]
     return rows
+
+
+@contextmanager
+def listing(directory: Path) -> Iterator[str]:
+    """The address of a plain web server that answers for a directory with a page of links."""
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        port = re.search(r" port (\d+) ", server.stdout.readline())
+        try:
+            assert port
+            yield f"http://127.0.0.1:{port[1]}"
+        finally:
+            server.kill()
 
 
 def stored_bytes() -> int:
@@ -186,12 +201,12 @@ def test_the_flows_of_the_document_one_after_another(workspace: Workspace) -> No
     assert figures["rows_encoded"] == len(corpus) - shared == 100
     assert figures["tokens_saved"] > 2 * shared
 
-    with serving(a / "data", workspace.folder / "http.log") as server:
+    with listing(a / "data") as address:
         page = workspace.sh(
-            f"cd team-b && dvc import-url --quiet {server.url}/embeddings/ page && ! leaf store info page 2>&1"
+            f"cd team-b && dvc import-url --quiet {address}/embeddings/ page && ! leaf store info page 2>&1"
         )
-        assert "page of HTML" in page
-        assert "Traceback" not in page
+    assert "page of HTML" in page
+    assert "Traceback" not in page
 
     workspace.run("6.")
     from_theirs, from_bucket = (

@@ -92,8 +92,9 @@ def test_requests_and_money_of_an_api(
     with running(key=KEY) as server:
         api = {"base_url": server.url, "items_per_request": 16}
         params = write_params(teacher={"model": "a-model", "api": api}, encode={"shard_rows": 64})
-        said = plan(params, tiny_corpus, "--ask", "200", "--price", "1000000").output
-        before = planned(params, tiny_corpus, "--ask", "200")
+        asked = ("--ask", "200", "--seconds", "0")
+        said = plan(params, tiny_corpus, *asked, "--price", "1000000").output
+        before = planned(params, tiny_corpus, *asked)
         encoded = stage("encode", "--corpus", "corpus", "--out", "store", "--metrics", "encode.json")
         assert encoded.returncode == 0, encoded.stderr
         metrics = json.loads((tmp_path / "encode.json").read_text())

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sentence_transformers.util.quantization import quantize_embeddings
 
 from pipeline.base import Array
 from pipeline.evaluate import metrics
@@ -43,6 +42,8 @@ def dequantised(vectors: Array, precision: str, limits: Array) -> Array:
     vectors = vectors.astype(np.float32)
     if precision == "float32":
         return vectors
+    from sentence_transformers.util.quantization import quantize_embeddings  # seconds, for which no --help should wait
+
     if precision == "int8":
         codes = np.asarray(quantize_embeddings(vectors, "int8", ranges=limits), np.float32)
         steps = (limits[1] - limits[0]) / 255

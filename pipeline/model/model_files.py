@@ -204,7 +204,7 @@ def load_sentence_transformer(directory: Path, name: str, code_revision: str | N
     trusted = {"revision": code_revision, "code_revision": code_revision} if code_revision else {}
     check_requests(model_places(directory), f"model `{name}`")
     with (
-        _load_errors(f"model `{name}`: cannot be loaded as a sentence-transformers model"),
+        load_errors(f"model `{name}`: cannot be loaded as a sentence-transformers model"),
         limited_size(stored_numbers(model_places(directory)), f"model `{name}`"),
         _whole_checkpoints(name),
     ):
@@ -239,7 +239,7 @@ def load_transformer(directory: Path, name: str, random: bool = False) -> Any:
     places = model_places(directory)
     check_requests(places, called)
     with (
-        _load_errors(f"{called}: cannot be loaded"),
+        load_errors(f"{called}: cannot be loaded"),
         limited_size(MOST_RANDOM if random else stored_numbers(places), called),
         _new_weights() if random else _whole_checkpoints(name, called),
     ):
@@ -281,7 +281,8 @@ def check_words(tokenizer: Any, called: str) -> None:
 
 
 @contextmanager
-def _load_errors(message: str) -> Iterator[None]:
+def load_errors(message: str) -> Iterator[None]:
+    """Make of whatever the libraries raise about a model within the block a LeafError that begins with `message`."""
     try:
         with panics_as_errors():
             yield

@@ -27,6 +27,7 @@ from pipeline.model.model_files import (
     check_model_sha256,
     check_words,
     first_module,
+    load_errors,
     load_sentence_transformer,
     load_transformer,
     resolve_model,
@@ -181,6 +182,8 @@ class Student(nn.Module):
             backbone, tail = backbone_of_modules(modules)
         except LeafError as error:
             raise LeafError(f"{path}: is not a student: {error}") from None
+        if backbone.max_length < 1:
+            raise LeafError(f"{path}: is not a student: it reads {backbone.max_length} tokens of a text")
         kinds = [type(module).__name__ for module in tail]
         if kinds not in (["Dense"], ["Dense", "Normalize"]):
             raise LeafError(
@@ -258,7 +261,8 @@ def build(
         raise LeafError(f"student: a head into {dim} dimensions is impossible; the store's dim is wrong")
     torch.manual_seed(seed)  # a checkpoint without a pooler gets a random one, which must not differ between runs
     is_table = first_module(directory)[0] == "StaticEmbedding"
-    backbone = _table(directory, params) if is_table else _backbone(directory, params, count_tokens)
+    with load_errors(f"fit.student.model `{params.model}`: cannot be a student"):
+        backbone = _table(directory, params) if is_table else _backbone(directory, params, count_tokens)
     backbone.set_dropout(dropout)
     head = nn.Linear(backbone.width, dim, bias=params.head_bias)
     return Student(backbone, head, normalize, similarity)
@@ -375,6 +379,8 @@ def _limit_length(backbone: Backbone, max_length: int | None) -> None:
             "fit.student.max_length: missing; neither the checkpoint's tokenizer nor its configuration limits the "
             "tokens of a text; set it (512, say)"
         )
+    if max_length is None and backbone.max_length < 1:
+        raise LeafError(f"fit.student.model: reads {backbone.max_length} tokens of a text by its own settings")
     backbone.max_length = max_length or backbone.max_length
 
 

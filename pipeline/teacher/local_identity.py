@@ -17,7 +17,7 @@ from pipeline.model import (
     weights_sha256,
 )
 from pipeline.params import TeacherParams
-from pipeline.store import FittedTo, StoreMeta
+from pipeline.store import MAX_DIM, FittedTo, StoreMeta
 from pipeline.teacher.layout import (
     DEFAULT_MAX_LENGTH,
     LIMIT_FILES,
@@ -180,9 +180,11 @@ def dimension(params: TeacherParams, layout: Layout) -> int:
     """Dimension of the stored vectors: `teacher.dim`, else that which the model was saved with, else all.
 
     Raises:
-        LeafError: `teacher.dim` is more than the model has.
+        LeafError: `teacher.dim` is more than the model has, or that is more than a store holds.
     """
     full = full_width(params, layout)
+    if not 1 <= full <= MAX_DIM:
+        raise LeafError(f"model {layout.directory}: its files name vectors of {full} dimensions; get the model again")
     if params.dim is not None and params.dim > full:
         raise LeafError(
             f"teacher.dim: {params.dim} is impossible; the vectors of `{params.model}` have {full} dimensions"

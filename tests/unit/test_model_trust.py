@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from pipeline.base import LeafError, TokenIds
 from pipeline.model import Student, build, resolve_model
-from pipeline.model.model_files import model_sha256
+from pipeline.model.model_files import load_transformer, model_sha256
 from pipeline.params import EncodeParams, StudentParams, TeacherParams
 from pipeline.teacher import LocalTeacher
 from stages.common import command
@@ -200,6 +200,35 @@ def test_settings_that_the_library_takes_and_we_cannot_are_one_sentence(model: P
     change(model / "sentence_bert_config.json", modality_config={"text": way})
     with pytest.raises(LeafError, match="cannot be loaded as a sentence-transformers model"):
         teach(model)
+
+
+def test_vectors_wider_than_any_store_take_no_memory(model: Path) -> None:
+    change(model / "1_Pooling/config.json", embedding_dimension=10**16)
+    with pytest.raises(LeafError, match="name vectors of 10000000000000000 dimensions"):
+        teach(model)
+
+
+def test_a_tokenizer_whose_template_lacks_a_token_makes_no_student(model: Path) -> None:
+    """Its library gives up where a backbone asks it for a text."""
+    content = json.loads((model / "tokenizer.json").read_text())
+    content["post_processor"]["special_tokens"] = {}
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(LeafError, match=r"fit\.student\.model"):
+        student(model)
+
+
+def test_an_unknown_token_that_is_unknown_makes_no_student(model: Path) -> None:
+    change(model / "tokenizer_config.json", unk_token="")  # the library looks it up by itself, and never ends
+    with pytest.raises(LeafError, match="cannot be a student"):
+        student(model)
+
+
+def test_a_student_reads_a_token_at_least(model: Path) -> None:
+    transformer = load_transformer(model, "model")
+    transformer.max_seq_length = -5
+    transformer.save(str(model))
+    with pytest.raises(LeafError, match="reads -5 tokens of a text"):
+        student(model)
 
 
 @pytest.mark.parametrize("inside", ["/tmp", "//tmp", "../os", "x/../../os", ""])

@@ -28,6 +28,7 @@ READ = (*("*.json", "*.safetensors", "*.txt", "*.model", "*.spm", "*.codes", "*.
 NOT_READ = ("onnx/*", "openvino/*", ".*", "*/.*")
 DECIDING_FILES = ("*.json", "vocab*", "merges.txt", "*.codes", "*.model", "*.spm")
 LOADING: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
+LONGEST_NAME = 255  # bytes that file systems take for one
 _LOADING_LOCK = threading.Lock()  # while a model is loaded, a method of the library is replaced
 
 
@@ -37,6 +38,8 @@ def resolve_model(model: str, revision: str | None = None) -> Path:
     Raises:
         LeafError: there is no such package, directory or hub model.
     """
+    if "\0" in model or any(len(part.encode(errors="replace")) > LONGEST_NAME for part in model.split("/")):
+        raise LeafError(f"model {model!r:.60}: is no name of a model or of a directory")
     if model.startswith(PACKAGE):
         name, _, inside = model.removeprefix(PACKAGE).partition("/")
         spec = importlib.util.find_spec(name) if name.isidentifier() else None
@@ -112,6 +115,10 @@ def stored_modules(directory: Path) -> list[tuple[str, str]]:
 def check_inside(directory: Path, path: str) -> Path:
     """The place that a model's files name by a path below its directory; LeafError where it lies elsewhere."""
     joined = directory / path
+    if len(path.encode(errors="replace")) > LONGEST_NAME:
+        raise LeafError(
+            f"model {directory}: names a module by {len(path):,} characters ({path!r:.60}); do not trust it"
+        )
     if "\0" in path or not joined.resolve().is_relative_to(directory.resolve()):
         raise LeafError(f"model {directory}: names a module outside of its directory ({path!r:.60}); do not trust it")
     return joined

@@ -249,3 +249,17 @@ def test_a_models_modules_lie_inside_it(model: Path, user: str, path: str) -> No
     (model / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(LeafError, match="names a module outside of its directory"):
         USERS[user](model)
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_a_name_that_no_directory_has_is_refused(model: Path, user: str) -> None:
+    modules = json.loads((model / "modules.json").read_text())
+    modules[0]["path"] = "x" * 5000
+    (model / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(LeafError, match="names a module by 5,000 characters"):
+        USERS[user](model)
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "x" * 5000}))
+    modules[0]["path"] = ""
+    (model / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(LeafError, match="is no name of a model"):
+        USERS[user](model)

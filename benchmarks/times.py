@@ -110,8 +110,7 @@ def _demo(commit: str) -> dict[str, float]:
 def _clone(commit: str, directory: Path) -> Path:
     clone = directory / "clone"
     _run(["git", "clone", "--quiet", str(ROOT), str(clone)], directory)
-    identity = subprocess.run(["git", "rev-parse", commit], cwd=ROOT, check=True, capture_output=True, text=True)
-    _run(["git", "checkout", "--quiet", identity.stdout.strip()], clone)
+    _run(["git", "checkout", "--quiet", _short(commit)], clone)
     return clone
 
 

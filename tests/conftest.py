@@ -24,6 +24,7 @@ WORDS = (
 
 
 MAY_BE_SKIPPED = (
+    "only root may give files to others",
     "needs the right to mount",  # a machine may not give it
     "needs Chromium",  # only root can install it
     "the variables are those of x86 processors",

@@ -23,10 +23,11 @@ def fork(url: str, job: str, first: int, number: int) -> int:
 def main(url: str, job: str, numbers: list[int]) -> None:
     """Each pair has a shard of its own, and runs at once; one pair after another."""
     for start in range(0, len(numbers), 2):
-        for child in [fork(url, job, start * 10, number) for number in numbers[start : start + 2]]:
+        pair = numbers[start : start + 2]
+        for number, child in zip(pair, [fork(url, job, start * 10, number) for number in pair], strict=True):
             status = os.waitpid(child, 0)[1]
             if os.WIFSIGNALED(status):
-                sys.stdout.write("killed\n")
+                sys.stdout.write(f"killed {number}\n")
             elif status:
                 raise SystemExit(f"a writer that was not killed failed: {status}")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from pipeline.base import ROLES, LeafError
-from pipeline.corpus.readers import jsonl, parquet, plain_text
+from pipeline.corpus.readers import jsonl, markdown, parquet, plain_text
 from pipeline.corpus.readers.beginning import Records, encoding_of, missing_header, records, unit_of
 from pipeline.corpus.readers.beir import CORPUS, QUERIES
 from pipeline.corpus.readers.contents import HEAD, nature
@@ -19,7 +19,7 @@ from pipeline.corpus.readers.fields import source_files
 from pipeline.corpus.readers.lines import text_form
 from pipeline.params import SourceParams
 
-Kind = Literal["parquet", "arrow", "jsonl", "csv", "tsv", "text", "beir", "huggingface", "docstrings"]
+Kind = Literal["parquet", "arrow", "jsonl", "csv", "tsv", "text", "markdown", "beir", "huggingface", "docstrings"]
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "parquet": parquet.PARQUET_SUFFIXES,
     "arrow": parquet.ARROW_SUFFIXES,
@@ -27,8 +27,9 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "csv": ("csv",),
     "tsv": ("tsv", "tab"),
     "text": plain_text.SUFFIXES,
+    "markdown": markdown.SUFFIXES,
 }
-_TEXT_KINDS = ("jsonl", "csv", "tsv", "text")
+_TEXT_KINDS = ("jsonl", "csv", "tsv", "text", "markdown")
 
 _NAMES = {
     "query": "query question questions anchor prompt instruction utterance search frage pregunta domanda pergunta "
@@ -130,6 +131,8 @@ def _described(source: SourceParams, given: Fields) -> SourceParams:
     file = None if source.kind == "huggingface" else source_files(source, SUFFIXES[source.kind])[0]
     if file and source.kind in _TEXT_KINDS:
         source = replace(source, encoding=encoding_of(file))
+    if source.kind == "markdown":
+        return replace(source, role=given.role or "document")
     if file and source.kind == "text":
         return replace(source, unit=unit_of(file, source.encoding), role=given.role or "document")
     if file and source.kind in ("csv", "tsv"):

@@ -67,7 +67,7 @@ class SourceParams:
 
     name: str
     """Stands in the corpus's column `source`, and in metrics; each source has its own."""
-    kind: Literal["parquet", "arrow", "jsonl", "csv", "tsv", "text", "beir", "huggingface", "docstrings"]
+    kind: Literal["parquet", "arrow", "jsonl", "csv", "tsv", "text", "markdown", "beir", "huggingface", "docstrings"]
     """How the files are read (`docs/sources.md` has an example of each): `arrow` is Feather too, `jsonl` also JSON that
     is one array or object."""
     path: str | None = None
@@ -94,7 +94,8 @@ class SourceParams:
     reads it: without references to what was matched before, and without looking around."""
     page_suffix: str | None = None
     """Regular expression that is removed from ids, after `id_suffix`, to know the records of one page (`\\.[0-9]+$`):
-    they are sampled, drawn and held out together, and each keeps its id and so its own queries."""
+    they are sampled, drawn and held out together, and each keeps its id and so its own queries. Left out, sections of
+    one file are a page where kind `markdown` reads several; `^$` makes each section one."""
     encoding: str | None = None
     """Of files of text, where it is not UTF-8 and no byte-order mark tells it (`cp1252`, what Excel writes in Western
     Europe; `gb18030`)."""

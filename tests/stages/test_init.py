@@ -113,7 +113,7 @@ def test_a_folder_with_two_kinds_of_files_is_two_sources_and_one_copy(
     sources = params("new")["corpus"]["sources"]
     assert {(source["kind"], source["path"]) for source in sources} == {
         ("csv", "data/sources/texts"),
-        ("text", "data/sources/texts"),
+        ("markdown", "data/sources/texts"),
     }
     assert result.output.count("copied ") == 1
 

@@ -98,9 +98,12 @@ def test_a_folder_is_a_source_for_each_kind_of_file_in_it(tmp_path: Path) -> Non
         (tmp_path / place).write_text("# Title\n\n" + "\n\n".join(ANSWERS[:5]))
     csv(tmp_path / "docs" / "faq.csv", {"question": QUESTIONS, "answer": ANSWERS})
     notes, faq = guess_sources(str(tmp_path / "docs"))
-    assert (notes.kind, notes.unit, notes.role, notes.name) == ("text", "paragraph", "document", "docs")
+    assert (notes.kind, notes.role, notes.name) == ("markdown", "document", "docs")
     assert (faq.kind, faq.name, faq.query_field) == ("csv", "docs-2", "question")
-    assert preview(notes, CorpusParams((notes,), 0.1)).texts == {"document": 12}
+    seen = preview(notes, CorpusParams((notes,), 0.1))
+    assert seen.texts == {"document": 2}
+    assert seen.examples["id"].to_list() == ["deep/two.md#title", "one.md#title"]
+    assert seen.examples["text"][0].startswith(f"Title {ANSWERS[0]} {ANSWERS[1]}")
 
 
 def test_what_is_given_is_not_guessed(tmp_path: Path) -> None:

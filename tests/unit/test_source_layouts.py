@@ -650,6 +650,7 @@ def test_a_message_never_prints_a_long_header(kind: str, tmp_path: Path) -> None
         ({"quote": ""}, "`quote` belongs to the kinds csv, tsv"),
         ({"kind": "csv", "quote": "", "escape": "/"}, "leave one out"),
         ({"kind": "text", "title_field": "t"}, "has no fields to name"),
+        ({"kind": "text", "id_field": "t"}, "has no fields to name"),
     ],
 )
 def test_parameters_that_do_not_fit_are_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -9,9 +10,12 @@ import polars as pl
 import pytest
 
 from pipeline.base.errors import LeafError
+from pipeline.corpus.build import build
+from pipeline.corpus.parts import scan
 from pipeline.corpus.readers import docstrings, parquet, records
+from pipeline.corpus.readers.markdown import sections
 from pipeline.corpus.readers.source import READERS, batches
-from pipeline.params.sections import SourceParams
+from pipeline.params.sections import CorpusParams, SourceParams
 
 Rows = list[tuple[str, str | None, str]]
 
@@ -105,6 +109,77 @@ def test_plain_text_is_read_by_line_or_by_paragraph(tmp_path: Path) -> None:
     assert paragraphs == [("0", "one\ntwo\n", "document"), ("1", "three", "document")]
 
 
+def ids(path: Path, kind: str) -> list[str]:
+    return [str(identifier) for identifier, _, _ in read(kind=kind, path=path, role="document")]
+
+
+@pytest.mark.parametrize(("kind", "end"), [("markdown", "md"), ("text", "txt")])
+def test_a_file_that_is_added_leaves_the_ids_of_the_others_alone(kind: str, end: str, tmp_path: Path) -> None:
+    (tmp_path / "notes/deep").mkdir(parents=True)
+    for name in ("b", "deep/c"):
+        (tmp_path / f"notes/{name}.{end}").write_text("# One\n\ntext one\n\n# Two\n\ntext two\n")
+    before = ids(tmp_path / "notes", kind)
+    assert {name.partition("#")[0] for name in before} == {f"b.{end}", f"deep/c.{end}"}
+    assert len(set(before)) == len(before)
+    (tmp_path / f"notes/a.{end}").write_text("# Zero\n\ntext\n")
+    assert set(before) < set(ids(tmp_path / "notes", kind))
+    assert sorted(ids(tmp_path / f"*/**/*.{end}", kind)) == sorted(
+        f"notes/{name}" for name in ids(tmp_path / "notes", kind)
+    )
+
+
+def markdown(text: str) -> dict[str, str]:
+    """Title and text of each section, by its anchor."""
+    return {section.anchor: f"{section.title}|{section.text}" for section in sections(text.splitlines(keepends=True))}
+
+
+def test_headings_of_markdown_are_the_titles_of_what_stands_beneath_them() -> None:
+    assert markdown("# A #\n## B\n\none\n\n### C [l](u) `x`\ntwo\n## D {#own .note}\nthree\n# E\n\n## B\nfour\n") == {
+        "b": "A > B|one",
+        "c-l-x": "A > B > C l x|two",
+        "own": "A > D|three",
+        "b-1": "E > B|four",
+    }
+    assert markdown("Old\r\n===\r\none\r\n\r\nstyle\r\n---\r\ntwo") == {"old": "Old|one", "style": "Old > style|two"}
+    assert markdown("one\n\n---\n\n- item\n---\n#tag\n") == {"": "|one\n\n---\n\n- item\n---\n#tag"}
+
+
+@pytest.mark.parametrize(
+    ("opening", "other", "closing"),
+    [
+        ("```sh", "~~~", "```"),
+        ("~~~~", "~~~", "~~~~~"),
+        ("  ```", "```sh", "  ```"),
+        ("- ```", "``", "  ```"),
+    ],
+)
+def test_fenced_code_stays_within_its_section(opening: str, other: str, closing: str) -> None:
+    code = f"{opening}\n# no heading\n\nNor this\n====\n{other}\n{closing}"
+    assert markdown(f"# A\n{code}\n# B\nafter") == {"a": f"A|{code}", "b": "B|after"}
+
+
+def test_front_matter_is_dropped_but_for_its_title() -> None:
+    assert markdown('---\ntitle: "A: b"\ndate: 2024-01-01\n---\n\ntext\n## C\nmore') == {
+        "": "A: b|text",
+        "c": "A: b > C|more",
+    }
+    assert markdown("---\ntitle: A\n...\n# a\ntext") == {"a": "a|text"}
+    assert markdown("---\ntitle: {{ of a template }}\n---\ntext") == {"": "|text"}
+    assert markdown("---\nProse between rules.\n---\ntext") == {"": "|---\nProse between rules.\n---\ntext"}
+    assert markdown("---\nkey: never closed\n") == {"": "|---\nkey: never closed"}
+
+
+def test_the_sections_of_a_note_are_held_out_together_but_those_of_a_single_file_are_not(tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / f"{number}.md").write_text("\n".join(f"# S{n}\ntext {number} of {n}" for n in range(8)))
+    whole = SourceParams("notes", "markdown", str(tmp_path), role="document")
+    build(CorpusParams((whole,), 0.5), tmp_path / "corpus")
+    splits = scan(tmp_path / "corpus").select(pl.col("id").str.replace("#.*", ""), "split").unique().collect()
+    assert len(splits) == 30 and splits["split"].n_unique() == 2
+    for source in (replace(whole, path=str(tmp_path / "0.md")), replace(whole, page_suffix="^$")):
+        assert (frame := next(batches(source)))["page"].to_list() == frame["id"].to_list()
+
+
 @pytest.fixture
 def beir(tmp_path: Path) -> Path:
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"_id": "1", "title": "T", "text": "body"}) + "\n")
@@ -180,7 +255,7 @@ def test_batches_are_bounded_in_rows_and_characters(tmp_path: Path, monkeypatch:
     source = SourceParams(name="s", kind="text", path=str(file), role="query")
     monkeypatch.setattr(records, "BATCH_ROWS", 4)
     assert [len(frame) for frame in batches(source)] == [4, 4, 2]
-    monkeypatch.setattr(records, "BATCH_CHARACTERS", 10)
+    monkeypatch.setattr(records, "BATCH_CHARACTERS", 22)  # ids and roles count too
     assert [len(frame) for frame in batches(source)] == [2] * 5
 
 

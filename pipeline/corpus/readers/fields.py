@@ -2,6 +2,7 @@
 
 import glob
 from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import polars as pl
@@ -12,7 +13,8 @@ from pipeline.params import SourceParams
 SCHEMA = {"id": pl.String, "text": pl.String, "role": pl.String}
 
 Frames = Iterator[pl.DataFrame]
-"""Frames with the columns of SCHEMA, `origin` where the source has a `source_field`, and `title` where views want it.
+"""Frames with the columns of SCHEMA, `origin` where the source has a `source_field`, `title` where views want it, and
+`page` where the kind knows which records are of one page.
 
 `text` may be null; the texts of a record follow each other and share its id."""
 
@@ -45,6 +47,22 @@ def source_files(source: SourceParams, suffixes: tuple[str, ...]) -> list[Path]:
     if not files:
         raise LeafError(f"corpus.sources `{source.name}`: {path}: no such file")
     return sorted(files)
+
+
+def is_one_file(source: SourceParams) -> bool:
+    """Whether the source's `path` is a file, not a folder or a glob of files."""
+    return Path(source.path or "").expanduser().is_file()
+
+
+def name_in_source(source: SourceParams, file: Path) -> str:
+    """The path of one of `source_files` below the directory, or below what stands before the first wildcard of a glob.
+
+    So it is the same wherever the source lies, and whatever other files are in it.
+    """
+    path = Path(source.path or "").expanduser()
+    plain = takewhile(lambda part: not glob.has_magic(part), path.parts)
+    root = path.parent if path.is_file() else path if path.is_dir() else Path(*plain)
+    return file.relative_to(root).as_posix()
 
 
 _HIDDEN = ("_", ".")

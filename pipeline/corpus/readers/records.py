@@ -1,7 +1,7 @@
 """Gather records, which come a few strings at a time, into batches of bounded size."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import polars as pl
@@ -26,14 +26,14 @@ def frames_of_records(source: SourceParams, records: Iterable[tuple[str, Record]
     return frames_of_batches(source, batches_of_records(records))
 
 
-def frames_of_texts(texts: Iterable[tuple[str, Record]]) -> Frames:
-    """Frames of texts that have the columns of SCHEMA already (id, text, role), each with its place.
+def frames_of_texts(texts: Iterable[tuple[str, Record]], names: Sequence[str] = tuple(SCHEMA)) -> Frames:
+    """Frames of texts that have the columns of a frame already (id, text, role, and more if named), with their places.
 
     Raises:
         LeafError: a text is not valid Unicode.
     """
     for _, columns in batches_of_records(texts):
-        yield pl.DataFrame(dict(zip(SCHEMA, columns, strict=True)), schema=SCHEMA)
+        yield pl.DataFrame(dict(zip(names, columns, strict=True)), schema=dict.fromkeys(names, pl.String))
 
 
 def batches_of_records(records: Iterable[tuple[str, Record]]) -> Iterator[Batch]:

@@ -11,7 +11,7 @@ from typing import Literal
 import polars as pl
 
 from pipeline.base import LeafError, first_line
-from pipeline.corpus.readers import beir, docstrings, huggingface, jsonl, parquet, plain_text, table
+from pipeline.corpus.readers import beir, docstrings, huggingface, jsonl, markdown, parquet, plain_text, table
 from pipeline.corpus.readers.fields import Frames, column_names, keeps_titles, require_columns
 from pipeline.params import SourceParams
 
@@ -27,6 +27,8 @@ class Reader:
     """Whether parameters name the fields of a record; otherwise only `role` applies."""
     options: tuple[str, ...] = ()
     """Which of _OPTIONS the kind has: how its files of text are written."""
+    has_titles: bool = False
+    """Whether the kind itself tells titles, where views want them."""
     knows_roles: bool = False
     """Whether the kind itself tells queries from documents; `role` is then not required, and selects one of them."""
 
@@ -40,10 +42,16 @@ READERS: dict[str, Reader] = {
     "csv": Reader(table.read, options=_OPTIONS),
     "tsv": Reader(table.read, options=_OPTIONS),
     "text": Reader(plain_text.read, has_fields=False, options=_OPTIONS[:1]),
+    "markdown": Reader(markdown.read, has_fields=False, options=_OPTIONS[:1], has_titles=True),
     "beir": Reader(beir.read, has_fields=False, knows_roles=True),
     "huggingface": Reader(huggingface.read),
     "docstrings": Reader(docstrings.read, location="packages", has_fields=False, knows_roles=True),
 }
+
+
+def has_fields(source: SourceParams) -> bool:
+    """Whether parameters name the fields of the source's records."""
+    return READERS[source.kind].has_fields
 
 
 def check(source: SourceParams) -> None:
@@ -59,8 +67,8 @@ def check(source: SourceParams) -> None:
         raise LeafError(f"{place}: kind {source.kind} needs `{reader.location}`{hint}")
     paired = source.query_field or source.document_field
     role_rules = sum(map(bool, (source.role, source.role_field, paired)))
-    fields = (paired, source.role_field, source.text_field, source.title_field, source.source_field)
-    if not reader.has_fields and any(fields):
+    others = (source.role_field, source.text_field, source.title_field, source.source_field, source.id_field)
+    if not reader.has_fields and (paired or any(others)):
         raise LeafError(f"{place}: kind {source.kind} has no fields to name; only `role` applies to it")
     if role_rules > 1 or (role_rules == 0 and not reader.knows_roles):
         raise LeafError(f"{place}: needs one of `role`, `role_field`, or `query_field` and/or `document_field`")
@@ -68,7 +76,7 @@ def check(source: SourceParams) -> None:
         raise LeafError(f"{place}: `text_field` and `query_field`/`document_field` exclude each other")
     if source.balance != "cap" and not (source.cap and source.source_field):
         raise LeafError(f"{place}: balance `{source.balance}` is among origins: it needs `source_field` and `cap`")
-    if keeps_titles(source) and not source.title_field:
+    if keeps_titles(source) and not (source.title_field or reader.has_titles):
         raise LeafError(f"{place}: views.title needs `title_field`, the field that holds the title")
     _check_options(place, source)
     for name in ("id_suffix", "page_suffix"):
@@ -106,7 +114,8 @@ def _check_options(place: str, source: SourceParams) -> None:
 def batches(source: SourceParams) -> Frames:
     """Frames `id, text, role, page` of the source's texts, in its own order, each of bounded size.
 
-    `page` is the id of all records of a page (`page_suffix`); `origin` is there too if the source has a `source_field`.
+    `page` is the id of all records of a page (by `page_suffix`, or as the kind knows it); `origin` is there too if the
+    source has a `source_field`.
 
     Raises:
         LeafError: a file is missing, empty, damaged, no text, or lacks a column; the message names the place.
@@ -116,7 +125,9 @@ def batches(source: SourceParams) -> Frames:
     for frame in READERS[source.kind].read(source):
         rows += len(frame)
         ids = _without(source.id_suffix, frame["id"])
-        yield frame.with_columns(ids, _without(source.page_suffix, ids).alias("page"))
+        has_pages = "page" in frame.columns and source.page_suffix is None
+        pages = frame["page"] if has_pages else _without(source.page_suffix, ids).alias("page")
+        yield frame.with_columns(ids, pages)
     if rows == 0:
         raise LeafError(f"corpus.sources `{source.name}`: {source.path or ', '.join(source.packages)} has no texts")
 

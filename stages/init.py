@@ -1,5 +1,6 @@
 """Start a project: `leaf init DIR` looks at texts, asks what it needs to know, and writes the project's files."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,8 +9,8 @@ from typing import Any, Literal, TypeVar, cast
 
 import click
 
-from pipeline.base import LeafError, parse_yaml
-from pipeline.corpus import Fields, Preview, guess_sources, preview
+from pipeline.base import LeafError, glob_root, parse_yaml
+from pipeline.corpus import TEXT_KINDS, Fields, Preview, guess_sources, has_fields, left_out, preview
 from pipeline.params import (
     ApiParams,
     CorpusParams,
@@ -43,29 +44,52 @@ class Answers:
     title_field: str | None
     id_field: str | None
     role: Literal["query", "document"] | None
+    encoding: str | None
     teacher: str | None
     api: str | None
     student: str | None
     heldout: float | None
     evaluation: tuple[str, ...]
 
+    def check_role(self) -> None:
+        """Refuse a role of texts that have one by their field."""
+        if self.role and (self.query_field or self.document_field):
+            raise LeafError("--role: is that of --text-field; --query-field and --document-field say it themselves")
+
+    def check_used(self, sources: Sequence[SourceParams]) -> None:
+        """Refuse options that no source can have, as texts of a person who gave them would be read otherwise."""
+        kinds = ", ".join(dict.fromkeys(source.kind for source in sources))
+        if self.fields.names_any and not any(map(has_fields, sources)):
+            raise LeafError(f"kind {kinds} has no fields to name: leave out --query-field, --text-field and the like")
+        if self.encoding and not any(source.kind in TEXT_KINDS for source in sources):
+            raise LeafError(f"--encoding: kind {kinds} knows its own; leave it out")
+
     @property
     def fields(self) -> Fields:
-        """What the fields of the texts are."""
+        """What the files and fields of the texts are."""
         return Fields(
-            self.query_field, self.document_field, self.text_field, self.title_field, self.id_field, self.role
+            self.query_field,
+            self.document_field,
+            self.text_field,
+            self.title_field,
+            self.id_field,
+            self.role,
+            self.encoding,
         )
 
 
 @command
 @click.argument("directory", type=Path)
-@click.option("--texts", multiple=True, help="File, directory, or data set on the hub; may be given again.")
+@click.option(
+    "--texts", multiple=True, help="File, directory, glob in quotes, or data set on the hub; may be given again."
+)
 @click.option("--query-field", help="Field of the texts that holds queries.")
 @click.option("--document-field", help="Field that holds documents; with --query-field as well, records are pairs.")
 @click.option("--text-field", help="Field that holds texts of one --role.")
 @click.option("--title-field", help="Field whose text is put before a document's.")
 @click.option("--id-field", help="Field that holds ids.")
 @click.option("--role", type=click.Choice(["query", "document"]), help="Of all texts, where they are no pairs.")
+@click.option("--encoding", help="Of files of text that are not UTF-8 (cp1252, gb18030), if it is guessed wrong.")
 @click.option("--teacher", help="Hub id or directory of the large model, or with --api its name there.")
 @click.option("--api", help="URL of an OpenAI-compatible API that runs the teacher (https://api.openai.com/v1).")
 @click.option("--student", help="Hub id or directory of the model that the student starts from.")
@@ -119,12 +143,14 @@ class _Draft:
             raise LeafError("--texts: name a file, a directory or a data set on the hub")
         paths = paths or [_ask("Where are the texts (file, directory, data set on the hub)?")]
         corpus, sources = self.get(CorpusParams), list[SourceParams]()
+        self.answers.check_role()
         for path in paths:
             for source, seen in self._seen_sources(path, [source.name for source in sources]):
                 is_local = source.kind != "huggingface"
                 place = self.project.place(cast(str, source.path), SOURCES) if is_local else source.path
                 sources.append(replace(source, path=place))
                 self.previews.append(seen)
+        self.answers.check_used(sources)
         self.set(replace(corpus, sources=tuple(sources)))
 
     def _seen_sources(self, path: str, taken: Sequence[str]) -> list[tuple[SourceParams, Preview]]:
@@ -132,13 +158,26 @@ class _Draft:
         fields = self.answers.fields
         is_given = fields != Fields()
         while True:
-            seen = [(source, self._look_at(source)) for source in guess_sources(path, fields, taken)]
-            has_fields = all(source.kind not in ("text", "beir") for source, _ in seen)
-            if not self.asks or is_given or not has_fields or click.confirm("Is that right?", default=True):
+            seen = self._look_at_all(guess_sources(path, fields, taken, echo))
+            may_ask = self.asks and not is_given and any(has_fields(source) for source, _ in seen)
+            if not may_ask or click.confirm("Is that right?", default=True):
                 return seen
             typed = {part: _ask(f"Field of the {part} (empty for none):", "") or None for part in _PARTS}
             role = _ask("Its role, query or document?", "document") if typed["text"] else None
             fields = Fields(**typed, role=cast(Any, role))
+
+    def _look_at_all(self, sources: Sequence[SourceParams]) -> list[tuple[SourceParams, Preview]]:
+        """Those that can be read, with what was seen of them; the others of a directory are left out with a word."""
+        seen, errors = list[tuple[SourceParams, Preview]](), list[LeafError]()
+        for source in sources:
+            try:
+                seen.append((source, self._look_at(source)))
+            except LeafError as error:
+                errors.append(error)
+                echo(left_out(source.kind, error))
+        if not seen:
+            raise errors[0]
+        return seen
 
     def _look_at(self, source: SourceParams) -> Preview:
         """Read a source, of a data set on the hub only the beginning, and show it."""
@@ -156,6 +195,8 @@ class _Draft:
         suggestion = suggested.models(self.previews)
         name = answers.teacher or teacher.model or self._choose("Teacher, the large model:", suggestion[0])
         start = answers.student or fit.student.model or self._choose("The student starts from:", suggestion[1])
+        for option, given in (("--teacher", None if answers.api else answers.teacher), ("--student", answers.student)):
+            _check_local(option, given or "")
         if name != teacher.model:
             api = ApiParams(answers.api) if answers.api else None
             place = name if api else self.project.model(name)
@@ -187,6 +228,17 @@ class _Draft:
 
     def _choose(self, question: str, suggestion: str) -> str:
         return _ask(question, suggestion) if self.asks else suggestion
+
+
+def _check_local(option: str, name: str) -> None:
+    """Refuse a model that is named as a package's or a directory and is none; the hub is not asked."""
+    if name.startswith(("package:", ".", "/", "~")):
+        from pipeline.model import resolve_model  # only now: it imports PyTorch
+
+        try:
+            resolve_model(os.path.expanduser(name))  # noqa: PTH111  a Path would lose the `./`
+        except LeafError as error:
+            raise LeafError(f"{option}: {error}") from None
 
 
 _PARTS = ("query", "document", "text", "title", "id")
@@ -230,7 +282,7 @@ def _read_recipe(name: str) -> tuple[str, dict[str, object]]:
 def _show_next_steps(directory: Path, draft: _Draft) -> None:
     """Print what is still missing, and the command to type."""
     named = [*source_paths(draft.sections), *evaluation_paths(draft.sections), *draft.get(EncodeParams).reuse]
-    missing = [path for path in named if "://" not in path and not (draft.project.directory / path).exists()]
+    missing = [path for path in named if "://" not in path and not glob_root(draft.project.directory / path).exists()]
     if missing:
         echo(f"bring what is not there yet, or change params.yaml: {', '.join(missing)}")
     if api := draft.get(TeacherParams).api:

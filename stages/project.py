@@ -1,5 +1,6 @@
 """The files of a project: `dvc.yaml`, `params.yaml`, what git and DVC ignore, texts. Overwrites nothing."""
 
+import glob
 import logging
 import os
 import shutil
@@ -7,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from pipeline.base import LeafError, first_line, written_file
+from pipeline.base import LeafError, first_line, glob_root, written_file
 from pipeline.params import CorpusParams, EvaluateParams, commented
 
 SOURCES, EVALUATION = "data/sources", "data/evaluation"
@@ -46,23 +47,26 @@ class Project:
         return next((place for place in parents if (place / ".git").exists() or (place / ".dvc").is_dir()), parents[0])
 
     def place(self, path: str, folder: str) -> str:
-        """The path in `params.yaml` of a file or directory, which is copied below `folder` if it lies elsewhere.
+        """The path in `params.yaml` of a file, directory or glob, which is copied below `folder` if it lies elsewhere.
 
         Raises:
             LeafError: the project lies in it, or its place is taken.
         """
         source = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100
-        if source == self.directory or source in self.directory.parents:
+        root = glob_root(source)
+        holds_project = root == self.directory or root in self.directory.parents
+        if holds_project and root == source:
             raise LeafError(f"{path}: holds the project itself; name a directory that holds the texts alone")
-        if source.is_relative_to(self.root):
+        if source.is_relative_to(self.root) and not holds_project:
             return os.path.relpath(source, self.directory)
-        target = self.directory / folder / source.name
+        target = self.directory / folder / root.name
+        placed = str(Path(folder) / source.relative_to(root.parent))
         if (source, target) in self._copies:  # a directory with files of several kinds is several sources
-            return f"{folder}/{source.name}"
+            return placed
         if target.exists() or any(target == taken for _, taken in self._copies):
             raise LeafError(f"{target}: is there already, and nothing is overwritten; rename {path}")
         self._copies.append((source, target))
-        return f"{folder}/{source.name}"
+        return placed
 
     def model(self, name: str) -> str:
         """The name of a model in `params.yaml`: a directory of this repository is named as the project sees it."""
@@ -76,7 +80,8 @@ class Project:
         """Write the project; returns a sentence for each thing that was made."""
         self.directory.mkdir(parents=True, exist_ok=True)
         said = [self._copy(source, target) for source, target in self._copies]
-        pipeline = pipeline_file(_top(source_paths(sections), SOURCES), _top(evaluation_paths(sections), EVALUATION))
+        sources, evaluation = map(self._roots, (source_paths(sections), evaluation_paths(sections)))
+        pipeline = pipeline_file(_top(sources, SOURCES), _top(evaluation, EVALUATION))
         for name, text in (("dvc.yaml", pipeline), ("params.yaml", f"{head or _HEAD}\n{commented(sections)}")):
             with written_file(self.directory / name) as file:
                 file.write_text(text, encoding="utf-8")
@@ -85,12 +90,24 @@ class Project:
             said += self._ignore(name)
         return said + self._start_dvc()
 
+    def _roots(self, paths: Iterable[str]) -> list[str]:
+        """The paths, with the directories in which globs match in place of these: DVC knows no globs."""
+        roots = {path: glob_root(self.directory / path) for path in paths}
+        return [
+            path if root == self.directory / path else os.path.relpath(root, self.directory)
+            for path, root in roots.items()
+        ]
+
     def _copy(self, source: Path, target: Path) -> str:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*"))
-        else:
-            shutil.copy(source, target)
+        root = glob_root(source)
+        matches = [source] if root == source else list(map(Path, glob.glob(str(source), recursive=True)))  # noqa: PTH207
+        for match in [file for file in matches if file.is_file()] or matches:  # directories only where it means them
+            copy = target / match.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if match.is_dir():
+                shutil.copytree(match, copy, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
+            else:
+                shutil.copy(match, copy)
         inside = target.relative_to(self.directory)
         return f"copied {source} to {inside}: the pipeline reads the copy (`dvc add {inside}` keeps it for colleagues)"
 

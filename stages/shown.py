@@ -10,7 +10,7 @@ from stages.common import echo
 from stages.estimate import measure, model_size
 
 LONG = 1600  # characters, more than many teachers read
-WIDTH = 88  # characters of an example
+WIDTH, ID_WIDTH = 88, 48  # characters of an example and of its id, at most
 _KEYS = ("role", "query_field", "document_field", "text_field", "title_field", "role_field", "id_field", "encoding")
 _PLURAL = {"query": "queries", "document": "documents"}
 
@@ -45,10 +45,14 @@ def show_source(source: SourceParams, seen: Preview) -> None:
         echo("  many are longer than teachers read, and what is not read is not found")
         echo("  (`passages` of a source cuts its documents: `leaf params corpus` explains it)")
     echo("  as they will be stored:")
+    width = max([16, *(len(on_one_line(identifier)) for identifier in seen.examples.get_column("id", default=[]))])
     for role, identifier, text in seen.examples.iter_rows():
-        line = on_one_line(text)
-        cut = line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
-        echo(f"    {role:9} {on_one_line(identifier)[:16]:16}  {cut}")
+        name = _cut(on_one_line(identifier), ID_WIDTH)
+        echo(f"    {role:9} {name:{min(width, ID_WIDTH)}}  {_cut(on_one_line(text), WIDTH)}")
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
 def show_run(teacher: TeacherParams, fit: FitParams, heldout: float, previews: Sequence[Preview]) -> None:

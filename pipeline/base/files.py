@@ -6,7 +6,9 @@ So temporary names are made by chance, nothing is written through a link, and wh
 
 import errno
 import fcntl
+import glob
 import hashlib
+import itertools
 import json
 import os
 import pwd
@@ -275,6 +277,13 @@ def disk(place: Path, what: str | None = None) -> Iterator[None]:
             target = f" for {what}" if what else ""
             raise LeafError(f"{place}: no space left{target}; free some and run again: nothing is lost") from None
         raise LeafError(f"{place}: {error.strerror or error} ({error.filename})") from None
+
+
+def glob_root(path: Path) -> Path:
+    """The directory below which a glob matches: what stands before its first wildcard; any other path as it is."""
+    if path.exists() or not glob.has_magic(str(path)):
+        return path
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

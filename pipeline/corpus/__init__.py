@@ -7,7 +7,7 @@ from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
 from pipeline.corpus.further_records import NAME as FURTHER_RECORDS
 from pipeline.corpus.further_records import further_records
-from pipeline.corpus.guess import Fields, field_names, guess_sources
+from pipeline.corpus.guess import TEXT_KINDS, Fields, field_names, guess_sources, left_out
 from pipeline.corpus.output import CORPUS_KIND
 from pipeline.corpus.parts import (
     check_rows,
@@ -24,6 +24,7 @@ from pipeline.corpus.preview import Preview, preview
 from pipeline.corpus.readers.beir import CORPUS, QUERIES, beir_file
 from pipeline.corpus.readers.docstrings import texts
 from pipeline.corpus.readers.lines import json_objects, lines
+from pipeline.corpus.readers.source import has_fields
 from pipeline.corpus.readers.table import read_table
 from pipeline.corpus.text import clean
 
@@ -32,6 +33,7 @@ __all__ = [
     "CORPUS_KIND",
     "FURTHER_RECORDS",
     "QUERIES",
+    "TEXT_KINDS",
     "Fields",
     "Preview",
     "beir_file",
@@ -44,7 +46,9 @@ __all__ = [
     "field_names",
     "further_records",
     "guess_sources",
+    "has_fields",
     "json_objects",
+    "left_out",
     "lines",
     "numbered_column",
     "part_files",

@@ -3,14 +3,15 @@
 Guesses are for a person to look at before anything is made of them; the readers themselves guess nothing of this.
 """
 
+import glob
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-from pipeline.base import ROLES, LeafError
+from pipeline.base import ROLES, LeafError, glob_root
 from pipeline.corpus.readers import jsonl, markdown, parquet, plain_text
 from pipeline.corpus.readers.beginning import Records, encoding_of, missing_header, records, unit_of
 from pipeline.corpus.readers.beir import CORPUS, QUERIES
@@ -29,7 +30,10 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "text": plain_text.SUFFIXES,
     "markdown": markdown.SUFFIXES,
 }
-_TEXT_KINDS = ("jsonl", "csv", "tsv", "text", "markdown")
+TEXT_KINDS = ("jsonl", "csv", "tsv", "text", "markdown")
+"""Whose files are text, in an encoding."""
+_BELOW_HEADER = ", only a first line that names its columns"
+_SHOWN = 3  # files in a message
 
 _NAMES = {
     "query": "query question questions anchor prompt instruction utterance search frage pregunta domanda pergunta "
@@ -46,7 +50,7 @@ _WORDS = {part: names.split() for part, names in _NAMES.items()}
 
 @dataclass(frozen=True)
 class Fields:
-    """What the fields of records are, where somebody says so; what is None is guessed."""
+    """What files and the fields of their records are, where somebody says so; what is None is guessed."""
 
     query: str | None = None
     document: str | None = None
@@ -54,6 +58,13 @@ class Fields:
     title: str | None = None
     id: str | None = None
     role: Literal["query", "document"] | None = None
+    encoding: str | None = None
+    """Of files of text."""
+
+    @property
+    def names_any(self) -> bool:
+        """Whether they name a field at all."""
+        return self.name_texts or bool(self.title or self.id)
 
     @property
     def name_texts(self) -> bool:
@@ -61,41 +72,91 @@ class Fields:
         return bool(self.query or self.document or self.text)
 
 
-def guess_sources(path: str, given: Fields = Fields(), names: Sequence[str] = ()) -> list[SourceParams]:
-    """The sources that a file, a directory or a data set of the hub is: one for each kind of file in it.
+def guess_sources(
+    path: str, given: Fields = Fields(), names: Sequence[str] = (), tell: Callable[[str], None] = lambda _: None
+) -> list[SourceParams]:
+    """The sources that a file, a glob, a directory or a data set of the hub is: one for each kind of file in it.
 
-    `names` are those that other sources have already.
+    `names` are those that other sources have already. `tell` is given a sentence for what a directory holds that is
+    left out.
 
     Raises:
-        LeafError: there is no such file, it cannot be read, or no field of its records looks like texts.
+        LeafError: there is no such file, it cannot be read, or no field of its records looks like texts; of a
+            directory, if that goes for all that is in it.
     """
-    place, taken, sources = Path(path).expanduser(), list(names), []
-    for kind in _kinds(place, path):
-        source = SourceParams(_name(path, taken), cast(Kind, kind), str(place) if place.exists() else path)
+    place, taken, sources = Path(path).expanduser(), list(names), list[SourceParams]()
+    reasons = []
+    for kind in _kinds(place, path, tell):
+        is_here = place.exists() or glob_root(place) != place
+        source = SourceParams(_name(path, taken), cast(Kind, kind), str(place) if is_here else path)
+        try:
+            sources.append(_described(source, given))
+        except LeafError as error:
+            reasons.append((kind, error))
+            continue
         taken.append(source.name)
-        sources.append(_described(source, given))
+    if not sources:
+        raise reasons[0][1]
+    for kind, error in reasons:
+        tell(left_out(kind, error))
     return sources
 
 
+def left_out(kind: str, error: LeafError) -> str:
+    """The sentence that a directory's files of a kind are not read, and why."""
+    return f"left out, what is of kind {kind}: {error}"
+
+
 def _name(path: str, taken: Sequence[str]) -> str:
-    stem = re.sub(r"[^\w-]+", "-", Path(path.rstrip("/")).name.split(".")[0]).strip("-") or "texts"
+    root = glob_root(Path(path.rstrip("/")).expanduser())
+    stem = re.sub(r"[^\w-]+", "-", root.name.split(".")[0]).strip("-") or "texts"
     return stem if stem not in taken else next(f"{stem}-{n}" for n in range(2, 999) if f"{stem}-{n}" not in taken)
 
 
-def _kinds(place: Path, path: str) -> list[str]:
+def _kinds(place: Path, path: str, tell: Callable[[str], None]) -> list[str]:
     """The kinds of files at a place, the most frequent first."""
     if place.is_dir():
         if all(any(place.glob(f"{name}*")) for name in (CORPUS, QUERIES)):
             return ["beir"]
-        counts = Counter(filter(None, (_kind_by_name(file) for file in _visible(place))))
-        if not counts:
-            raise LeafError(f"{place}: holds no files of a kind that can be read ({_known_suffixes()})")
-        return [kind for kind, _ in counts.most_common()]
+        return _kinds_of_files(place, sorted(_visible(place)), tell)
     if place.is_file():
         return [_kind_of_file(place)]
+    if glob_root(place) != place:
+        return [_kind_of_glob(place)]
     if re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         return ["huggingface"]
     raise LeafError(f"{path}: no such file or directory, and no name of a data set on the hub (NAME/DATASET)")
+
+
+def _kinds_of_files(place: Path, files: Sequence[Path], tell: Callable[[str], None]) -> list[str]:
+    """The kinds of a directory's files; those of no kind are told."""
+    kinds = {file: _kind_by_name(file) for file in files}
+    counts = Counter(filter(None, kinds.values()))
+    if not counts:
+        raise LeafError(f"{place}: holds no files of a kind that can be read ({_known_suffixes()})")
+    if others := [file for file, kind in kinds.items() if kind is None]:
+        tell(f"left out, as their names end like those of no kind that can be read: {_shown(others)}")
+    return [kind for kind, _ in counts.most_common()]
+
+
+def _shown(files: Sequence[Path]) -> str:
+    more = f" and {len(files) - _SHOWN:,} more" if len(files) > _SHOWN else ""
+    return ", ".join(map(str, files[:_SHOWN])) + more
+
+
+def _kind_of_glob(place: Path) -> str:
+    """The one kind of all files that a glob matches, as a source reads all of them alike."""
+    if next(glob.iglob(str(place), recursive=True), None) is None:  # noqa: PTH207
+        raise LeafError(f"{place}: no file matches")
+    by_kind: dict[str, Path] = {}
+    for file in source_files(SourceParams(_name(str(place), ()), "text", str(place)), ()):
+        by_kind.setdefault(_kind_of_file(file), file)
+    if len(by_kind) > 1:
+        raise LeafError(
+            f"{place}: matches files of several kinds ({', '.join(map(str, by_kind.values()))}); end it as the names "
+            "of one kind end (`*.md`), and give the option again for another"
+        )
+    return next(iter(by_kind))
 
 
 def _visible(directory: Path) -> Iterator[Path]:
@@ -129,15 +190,15 @@ def _described(source: SourceParams, given: Fields) -> SourceParams:
     if source.kind == "beir":
         return replace(source, role=given.role)
     file = None if source.kind == "huggingface" else source_files(source, SUFFIXES[source.kind])[0]
-    if file and source.kind in _TEXT_KINDS:
-        source = replace(source, encoding=encoding_of(file))
+    if file and source.kind in TEXT_KINDS:
+        source = replace(source, encoding=given.encoding or encoding_of(file))
     if source.kind == "markdown":
         return replace(source, role=given.role or "document")
     if file and source.kind == "text":
         return replace(source, unit=unit_of(file, source.encoding), role=given.role or "document")
     if file and source.kind in ("csv", "tsv"):
         source = replace(source, columns=missing_header(source, file))
-    return _with_fields(source, records(source, file), given)
+    return _with_fields(source, file or source.path, records(source, file), given)
 
 
 @dataclass(frozen=True)
@@ -176,8 +237,10 @@ class _Column:
         return 50 if any(word.lower() in names and len(word) > 1 for word in words) else 0
 
 
-def _with_fields(source: SourceParams, records: Records, given: Fields) -> SourceParams:
-    """The source with its fields named, as given, and where nothing is given as guessed."""
+def _with_fields(source: SourceParams, place: object, records: Records, given: Fields) -> SourceParams:
+    """The source with its fields named, as given, and where nothing is given as guessed by the records of `place`."""
+    if not records:
+        raise LeafError(f"{place}: has no records{_BELOW_HEADER if source.kind in ('csv', 'tsv') else ''}")
     columns = _columns(records)
     identifier = given.id or _identifier(columns)
     source = replace(source, id_field=identifier, title_field=given.title)
@@ -187,7 +250,7 @@ def _with_fields(source: SourceParams, records: Records, given: Fields) -> Sourc
     texts = [column for column in columns if column.is_text and column.name not in (identifier, given.title)]
     if not texts:
         shown = ", ".join(column.name for column in columns[:12]) or "none"
-        raise LeafError(f"{source.path}: no field looks like texts (fields: {shown}); name them")
+        raise LeafError(f"{place}: no field looks like texts (fields: {shown}); name them")
     if roles := next((column for column in columns if column.values and {*column.values} <= {*ROLES}), None):
         return replace(source, text_field=_best(texts, "text").name, role_field=roles.name)
     return _with_texts(source, texts, given)

@@ -203,3 +203,57 @@ def test_json_with_its_records_in_a_document_is_read(place: Path, tiny_teacher: 
     assert result.exit_code == 0, result.output
     source = params("new")["corpus"]["sources"][0]
     assert source["query_field"] == "entries[].question" and source["id_field"] == "entries[].nr"
+
+
+def test_a_folder_of_notes_is_read_though_other_files_lie_in_it(
+    place: Path, tiny_teacher: Path, tiny_student: Path
+) -> None:
+    Path("notes").mkdir()
+    Path("notes/one.md").write_text(f"# {sentence(1)}\n\n{sentence(2)}")
+    Path("notes/settings.json").write_text('{"a": 1}')
+    pl.DataFrame(PAIRS).write_csv("notes/a.csv")
+    Path("notes/b.csv").write_text("other,columns\n1,2\n")
+    result = init("new", "--texts", "notes", *models(tiny_teacher, tiny_student))
+    assert result.exit_code == 0, result.output
+    assert [source["kind"] for source in params("new")["corpus"]["sources"]] == ["markdown"]
+    left_out = [line for line in result.output.splitlines() if line.startswith("left out")]
+    assert "settings.json" in left_out[0] and "b.csv: has no column" in left_out[1]
+    assert f"one.md#{sentence(1).replace(' ', '-')}" in result.output
+
+
+def test_the_files_of_a_glob_are_copied_where_they_match_and_dvc_watches_their_folder(
+    place: Path, tiny_teacher: Path, tiny_student: Path
+) -> None:
+    for name in ("notes/one.md", "notes/deep/two.md", "notes/three.txt"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(f"# {name}\n\n{sentence(len(name))}")
+    result = init("new", "--texts", "notes/**/*.md", *models(tiny_teacher, tiny_student))
+    assert result.exit_code == 0, result.output
+    assert params("new")["corpus"]["sources"][0]["path"] == "data/sources/notes/**/*.md"
+    assert "bring what is not there yet" not in result.output
+    copied = sorted(str(file.relative_to("new/data/sources")) for file in Path("new/data/sources").rglob("*.*"))
+    assert copied == ["notes/deep/two.md", "notes/one.md"]
+    Path(".git").mkdir()
+    assert init("inner", "--texts", "notes/*.md", *models(tiny_teacher, tiny_student)).exit_code == 1  # DVC asks git
+    assert params("inner")["corpus"]["sources"][0]["path"] == "../notes/*.md"
+    assert yaml.safe_load(Path("inner/dvc.yaml").read_text())["stages"]["corpus"]["deps"] == ["../notes"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--texts", "notes.txt", "--query-field", "q"), "kind text has no fields to name: leave out --query-field"),
+        (("--texts", "faq.csv", "--query-field", "question", "--role", "query"), "--role: is that of --text-field"),
+        (("--texts", "faq.csv", "--teacher", "package:nothing/model"), "--teacher: model `package:nothing/model`: the"),
+        (("--texts", "faq.csv", "--student", "./nowhere"), "--student: model `./nowhere`: no such directory"),
+        (("--texts", "pairs.parquet", "--encoding", "cp1252"), "--encoding: kind parquet knows its own"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused_before_anything_is_written(
+    options: tuple[str, ...], reason: str, place: Path
+) -> None:
+    Path("notes.txt").write_text(sentence(1))
+    pl.DataFrame(PAIRS).write_parquet("pairs.parquet")
+    refused = init("new", *options)
+    assert refused.exit_code == 1 and reason in refused.output
+    assert not Path("new").exists()

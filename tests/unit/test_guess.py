@@ -156,3 +156,35 @@ def test_the_language_of_real_texts(shared: Path) -> None:
     for code, name in names.items():
         texts = pl.read_parquet(shared / "text" / "multilingual" / f"{code}.parquet")["text"].head(300)
         assert language(texts.to_list()) == name
+
+
+def test_what_a_folder_holds_that_is_no_texts_is_left_out_with_a_word(tmp_path: Path) -> None:
+    (tmp_path / "one.md").write_text("# Title\n\ntext")
+    (tmp_path / "settings.json").write_text('{"a": 1}')
+    (tmp_path / "names.csv").write_text("question,answer\n")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    said: list[str] = []
+    (source,) = guess_sources(str(tmp_path), tell=said.append)
+    assert source.kind == "markdown"
+    assert [name for name in ("picture.png", "settings.json", "names.csv") if f"/{name}" not in "\n".join(said)] == []
+    with pytest.raises(LeafError, match=r"names\.csv: has no records, only a first line that names its columns"):
+        guess_sources(str(tmp_path / "names.csv"))
+
+
+def test_a_glob_is_a_source_of_one_kind(tmp_path: Path) -> None:
+    for name in ("notes/one.md", "notes/deep/two.md", "notes/three.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("# Title\n\ntext")
+    (source,) = guess_sources(f"{tmp_path}/notes/**/*.md")
+    assert (source.name, source.kind, source.path) == ("notes", "markdown", f"{tmp_path}/notes/**/*.md")
+    assert preview(source, CorpusParams((source,), 0.1)).texts == {"document": 2}
+    with pytest.raises(LeafError, match=r"several kinds \(.*one.md.*; end it as the names of one kind end"):
+        guess_sources(f"{tmp_path}/notes/*.*")
+    with pytest.raises(LeafError, match="no file matches"):
+        guess_sources(f"{tmp_path}/notes/*.txt")
+
+
+def test_an_encoding_that_is_given_is_not_guessed(tmp_path: Path) -> None:
+    path = csv(tmp_path / "faq.csv", {"Вопрос": QUESTIONS, "Ответ": [f"{a} да" for a in ANSWERS]}, encoding="cp1251")
+    (source,) = guess_sources(str(path), Fields(encoding="cp1251"))
+    assert (source.encoding, source.query_field, source.document_field) == ("cp1251", "Вопрос", "Ответ")

@@ -2,12 +2,11 @@
 
 import glob
 from collections.abc import Callable, Iterable, Iterator
-from itertools import takewhile
 from pathlib import Path
 
 import polars as pl
 
-from pipeline.base import ROLES, LeafError
+from pipeline.base import ROLES, LeafError, glob_root
 from pipeline.params import SourceParams
 
 SCHEMA = {"id": pl.String, "text": pl.String, "role": pl.String}
@@ -60,8 +59,7 @@ def name_in_source(source: SourceParams, file: Path) -> str:
     So it is the same wherever the source lies, and whatever other files are in it.
     """
     path = Path(source.path or "").expanduser()
-    plain = takewhile(lambda part: not glob.has_magic(part), path.parts)
-    root = path.parent if path.is_file() else path if path.is_dir() else Path(*plain)
+    root = path.parent if path.is_file() else glob_root(path)
     return file.relative_to(root).as_posix()
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import click
 
-from pipeline.base import LeafError, glob_root, parse_yaml
+from pipeline.base import LeafError, glob_root, near, parse_yaml
 from pipeline.corpus import TEXT_KINDS, Fields, Preview, guess_sources, has_fields, left_out, preview
 from pipeline.params import (
     ApiParams,
@@ -109,7 +109,13 @@ def main(*, directory: Path, recipe: str | None, **options: Any) -> None:
     draft.choose_models()
     draft.choose_tests()
     if draft.previews:
-        show_run(draft.get(TeacherParams), draft.get(FitParams), draft.get(CorpusParams).heldout, draft.previews)
+        show_run(
+            draft.get(TeacherParams),
+            draft.get(FitParams),
+            draft.get(CorpusParams).heldout,
+            draft.previews,
+            has_collections=bool(draft.get(EvaluateParams).beir),
+        )
     for sentence in draft.project.write(draft.sections, draft.head):
         echo(sentence)
     _show_next_steps(directory, draft)
@@ -270,7 +276,9 @@ def _read_recipe(name: str) -> tuple[str, dict[str, object]]:
     """The comment at a recipe's head, and its sections."""
     known = sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml"))
     if name not in known:
-        raise LeafError(f"--recipe {name}: there is none of this name; the recipes are {', '.join(known)}")
+        raise LeafError(
+            f"--recipe {name}: there is none of this name{near(name, known)}; the recipes are {', '.join(known)}"
+        )
     file = Path(str(RECIPES.joinpath(f"{name}.yaml")))
     head = "".join(f"{line}\n" for line in file.read_text(encoding="utf-8").partition("\n\n")[0].splitlines())
     echo(head.replace("# ", ""))

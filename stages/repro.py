@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.base import LeafError
+from pipeline.params import load_document
 from stages.common import command
 
 
@@ -20,6 +21,8 @@ def main(arguments: tuple[str, ...]) -> None:
     """
     if not Path("dvc.yaml").is_file():
         raise LeafError("there is no dvc.yaml in this directory: go to a project's, or make one with `leaf init DIR`")
+    if Path("params.yaml").is_file():
+        load_document(Path("params.yaml"))  # which says in one sentence what DVC says in ten lines
     own = [str(Path(program).absolute().parent) for program in (sys.argv[0], sys.executable)]
     path = os.pathsep.join([*dict.fromkeys(own), os.environ.get("PATH", os.defpath)])
     sys.stdout.flush()

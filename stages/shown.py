@@ -1,9 +1,10 @@
 """What `leaf init` shows: sources as they will be read, texts as they will be stored, and how long it will take."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from pipeline.base import on_one_line
-from pipeline.corpus import Preview
+from pipeline.corpus import Preview, notices_of_split
 from pipeline.params import FitParams, SourceParams, TeacherParams
 from stages import suggested
 from stages.common import echo
@@ -11,6 +12,7 @@ from stages.estimate import measure, model_size
 
 LONG = 1600  # characters, more than many teachers read
 WIDTH, ID_WIDTH = 88, 48  # characters of an example and of its id, at most
+HOUR = 3600  # seconds
 _KEYS = ("role", "query_field", "document_field", "text_field", "title_field", "role_field", "id_field", "encoding")
 _PLURAL = {"query": "queries", "document": "documents"}
 
@@ -36,6 +38,8 @@ def show_source(source: SourceParams, seen: Preview) -> None:
     echo(f"  language: {seen.language or 'not recognised'}")
     if seen.short:
         echo(f"  {seen.short:,} texts are empty or too short, and will be dropped")
+    if seen.duplicates:
+        echo(f"  {seen.duplicates:,} texts repeat others, and will be dropped")
     if source.title_field and not source.query_field:
         echo(
             "  titles can stand in for queries, to train and test on: "
@@ -43,7 +47,7 @@ def show_source(source: SourceParams, seen: Preview) -> None:
         )
     if any(most > LONG for _, most, _ in seen.lengths.values()):
         echo("  many are longer than teachers read, and what is not read is not found")
-        echo("  (`passages` of a source cuts its documents: `leaf params corpus` explains it)")
+        echo("  (`passages: {characters: 1200}` of a source cuts its documents: `leaf params corpus` explains it)")
     echo("  as they will be stored:")
     width = max([16, *(len(on_one_line(identifier)) for identifier in seen.examples.get_column("id", default=[]))])
     for role, identifier, text in seen.examples.iter_rows():
@@ -55,27 +59,59 @@ def _cut(line: str, width: int) -> str:
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
-def show_run(teacher: TeacherParams, fit: FitParams, heldout: float, previews: Sequence[Preview]) -> None:
-    """Print the models, and how long encode and fit will take here, or how much an API will be sent."""
-    roles = {role for seen in previews for role in seen.texts}
-    tokens, texts = sum(seen.tokens for seen in previews), sum(sum(seen.texts.values()) for seen in previews)
+def show_run(
+    teacher: TeacherParams, fit: FitParams, heldout: float, previews: Sequence[Preview], *, has_collections: bool
+) -> None:
+    """Print the models, what is held out, and how long encode and fit will take here, or how much an API will be sent.
+
+    `has_collections`: whether the student is measured on collections of its own too.
+    """
+    texts, tokens = sum(seen.distinct for seen in previews), sum(seen.tokens for seen in previews)
     echo(f"\nteacher {teacher.model}, student from {fit.student.model}, {100 * heldout:g} % of the records held out")
-    if roles == {"document"}:
-        echo("no queries: how well they find documents is measured only with collections (--evaluation)")
-    machine, student = measure(), model_size(fit.student.model)
+    if not has_collections:
+        _show_split(heldout, previews)
+    machine, student, size = measure(), model_size(fit.student.model), model_size(teacher.model)
     steps = suggested.steps(fit, previews, heldout)
-    seconds = machine.fit_seconds(steps, tokens / max(1, texts), student, fit.batch_size)
-    fitting = f"about {_duration(seconds)} to fit {steps * fit.batch_size:,} texts in {steps:,} steps"
+    fit_seconds = machine.fit_seconds(steps, tokens / max(1, texts), student, fit.batch_size)
     least = "" if all(seen.whole for seen in previews) else "more than "
+    fitting = (
+        f"about {_duration(fit_seconds)} to fit, {steps * fit.batch_size:,} presentations of "
+        f"{least}{round(texts * (1 - heldout)):,} texts in {steps:,} steps"
+    )
+    encode_seconds = 0.0 if teacher.api else machine.encode_seconds(tokens, size)
     if teacher.api:
-        echo(f"on this machine {fitting}; {least}{tokens:,} tokens go to the API\n")
-        return
-    size = model_size(teacher.model)
-    encoding = f"{least or 'about '}{_duration(machine.encode_seconds(tokens, size))} to encode {tokens:,} tokens"
-    told = "; sizes of models were told from their names" if size.is_guess or student.is_guess else ""
-    echo(f"on this machine ({machine.kind}) {encoding}, {fitting}, some minutes for the rest{told}\n")
+        echo(f"on this machine {fitting}; {least}{tokens:,} tokens go to the API")
+    else:
+        encoding = f"{least or 'about '}{_duration(encode_seconds)} to encode {tokens:,} tokens"
+        told = "; sizes of models were told from their names" if size.is_guess or student.is_guess else ""
+        echo(f"on this machine ({machine.kind}) {encoding}, {fitting}, some minutes for the rest{told}")
+    for sentence in _shorter(encode_seconds, fit_seconds, steps):
+        echo(sentence)
+    echo("")
+
+
+def _show_split(heldout: float, previews: Sequence[Preview]) -> None:
+    """Print what there is to test with, where it is too little."""
+    texts, tested = Counter[str](), Counter[str]()
+    for seen in previews:
+        texts.update(seen.texts)
+        tested.update(seen.heldout(heldout))
+    if set(texts) == {"document"}:
+        echo("no queries: how well they find documents is measured only with collections (--evaluation)")
+    for sentence in notices_of_split(texts, tested, heldout):
+        echo(sentence)
+
+
+def _shorter(encode_seconds: float, fit_seconds: float, steps: int) -> Iterator[str]:
+    """Which parameters make a run of hours shorter, and what they would be for one."""
+    if encode_seconds > HOUR:
+        share = f"{HOUR / encode_seconds:.2g}"
+        yield f"`sample: {share}` in each entry of corpus.sources has about an hour's texts encoded, and fitted to"
+    if fit_seconds > HOUR:
+        most = float(f"{steps * HOUR / fit_seconds:.2g}")
+        yield f"`max_steps: {most:.0f}` in the section fit makes the fit take about an hour"
 
 
 def _duration(seconds: float) -> str:
     minutes = max(1, round(seconds / 60))
-    return f"{seconds / 3600:.1f} hours" if minutes >= 60 else f"{minutes} minute{'s' * (minutes > 1)}"
+    return f"{seconds / HOUR:.1f} hours" if minutes >= 60 else f"{minutes} minute{'s' * (minutes > 1)}"

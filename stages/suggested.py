@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.base import LeafError
-from pipeline.corpus import Preview, field_names
+from pipeline.corpus import FEW_HELDOUT, Preview, field_names
 from pipeline.params import FitParams, StudentParams
 from stages.estimate import ModelSize
 
@@ -17,7 +17,6 @@ MULTILINGUAL = (
 )
 HELDOUT = 0.1  # share of the records
 TESTED = 2000  # held-out records that are enough to test with
-FEW = 20  # held-out records, below which a larger share is suggested
 PRESENTATIONS = 1_000_000  # of a fit at most; docs/benchmarks.md shows what more or fewer are worth
 _COLUMNS = {"sts": {"sentence1", "sentence2", "score"}, "classification": {"text", "label"}}
 
@@ -43,14 +42,14 @@ def fit(name: str, size: ModelSize, teacher: ModelSize | None, previews: Sequenc
 
 def steps(params: FitParams, previews: Sequence[Preview], heldout: float = 0) -> int:
     """Steps of a fit to these texts."""
-    texts = sum(sum(seen.texts.values()) for seen in previews) * (1 - heldout)
+    texts = sum(seen.distinct for seen in previews) * (1 - heldout)
     of_all_epochs = max(1, int(texts) * params.cycles * params.epochs_per_cycle // params.batch_size)
     return min(of_all_epochs, params.max_steps or of_all_epochs)
 
 
 def heldout(records: int) -> float:
     """A tenth; less of so many records that fewer are enough, more of few."""
-    share = 2 * HELDOUT if records * HELDOUT < FEW else min(HELDOUT, TESTED / records)
+    share = 2 * HELDOUT if records * HELDOUT < FEW_HELDOUT else min(HELDOUT, TESTED / records)
     return float(f"{share:.1g}")
 
 

@@ -30,14 +30,21 @@ def parse_yaml(text: str) -> Any:
     except RecursionError:
         raise LeafError("is nested too deeply, or holds itself") from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise LeafError(
-            f"is not YAML: {error.problem or error.context}{place}; what has brackets or braces, `: ` or ` #` in it "
-            "stands in quotes"
-        ) from None
+        raise LeafError(f"is not YAML: {_reason(error)}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # of a date or a number that is none
         raise LeafError(f"is not YAML: {first_line(error)}") from None
+
+
+def _reason(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong, where, and what may mend it."""
+    mark, begin = error.problem_mark or error.context_mark, error.context_mark
+    place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    if mark and begin and begin.line != mark.line:
+        place += f", {error.context} that begins in line {begin.line + 1}"
+    hint = "what has brackets or braces, `: ` or ` #` in it stands in quotes"
+    if "'\\t'" in (error.problem or ""):
+        hint = "lines are indented by spaces, not by tabs"
+    return f"{error.problem or error.context}{place}; {hint}"
 
 
 def _count_values(node: yaml.Node, known: dict[int, int]) -> int:

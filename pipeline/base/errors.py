@@ -2,10 +2,12 @@
 
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 LONGEST_MESSAGE = 10_000  # characters
+_LONGEST_COMPARED = 60  # of a name with others
 _LONGEST_NUMBER = 1000  # bits; Python refuses to write out a few thousand digits
 # Control characters but tab and newline; marks that turn the direction of writing or separate lines; halves of
 # surrogate pairs; tags, which nothing shows.
@@ -69,6 +71,12 @@ def quoted(value: object, length: int = 60) -> str:
     """A value as Python writes it, in at most `length` characters, however large it is: the rest is never made."""
     text = _Quotation(length).repr(value)
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """` (did you mean X?)` for the message that a name is unknown, if a known one is much like it; else nothing."""
+    matches = get_close_matches(name[:_LONGEST_COMPARED], list(known), n=1)
+    return f" (did you mean `{matches[0]}`?)" if matches else ""
 
 
 @contextmanager

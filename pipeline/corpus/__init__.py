@@ -5,6 +5,7 @@
 
 from pipeline.corpus import external_sort
 from pipeline.corpus.build import build
+from pipeline.corpus.counts import FEW_HELDOUT, notices_of_split
 from pipeline.corpus.further_records import NAME as FURTHER_RECORDS
 from pipeline.corpus.further_records import further_records
 from pipeline.corpus.guess import TEXT_KINDS, Fields, field_names, guess_sources, left_out
@@ -31,6 +32,7 @@ from pipeline.corpus.text import clean
 __all__ = [
     "CORPUS",
     "CORPUS_KIND",
+    "FEW_HELDOUT",
     "FURTHER_RECORDS",
     "QUERIES",
     "TEXT_KINDS",
@@ -50,6 +52,7 @@ __all__ = [
     "json_objects",
     "left_out",
     "lines",
+    "notices_of_split",
     "numbered_column",
     "part_files",
     "preview",

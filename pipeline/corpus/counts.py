@@ -1,7 +1,8 @@
 """Counts of the corpus stage, its metrics: texts read, dropped and kept, and their lengths."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from math import ceil
 from typing import Any
 
 import polars as pl
@@ -13,6 +14,8 @@ from pipeline.corpus.views import views_source
 from pipeline.params import CorpusParams
 
 REASONS = ("sampled_out", "empty", "too_short", "duplicate", "near_duplicate")
+FEW_HELDOUT = 20
+"""Held-out queries, below which an evaluation means little."""
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -59,10 +62,13 @@ class Counts:
     def metrics(self, regrouped: Regrouped) -> dict[str, Any]:
         """Counts of texts, and the distribution of their lengths in characters for each role."""
         total = {"heldout": 0, "train": 0}
+        by_role, heldout = Counter[str](), Counter[str]()
         for roles in self._kept.values():
-            for splits in roles.values():
+            for role, splits in roles.items():
                 for split, number in splits.items():
                     total[split] += number
+                by_role[role] += sum(splits.values())
+                heldout[role] += splits["heldout"]
         return {
             "total": sum(total.values()),
             "splits": total,
@@ -76,7 +82,11 @@ class Counts:
                 "groups": regrouped.groups,
                 "largest_group": regrouped.largest,
             },
-            "notices": [*_notices(total, regrouped, self._shares), *self._notices_of_ids()],
+            "notices": [
+                *notices_of_split(by_role, heldout, max(self._shares)),
+                *_notices_of_groups(regrouped),
+                *self._notices_of_ids(),
+            ],
             "characters": {role: distribution(lengths) for role, lengths in self._lengths.items() if lengths},
         }
 
@@ -90,16 +100,36 @@ class Counts:
             )
 
 
-def _notices(splits: dict[str, int], regrouped: Regrouped, shares: Sequence[float]) -> Iterator[str]:
-    """What a person should know about the split before anything is computed with it, a sentence each."""
-    total = sum(splits.values())
-    if max(shares) > 0 and splits["heldout"] == 0:
-        yield (
-            f"none of {total:,} texts is held out: with corpus.heldout {max(shares):g} that is chance. An evaluation "
-            "has nothing to measure but the collections that it names; add records, or raise corpus.heldout"
-        )
-    if total and splits["train"] == 0:
+def notices_of_split(texts: Mapping[str, int], heldout: Mapping[str, int], share: float) -> Iterator[str]:
+    """What a person should know about the split before anything is computed with it, a sentence each.
+
+    Args:
+        texts: number of texts by role.
+        heldout: those of them that are held out.
+        share: `corpus.heldout`, the largest of all sources.
+    """
+    total, role = sum(texts.values()), "query" if texts.get("query") else "document"
+    tested, number = heldout.get(role, 0), texts.get(role, 0)
+    if total and sum(heldout.values()) == total:
         yield f"all of {total:,} texts are held out, and nothing is left to train on; lower corpus.heldout"
+    elif total and sum(heldout.values()) == 0:
+        yield f"none of {total:,} texts is held out{', which is chance' if share else ''}: {_remedy(number, share)}"
+    elif role == "query" and tested < FEW_HELDOUT:
+        yield f"{tested:,} of {number:,} queries held out are too few to measure with: {_remedy(number, share)}"
+
+
+def _remedy(number: int, share: float) -> str:
+    """What to do where too few of so many texts are held out."""
+    enough = min(0.5, ceil(100 * 1.5 * FEW_HELDOUT / number) / 100)
+    larger = f"raise corpus.heldout from {share:g} to {enough:g}, for about {round(enough * number):,} of them; "
+    return (
+        f"{larger if share < enough else ''}bring more texts (or a larger `sample` of them), or name a collection "
+        "under evaluate.beir, without which an evaluation means little"
+    )
+
+
+def _notices_of_groups(regrouped: Regrouped) -> Iterator[str]:
+    """What a person should know about the records that share texts, if anything."""
     if regrouped.too_large:
         yield (
             f"{regrouped.too_large:,} of {regrouped.groups:,} groups of records that share texts are trained on whole, "

@@ -85,7 +85,7 @@ def guess_sources(
             directory, if that goes for all that is in it.
     """
     place, taken, sources = Path(path).expanduser(), list(names), list[SourceParams]()
-    reasons = []
+    reasons = list[tuple[str, LeafError]]()
     for kind in _kinds(place, path, tell):
         is_here = place.exists() or glob_root(place) != place
         source = SourceParams(_name(path, taken), cast(Kind, kind), str(place) if is_here else path)
@@ -97,8 +97,8 @@ def guess_sources(
         taken.append(source.name)
     if not sources:
         raise reasons[0][1]
-    for kind, error in reasons:
-        tell(left_out(kind, error))
+    for kind, reason in reasons:
+        tell(left_out(kind, reason))
     return sources
 
 

@@ -4,7 +4,7 @@ Every default stands here and nowhere else.
 """
 
 from pipeline.params.commented import commented, explained, section_classes
-from pipeline.params.parsing import load_section, parse
+from pipeline.params.parsing import load_document, load_section, parse
 from pipeline.params.permits import Permits
 from pipeline.params.public import public_name, public_params
 from pipeline.params.sections import (
@@ -49,6 +49,7 @@ __all__ = [
     "ViewParams",
     "commented",
     "explained",
+    "load_document",
     "load_section",
     "parse",
     "pooling_modes",

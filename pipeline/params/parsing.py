@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from pipeline.base import LeafError, access, parse_yaml, quoted
+from pipeline.base import LeafError, access, near, parse_yaml, quoted
 
 T = TypeVar("T")
 Check = tuple[Callable[[Any], bool], str]
@@ -43,20 +43,29 @@ def load_section(file: Path, section: str, cls: type[T], default: T | None = Non
     Raises:
         LeafError: the file cannot be read, or a key is unknown, missing, of the wrong type or impossible.
     """
+    document = load_document(file)
+    if default is not None and isinstance(document, dict) and section not in document:
+        return default
+    if not isinstance(document, dict) or section not in document:
+        raise LeafError(f"{file}: has no section `{section}`")
+    return parse(cls, section, document[section])
+
+
+def load_document(file: Path) -> Any:
+    """All sections of a parameter file, unchecked.
+
+    Raises:
+        LeafError: the file cannot be read, or is not YAML.
+    """
     try:
         with access():
-            document = parse_yaml(file.read_text(encoding="utf-8"))
+            return parse_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LeafError(f"{file}: no such parameter file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise LeafError(f"{file}: cannot be read: {error}") from None
     except LeafError as error:
         raise LeafError(f"{file}: {error}") from None
-    if default is not None and isinstance(document, dict) and section not in document:
-        return default
-    if not isinstance(document, dict) or section not in document:
-        raise LeafError(f"{file}: has no section `{section}`")
-    return parse(cls, section, document[section])
 
 
 def parse(cls: type[T], name: str, raw: object) -> T:
@@ -71,9 +80,8 @@ def parse(cls: type[T], name: str, raw: object) -> T:
     known = {definition.name: definition for definition in fields(cast(Any, cls))}
     for key in raw:
         if key not in known:
-            raise LeafError(
-                f"{name}.{key if isinstance(key, str) else quoted(key)}: unknown key; known keys: {', '.join(known)}"
-            )
+            shown = key if isinstance(key, str) else quoted(key)
+            raise LeafError(f"{name}.{shown}: unknown key{near(str(key), known)}; known keys: {', '.join(known)}")
     values: dict[str, Any] = {}
     for key, definition in known.items():
         if key in raw:
@@ -101,7 +109,10 @@ def _value(hint: Any, name: str, raw: object) -> Any:
     if origin is Literal:
         if raw in arguments and not isinstance(raw, bool):
             return raw
-        raise LeafError(f"{name}: {_show(raw)} is impossible; it must be one of {', '.join(map(str, arguments))}")
+        possible = list(map(str, arguments))
+        raise LeafError(
+            f"{name}: {_show(raw)} is impossible{near(str(raw), possible)}; it must be one of {', '.join(possible)}"
+        )
     if origin in (tuple, Mapping):
         return _collection(hint, name, raw)
     return _scalar(hint, name, raw)

@@ -11,7 +11,9 @@ import yaml
 from click.testing import CliRunner, Result
 
 import stages.init
+import stages.shown
 from pipeline.params import CorpusParams, FitParams, load_section, section_classes
+from stages.estimate import Machine
 from stages.init import main
 from tests.conftest import ROOT, sentence
 
@@ -257,3 +259,31 @@ def test_options_that_cannot_be_meant_are_refused_before_anything_is_written(
     refused = init("new", *options)
     assert refused.exit_code == 1 and reason in refused.output
     assert not Path("new").exists()
+
+
+def test_too_little_to_test_with_is_said_with_the_share_that_would_do(
+    place: Path, tiny_teacher: Path, tiny_student: Path
+) -> None:
+    options = ("--texts", "faq.csv", *models(tiny_teacher, tiny_student))
+    assert (
+        "none of 80 texts is held out: raise corpus.heldout from 0 to 0.5"
+        in init("a", *options, "--heldout", "0").output
+    )
+    assert "of 40 queries held out are too few to measure with: raise corpus.heldout from" in init("b", *options).output
+    Path("beir").mkdir()
+    assert "too few" not in init("c", *options, "--evaluation", "beir").output
+
+
+def test_a_run_of_hours_is_shown_with_what_makes_it_shorter(
+    place: Path, tiny_teacher: Path, tiny_student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--texts", "faq.csv", *models(tiny_teacher, tiny_student))
+    monkeypatch.setattr(stages.shown, "measure", lambda: Machine("CPU", 1e12))
+    short = init("a", *options).output
+    assert "to fit, " in short and "presentations of 64 texts in" in short and "max_steps" not in short
+    monkeypatch.setattr(stages.shown, "measure", lambda: Machine("CPU", 1e4))
+    output = init("b", *options).output
+    share = float(output.partition("`sample: ")[2].partition("`")[0])
+    steps = int(output.partition("`max_steps: ")[2].partition("`")[0])
+    whole = int(output.partition(" texts in ")[2].partition(" steps")[0].replace(",", ""))
+    assert 0 < share < 1 and 0 < steps < whole

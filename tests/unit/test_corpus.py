@@ -29,6 +29,7 @@ from pipeline.corpus.build import build
 from pipeline.corpus.further_records import further_records
 from pipeline.corpus.near_duplicates import NearDuplicates, shingles
 from pipeline.corpus.parts import scan
+from pipeline.corpus.preview import preview
 from pipeline.corpus.readers import records
 from pipeline.corpus.shared_texts import SharedTexts
 from pipeline.corpus.text import clean
@@ -402,9 +403,32 @@ def test_a_source_that_is_held_out_whole_takes_what_shares_its_texts_with_it(tmp
 def test_a_corpus_of_which_nothing_is_held_out_says_so_at_once(tmp_path: Path) -> None:
     texts = source(tmp_path, many(10))
     notices = [built(tmp_path, texts, heldout=share)[1]["notices"] for share in (0.0, 1e-9, 1.0)]
-    assert notices[0] == []
-    assert notices[1][0].startswith("none of 10 texts is held out") and "raise corpus.heldout" in notices[1][0]
+    assert notices[0][0].startswith("none of 10 texts is held out: raise corpus.heldout from 0 to 0.5")
+    assert notices[1][0].startswith("none of 10 texts is held out, which is chance: raise corpus.heldout")
     assert notices[2] == ["all of 10 texts are held out, and nothing is left to train on; lower corpus.heldout"]
+
+
+@pytest.mark.parametrize(
+    ("sample", "share", "remedy"),
+    [
+        (
+            1.0,
+            0.02,
+            "queries held out are too few to measure with: raise corpus.heldout from 0.02 to 0.08, for about 3",
+        ),
+        (0.1, 0.3, "queries held out are too few to measure with: raise corpus.heldout from 0.3 to 0.5, for about "),
+        (1.0, 0.1, ""),
+    ],
+)
+def test_a_corpus_with_few_held_out_queries_says_so_at_once_as_its_preview_does(
+    sample: float, share: float, remedy: str, tmp_path: Path
+) -> None:
+    texts = source(tmp_path, many(400), sample=sample)
+    _, metrics = built(tmp_path, texts, heldout=share)
+    heldout = metrics["rows"]["s"]["query"]["heldout"]
+    assert [f"{heldout} of " in notice and remedy in notice for notice in metrics["notices"]] == [True] * bool(remedy)
+    if sample == 1:
+        assert preview(texts, CorpusParams((texts,), share)).heldout(share) == {"query": heldout}
 
 
 def test_ids_that_begin_anew_in_the_next_file_are_said_to_be_one_record(tmp_path: Path) -> None:
@@ -415,7 +439,7 @@ def test_ids_that_begin_anew_in_the_next_file_are_said_to_be_one_record(tmp_path
     fields: dict[str, Any] = {"kind": "jsonl", "query_field": "q", "document_field": "d"}
     for path, id_field, number in (("*", "id", 9), ("a", "id", 0), ("*", None, 0)):
         pairs = SourceParams(name="p", path=f"{tmp_path}/{path}.jsonl", id_field=id_field, **fields)
-        notices = build(CorpusParams((pairs,), heldout=0.0), tmp_path / "out")["notices"]
+        notices = build(CorpusParams((pairs,), heldout=0.0), tmp_path / "out")["notices"][1:]
         begin = f"source `p`: {number} records have the id of an earlier one elsewhere in it."
         assert [notice.startswith(begin) for notice in notices] == [True] * (number > 0)
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +12,7 @@ import pytest
 from pipeline.base import LeafError
 from pipeline.corpus import Fields, guess_sources, preview
 from pipeline.corpus.language import language
-from pipeline.params import CorpusParams
+from pipeline.params import CorpusParams, SourceParams
 
 QUESTIONS = [f"How do I do thing number {n}?" for n in range(30)]
 ANSWERS = [f"You do thing number {n} by turning the handle until it clicks." for n in range(30)]
@@ -104,6 +105,18 @@ def test_a_folder_is_a_source_for_each_kind_of_file_in_it(tmp_path: Path) -> Non
     assert seen.texts == {"document": 2}
     assert seen.examples["id"].to_list() == ["deep/two.md#title", "one.md#title"]
     assert seen.examples["text"][0].startswith(f"Title {ANSWERS[0]} {ANSWERS[1]}")
+
+
+def test_what_is_repeated_is_no_text_to_encode_or_fit_to(tmp_path: Path) -> None:
+    columns = {"text": [*ANSWERS, *ANSWERS[:10]], "role": ["document"] * 30 + ["query"] * 5 + ["document"] * 5}
+    source = SourceParams("s", "csv", str(csv(tmp_path / "t.csv", columns)), text_field="text", role_field="role")
+    seen = preview(source, CorpusParams((source,), 0.1))
+    assert (seen.duplicates, seen.distinct) == (5, 35)
+    columns = {name: values[:35] for name, values in columns.items()}
+    assert (
+        seen.tokens
+        == preview(replace(source, path=str(csv(tmp_path / "once.csv", columns))), CorpusParams((source,), 0.1)).tokens
+    )
 
 
 def test_what_is_given_is_not_guessed(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """The command `leaf` lists every command and finds each."""
 
+from pathlib import Path
+
+import pytest
 from click.testing import CliRunner
 
 from stages.leaf import COMMANDS, main
@@ -16,3 +19,21 @@ def test_every_command_that_is_listed_explains_itself() -> None:
 
 def test_what_is_no_command_is_refused() -> None:
     assert "No such command 'corpse'" in CliRunner().invoke(main, ["corpse"]).output
+
+
+def test_repro_says_in_one_sentence_that_the_parameters_are_no_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.yaml").write_text("stages: {}")
+    Path("params.yaml").write_text("a:\n  b: [1\n")
+    refused = CliRunner().invoke(main, ["repro"])
+    assert refused.exit_code == 1
+    assert refused.output.startswith("Error: params.yaml: is not YAML: ") and refused.output.count("\n") == 1
+
+
+def test_a_name_that_is_nearly_a_section_or_recipe_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "(did you mean `evaluate`?)" in CliRunner().invoke(main, ["params", "evalute"]).output
+    refused = CliRunner().invoke(main, ["init", "new", "--recipe", "mpnet-minilmm"]).output
+    assert "(did you mean `mpnet-minilm`?)" in refused

@@ -24,7 +24,17 @@ SECTIONS: dict[str, type] = {
 @pytest.mark.parametrize(
     ("cls", "raw", "message"),
     [
-        (FitParams, {**STUDENT, "bach_size": 32}, r"fit\.bach_size: unknown key; known keys: .*batch_size"),
+        (
+            FitParams,
+            {**STUDENT, "bach_size": 32},
+            r"fit\.bach_size: unknown key \(did you mean `batch_size`\?\); known keys: ",
+        ),
+        (FitParams, {**STUDENT, "colour": 32}, r"fit\.colour: unknown key; known keys: "),
+        (
+            CorpusParams,
+            {"sources": [{"name": "n", "kind": "markdwon"}], "heldout": 0.1},
+            r"kind: 'markdwon' \(str\) is impossible \(did you mean `markdown`\?\); it must be one of ",
+        ),
         (FitParams, {**STUDENT, "batch_size": "many"}, r"fit\.batch_size: must be a whole number, not 'many' \(str\)"),
         (FitParams, {**STUDENT, "batch_size": True}, r"fit\.batch_size: must be a whole number, not True"),
         (FitParams, {**STUDENT, "batch_size": 1.5}, r"fit\.batch_size: must be a whole number"),
@@ -66,6 +76,12 @@ def test_a_missing_file_or_section_and_broken_yaml_are_named(tmp_path: Path) -> 
         load_section(file, "fit", FitParams)
     file.write_text("corpus:\n  sources:\n    - {name: s, text_field: data[].text}\n")
     with pytest.raises(LeafError, match=r"^\S+: is not YAML: .* in line 3, column 33; .* stands in quotes$"):
+        load_section(file, "corpus", CorpusParams)
+    file.write_text("corpus:\n  sources: [a: b\nteacher: {}\n")
+    with pytest.raises(LeafError, match=r"in line 3, column 8, while parsing a flow sequence that begins in line 2;"):
+        load_section(file, "corpus", CorpusParams)
+    file.write_text("corpus:\n\tsources: []\n")
+    with pytest.raises(LeafError, match=r"in line 2, column 1; lines are indented by spaces, not by tabs$"):
         load_section(file, "corpus", CorpusParams)
     file.write_text("encode: {}")
     with pytest.raises(LeafError, match="has no section `fit`"):

@@ -158,6 +158,13 @@ def test_fenced_code_stays_within_its_section(opening: str, other: str, closing:
     assert markdown(f"# A\n{code}\n# B\nafter") == {"a": f"A|{code}", "b": "B|after"}
 
 
+def test_headings_that_are_repeated_have_anchors_of_their_own() -> None:
+    text = "# A\none\n# A\ntwo\n# A-1\nthree\n# A\nfour\n# ...\nfive\n"
+    assert list(markdown(text)) == ["a", "a-1", "a-1-1", "a-2", "section"]
+    assert len(markdown("# A\nx\n" * 20_000)) == 20_000
+    assert len(markdown(f"{'`' * 200_000} `\n# {'[' * 200_000}\n#{' #' * 200_000}\n{' ' * 200_000}x")) == 2
+
+
 def test_front_matter_is_dropped_but_for_its_title() -> None:
     assert markdown('---\ntitle: "A: b"\ndate: 2024-01-01\n---\n\ntext\n## C\nmore') == {
         "": "A: b|text",

@@ -25,7 +25,7 @@ _HEADING = re.compile(r" {0,3}(#{1,6})(?=\s|$)(.*)", re.DOTALL)
 _UNDERLINE = re.compile(r" {0,3}(=+|--+)$")
 _PARAGRAPH = re.compile(r" {0,3}(?!([-*+]|\d+[.)])\s|[>|`~#])\S")  # no list, quotation, table or fence begins the line
 # In lists, fences are indented or follow a bullet.
-_FENCE = re.compile(r"\s*(?:[-*+]\s+|\d+[.)]\s+)?(`{3,}(?!.*`)|~{3,})")
+_FENCE = re.compile(r"\s*(?:[-*+]\s+|\d+[.)]\s+)?(`{3,}+(?!.*`)|~{3,})")
 _LINK = re.compile(r"!?\[([^\]]*)\](\([^)]*\)|\[[^\]]*\])")
 _MARKUP = re.compile(r"[*`]|\\(?=[^\w\s])|</?\w[^>]*>")
 _ANCHOR = re.compile(r"\s*\{#([^\s}]+)[^}]*\}$")
@@ -52,12 +52,13 @@ def read(source: SourceParams) -> Frames:
 
 def _texts(source: SourceParams) -> Iterator[tuple[str, Record]]:
     """Id, text, role, page and title of each section, with its file."""
+    is_alone = is_one_file(source)
     for file in source_files(source, SUFFIXES):
         name = name_in_source(source, file)
         for section in sections(lines(file, text_form(file, source.encoding))):
             identifier = f"{name}#{section.anchor}" if section.anchor else name
             text = f"{section.title} {section.text}" if section.title else section.text
-            page = identifier if is_one_file(source) else name
+            page = identifier if is_alone else name
             yield str(file), (identifier, text, source.role, page, section.title or None)
 
 
@@ -111,7 +112,8 @@ class _Outline:
         """`title` is the whole document's, or empty."""
         self._title, self._anchor = title, ""
         self._headings: list[tuple[int, str]] = []
-        self._taken: set[str] = set()
+        self._repeated: dict[str, int] = {}
+        """By anchor, how many further headings would have it."""
 
     def enter(self, level: int, heading: str) -> None:
         """Go on beneath a heading."""
@@ -120,9 +122,11 @@ class _Outline:
         plain = " ".join(_MARKUP.sub("", _LINK.sub(r"\1", _ANCHOR.sub("", heading))).split())
         self._headings = [(outer, name) for outer, name in self._headings if outer < level] + [(level, plain)]
         anchor = marked[1] if marked else _NOT_IN_ANCHOR.sub("", plain.lower()).replace(" ", "-") or "section"
-        numbered = (f"{anchor}-{number}" for number in range(1, len(self._taken) + 1))
-        self._anchor = next(name for name in chain([anchor], numbered) if name not in self._taken)
-        self._taken.add(self._anchor)
+        self._anchor = anchor
+        while self._anchor in self._repeated:
+            self._repeated[anchor] += 1
+            self._anchor = f"{anchor}-{self._repeated[anchor]}"
+        self._repeated[self._anchor] = 0
 
     def section(self, block: list[str]) -> Iterator[Section]:
         """The section that the lines of `block` are; none if they are blank."""

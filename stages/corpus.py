@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from pipeline.base import check_writable
-from pipeline.corpus import CORPUS_KIND, build, corpus_digest
+from pipeline.corpus import CORPUS_KIND, build, corpus_digest, unread_files
 from pipeline.params import CorpusParams, load_section
 from stages.common import command, echo, params_option, write_json
 from stages.watched import name_outside, warn_unwatched
@@ -35,7 +35,8 @@ def main(params: Path, out: Path, metrics: Path) -> None:
     for source, reasons in figures["dropped"].items():
         if dropped := [f"{number:,} {reason.replace('_', ' ')}" for reason, number in reasons.items() if number]:
             echo(f"{source}: of {figures['read'][source]:,} texts were dropped: {', '.join(dropped)}")
-    echo("\n".join([*figures["notices"], str(out), str(metrics)]))
+    notices = [*figures["notices"], *unread_files(settings.sources)]
+    echo("\n".join([*notices, str(out), str(metrics)]))
 
 
 def _find_model(name: str) -> Path:

@@ -8,7 +8,7 @@ from pipeline.corpus.build import build
 from pipeline.corpus.counts import FEW_HELDOUT, notices_of_split
 from pipeline.corpus.further_records import NAME as FURTHER_RECORDS
 from pipeline.corpus.further_records import further_records
-from pipeline.corpus.guess import TEXT_KINDS, Fields, field_names, guess_sources, left_out
+from pipeline.corpus.guess import TEXT_KINDS, Fields, field_names, guess_sources, left_out, unread_files
 from pipeline.corpus.output import CORPUS_KIND
 from pipeline.corpus.parts import (
     check_rows,
@@ -62,4 +62,5 @@ __all__ = [
     "rows_within",
     "scan",
     "texts",
+    "unread_files",
 ]

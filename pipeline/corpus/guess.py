@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal, cast
 
 from pipeline.base import ROLES, LeafError, glob_root
-from pipeline.corpus.readers import jsonl, markdown, parquet, plain_text
+from pipeline.corpus.readers import jsonl, markdown, parquet, plain_text, table
 from pipeline.corpus.readers.beginning import Records, encoding_of, missing_header, records, unit_of
 from pipeline.corpus.readers.beir import CORPUS, QUERIES
 from pipeline.corpus.readers.contents import HEAD, nature
-from pipeline.corpus.readers.fields import source_files
+from pipeline.corpus.readers.fields import is_hidden, source_files
 from pipeline.corpus.readers.lines import text_form
 from pipeline.params import SourceParams
 
@@ -25,8 +25,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "parquet": parquet.PARQUET_SUFFIXES,
     "arrow": parquet.ARROW_SUFFIXES,
     "jsonl": jsonl.SUFFIXES,
-    "csv": ("csv",),
-    "tsv": ("tsv", "tab"),
+    **table.SUFFIXES,
     "text": plain_text.SUFFIXES,
     "markdown": markdown.SUFFIXES,
 }
@@ -159,9 +158,22 @@ def _kind_of_glob(place: Path) -> str:
     return next(iter(by_kind))
 
 
+def unread_files(sources: Sequence[SourceParams]) -> list[str]:
+    """A sentence for each directory that is a source and holds files which no source reads.
+
+    Raises:
+        LeafError: a source has no files.
+    """
+    of_files = [source for source in sources if source.path and source.kind in SUFFIXES]
+    read = {file for source in of_files for file in source_files(source, SUFFIXES[source.kind])}
+    places = dict.fromkeys(Path(cast(str, source.path)).expanduser() for source in of_files)
+    unread = {place: sorted(set(_visible(place)) - read) for place in places if place.is_dir()}
+    return [f"{place}: holds files that no source reads: {_shown(files)}" for place, files in unread.items() if files]
+
+
 def _visible(directory: Path) -> Iterator[Path]:
     for file in directory.rglob("*"):
-        if file.is_file() and not any(part[:1] in "._" for part in file.relative_to(directory).parts):
+        if file.is_file() and not any(map(is_hidden, file.relative_to(directory).parts)):
             yield file
 
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from pipeline.base import LeafError
-from pipeline.corpus import Fields, guess_sources, preview
+from pipeline.corpus import Fields, guess_sources, preview, unread_files
 from pipeline.corpus.language import language
 from pipeline.params import CorpusParams, SourceParams
 
@@ -182,6 +182,18 @@ def test_what_a_folder_holds_that_is_no_texts_is_left_out_with_a_word(tmp_path: 
     assert [name for name in ("picture.png", "settings.json", "names.csv") if f"/{name}" not in "\n".join(said)] == []
     with pytest.raises(LeafError, match=r"names\.csv: has no records, only a first line that names its columns"):
         guess_sources(str(tmp_path / "names.csv"))
+
+
+def test_files_of_a_source_s_directory_that_no_source_reads_are_named(tmp_path: Path) -> None:
+    for name in ("one.md", "faq.csv", "table.tab", ".hidden", "_SUCCESS", "one.md.dvc"):
+        (tmp_path / name).write_text("text")
+    notes = SourceParams("notes", "markdown", str(tmp_path), role="document")
+    assert preview(notes, CorpusParams((notes,), 0.1)).texts == {"document": 1}
+    assert unread_files([notes]) == [
+        f"{tmp_path}: holds files that no source reads: {tmp_path}/faq.csv, {tmp_path}/table.tab"
+    ]
+    others = [replace(notes, name=kind, kind="tsv", path=f"{tmp_path}/*.{kind}") for kind in ("csv", "tab")]
+    assert unread_files([notes, *others]) == []
 
 
 def test_a_glob_is_a_source_of_one_kind(tmp_path: Path) -> None:

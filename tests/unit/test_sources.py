@@ -15,7 +15,7 @@ from pipeline.corpus.parts import scan
 from pipeline.corpus.readers import docstrings, parquet, records
 from pipeline.corpus.readers.markdown import sections
 from pipeline.corpus.readers.source import READERS, batches
-from pipeline.params.sections import CorpusParams, SourceParams
+from pipeline.params.sections import CorpusParams, PassageParams, SourceParams, ViewParams
 
 Rows = list[tuple[str, str | None, str]]
 
@@ -185,6 +185,19 @@ def test_the_sections_of_a_note_are_held_out_together_but_those_of_a_single_file
     assert len(splits) == 30 and splits["split"].n_unique() == 2
     for source in (replace(whole, path=str(tmp_path / "0.md")), replace(whole, page_suffix="^$")):
         assert (frame := next(batches(source)))["page"].to_list() == frame["id"].to_list()
+
+
+def test_headings_can_be_queries_and_long_sections_passages(tmp_path: Path) -> None:
+    pytest.importorskip("semantic_text_splitter", reason="the optional package `semantic-text-splitter` is not there")
+    (tmp_path / "a.md").write_text("# Leaves\n\n## Colour\n\nThey are green. They turn red.\n")
+    cut, views = PassageParams(characters=40), ViewParams(title=True)
+    source = SourceParams("notes", "markdown", str(tmp_path), role="document", passages=cut, views=views)
+    build(CorpusParams((source,), 0.0), tmp_path / "corpus")
+    assert sorted(scan(tmp_path / "corpus").select("role", "id", "text").collect().iter_rows()) == [
+        ("document", "a.md#colour", "Leaves > Colour They are green."),
+        ("document", "a.md#colour", "They turn red."),
+        ("query", "a.md#colour#title", "Leaves > Colour"),
+    ]
 
 
 @pytest.fixture

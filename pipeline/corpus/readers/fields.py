@@ -29,9 +29,9 @@ NAMES_SHOWN, NAME_CHARACTERS = 12, 40  # of columns, in a message
 def source_files(source: SourceParams, suffixes: tuple[str, ...]) -> list[Path]:
     """Files of the source's `path`, sorted by name: a file, a glob, or all files below a directory.
 
-    Of a directory, those with one of `suffixes` in their name, or all if none has one. What Spark and others lay beside
-    their files, names that begin with `_` or `.`, is passed over, also by a glob that does not ask for it. A glob that
-    matches directories alone means their files.
+    Of a directory, those with one of `suffixes` in their name, or all if none has one. What Spark, DVC and others lay
+    beside their files (`is_hidden`) is passed over, also by a glob that does not ask for it. A glob that matches
+    directories alone means their files.
 
     Raises:
         LeafError: there is none, or a directory is not one of plain files.
@@ -40,7 +40,7 @@ def source_files(source: SourceParams, suffixes: tuple[str, ...]) -> list[Path]:
     if path.is_file():
         return [path]
     matches = [path] if path.is_dir() else list(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
-    files = [file for file in matches if file.is_file() and (path.name[:1] in _HIDDEN or not _is_hidden(file.name))]
+    files = [file for file in matches if file.is_file() and (path.name[:1] in _HIDDEN or not is_hidden(file.name))]
     if not files:
         files = [file for directory in matches if directory.is_dir() for file in _files_below(directory, suffixes)]
     if not files:
@@ -66,8 +66,9 @@ def name_in_source(source: SourceParams, file: Path) -> str:
 _HIDDEN = ("_", ".")
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(_HIDDEN)
+def is_hidden(name: str) -> bool:
+    """Whether a file or directory of this name is passed over below a directory: marks of Spark, DVC and git."""
+    return name.startswith(_HIDDEN) or name.endswith(".dvc")
 
 
 def _files_below(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -78,7 +79,7 @@ def _files_below(directory: Path, suffixes: tuple[str, ...]) -> list[Path]:
     files = [
         file
         for file in directory.rglob("*")
-        if file.is_file() and not any(map(_is_hidden, file.relative_to(directory).parts))
+        if file.is_file() and not any(map(is_hidden, file.relative_to(directory).parts))
     ]
     return [file for file in files if not set(suffixes).isdisjoint(file.name.lower().split(".")[1:])] or files
 

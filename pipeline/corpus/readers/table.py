@@ -23,6 +23,7 @@ from pipeline.params import SourceParams
 FIELD_CHARACTERS = 16_000_000  # so that a quote that is never closed ends here, not at the end of a huge file
 SAMPLE_ROWS = 1000  # at the beginning of a file, from which the way of quoting is told
 DELIMITERS = ",;\t|"
+SUFFIXES = {"csv": ("csv",), "tsv": ("tsv", "tab")}
 QUOTE, SINGLE_QUOTE = '"', "'"
 ESCAPE = "\\"
 ESCAPES = ("", ESCAPE)  # that are looked for
@@ -101,7 +102,7 @@ class _RowError(Exception):
 
 def read(source: SourceParams) -> Frames:
     """Frames of CSV (RFC 4180) or TSV files. Quoted fields may hold delimiters and line ends."""
-    files = source_files(source, (source.kind,))
+    files = source_files(source, SUFFIXES[source.kind])
     return frames_of_records(source, (row for file in files for row in _records(source, file)))
 
 

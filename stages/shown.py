@@ -47,7 +47,8 @@ def show_source(source: SourceParams, seen: Preview) -> None:
         )
     if any(most > LONG for _, most, _ in seen.lengths.values()):
         echo("  many are longer than teachers read, and what is not read is not found")
-        echo("  (`passages: {characters: 1200}` of a source cuts its documents: `leaf params corpus` explains it)")
+        echo("  (`passages: {characters: 1200}` in its entry of corpus.sources cuts them, after")
+        echo("  `pip install 'leaf-pipeline[passages]'`: `leaf params corpus` explains it)")
     echo("  as they will be stored:")
     width = max([16, *(len(on_one_line(identifier)) for identifier in seen.examples.get_column("id", default=[]))])
     for role, identifier, text in seen.examples.iter_rows():

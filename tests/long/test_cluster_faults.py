@@ -98,11 +98,11 @@ def none_left() -> Iterator[None]:
     STARTED.clear()
 
 
-def start(folder: Path) -> "subprocess.Popen[str]":
+def start(folder: Path, **variables: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "stages.encode", "--corpus", "corpus", "--out", "store", "--metrics", "m.json"]
     # What else runs on the machine is not to be answered by Ray with kills of its own.
     quiet = {"RAY_memory_monitor_refresh_ms": "0"}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **quiet}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **quiet, **variables}
     STARTED.append(subprocess.Popen(command, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE))
     return STARTED[-1]
 
@@ -212,8 +212,8 @@ def test_a_run_that_is_told_to_end_ends_and_is_continued(
     process = start(tmp_path)
     wait_for(lambda: len(shards(tmp_path)) >= 1)
     process.terminate()
-    process.communicate(timeout=ENDS_WITHIN)
-    assert process.returncode == 128 + signal.SIGTERM
+    _, errors = process.communicate(timeout=ENDS_WITHIN)
+    assert process.returncode == 128 + signal.SIGTERM, errors
     finish(start(tmp_path))
     assert contents(tmp_path / "store") == expected[1]
 
@@ -296,30 +296,33 @@ def test_the_head_is_killed_and_the_run_ends_with_a_message(
 def test_a_cluster_that_was_started_from_the_shell(
     write: Write, tmp_path: Path, expected: tuple[Path, dict[str, bytes]]
 ) -> None:
-    """With the commands of docs/scale.md."""
+    """With the commands of docs/scale.md, and a token without which nobody is let in."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory=80000000"]
+    address, commands = f"127.0.0.1:{port}", [sys.executable, "-m", "ray.scripts.scripts"]
+    (tmp_path / "home").mkdir()
+    variables = {"HOME": str(tmp_path / "home"), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_memory_monitor_refresh_ms": "0", **variables}
+    subprocess.run([*commands, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
+    ray = [*commands, "start", "--block", "--object-store-memory=80000000"]
     head = ["--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=0", "--include-dashboard=false"]
-    node = [f"--address=127.0.0.1:{port}", "--num-cpus=1"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_memory_monitor_refresh_ms": "0",
-        "HF_HUB_OFFLINE": "1",
-    }
+    node = [f"--address={address}", "--num-cpus=1"]
     running: list[subprocess.Popen[bytes]] = []
+
+    def is_up(count: int) -> bool:
+        assert running[-1].poll() is None, "ray start has ended"
+        return nodes(address, environment) == count
+
     try:
-        for options in (head, node):
+        for count, options in enumerate((head, node), start=1):
             command = [*ray, *options]
             running.append(
                 subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
             )
-            wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
-        wait_for(lambda: nodes(f"127.0.0.1:{port}") == 2)
-        write(address=f"127.0.0.1:{port}")
-        finish(start(tmp_path))
+            wait_for(lambda count=count: is_up(count))
+        write(address=address)
+        assert "set RAY_AUTH_MODE=token" in refusal(start(tmp_path, **(variables | {"RAY_AUTH_MODE": "disabled"})))
+        finish(start(tmp_path, **variables))
     finally:
         for process in running:
             process.terminate()  # `ray start --block` ends what it has started
@@ -343,8 +346,9 @@ def test_workers_without_the_shard_cache_put_shards_into_an_object_store(
     assert len([key for key in documents if key.endswith(".json")]) == SHARDS + 1  # and that of the handshake
 
 
-def nodes(address: str) -> int:
-    """How many nodes a cluster has."""
+def nodes(address: str, environment: dict[str, str]) -> int:
+    """How many nodes a cluster has; 0 where it is not there yet."""
     code = f"import ray; ray.init({address!r}, logging_level='ERROR'); print(len(ray.nodes()))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return int(result.stdout or 0)

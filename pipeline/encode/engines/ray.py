@@ -172,10 +172,7 @@ def _connected(ray: Any, params: ClusterParams) -> Iterator[_Cluster]:
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         ray.init(params.address or "local", **options)
     except Exception as error:  # it raises many kinds
-        raise LeafError(
-            f"cluster.address: no Ray cluster at {params.address or 'this machine'} ({first_line(error)}); start one "
-            "with `ray start --head`"
-        ) from None
+        raise LeafError(f"cluster.address: {_unreached(error, params.address or 'this machine')}") from None
     told: list[int] = []
 
     def end(number: int, frame: Any) -> None:
@@ -191,13 +188,23 @@ def _connected(ray: Any, params: ClusterParams) -> Iterator[_Cluster]:
         yield cluster
     except _HeadLostError:
         raise
-    except BaseException as error:
+    except BaseException:
         ray.shutdown()
-        if told and isinstance(error, KeyboardInterrupt):  # what Ray makes of any exit while it waits
+        if told:  # Ray makes other errors of an exit while it waits
             sys.exit(128 + told[0])
         raise
     else:
         ray.shutdown()
+
+
+def _unreached(error: Exception, place: str) -> str:
+    """Why there is no connection to Ray, and what to do."""
+    if any("AuthenticationError" in repr(reason) for reason in (error, error.__cause__, error.__context__)):
+        return (
+            f"the Ray cluster at {place} asks for a token: set RAY_AUTH_MODE=token, and have the head's file "
+            "~/.ray/auth_token on this machine and on every node; or start all of them with RAY_AUTH_MODE=disabled"
+        )
+    return f"no Ray cluster at {place} ({first_line(error)}); start one with `ray start --head`"
 
 
 class _Run:

@@ -4,7 +4,8 @@ Every default stands here and nowhere else.
 """
 
 from pipeline.params.commented import commented, explained, section_classes
-from pipeline.params.parsing import load_section, parse
+from pipeline.params.file import check_file, load_section
+from pipeline.params.parsing import parse
 from pipeline.params.permits import Permits
 from pipeline.params.public import public_name, public_params
 from pipeline.params.sections import (
@@ -47,6 +48,7 @@ __all__ = [
     "StudentParams",
     "TeacherParams",
     "ViewParams",
+    "check_file",
     "commented",
     "explained",
     "load_section",

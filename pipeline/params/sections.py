@@ -1,6 +1,6 @@
 """All parameters: a frozen dataclass for each section of `params.yaml`, with every key, its default and its limits.
 
-Defaults are set here and nowhere else. A key without a default must be given. `pipeline.params.parsing` reads a section
+Defaults are set here and nowhere else. A key without a default must be given. `pipeline.params.parsing` parses a section
 and refuses keys that are unknown, of the wrong type or impossible.
 """
 

@@ -7,7 +7,7 @@ from pipeline.params.commented import commented, explained, section_classes
 from pipeline.params.file import check_file, load_section
 from pipeline.params.parsing import parse
 from pipeline.params.permits import Permits
-from pipeline.params.public import public_name, public_params
+from pipeline.params.public import name_in_code, public_name, public_params
 from pipeline.params.sections import (
     ApiParams,
     AssistantParams,
@@ -52,6 +52,7 @@ __all__ = [
     "commented",
     "explained",
     "load_section",
+    "name_in_code",
     "parse",
     "pooling_modes",
     "public_name",

@@ -77,7 +77,10 @@ def test_a_mistake_in_a_later_stage_s_section_is_found_by_every_stage_before(tmp
     file = tmp_path / "p.yaml"
     file.write_text("encode: {}\nteacher: {}\nfit: {student: {model: no/such/model}}\nown: {key: 1}\n")
     assert load_section(file, "encode", EncodeParams) == EncodeParams()  # what another stage lacks is its own concern
-    for wrong, message in (("bach_size: 1", r"fit\.bach_size: unknown key"), ("batch_size: x", r"fit\.batch_size: must")):
+    for wrong, message in (
+        ("bach_size: 1", r"fit\.bach_size: unknown key"),
+        ("batch_size: x", r"fit\.batch_size: must"),
+    ):
         file.write_text(f"encode: {{}}\nfit: {{student: {{model: m}}, {wrong}}}\n")
         with pytest.raises(LeafError, match=message):
             load_section(file, "encode", EncodeParams)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipeline.store import StoreMeta
 SAMPLE = 20_000  # texts
 JOIN_BYTES_OF_A_TEXT = 80  # memory of the join of corpus and store, see docs/scale.md
 BLOCK_TEXTS = 2048  # that are tokenised at once
+GOLDEN = (5**0.5 - 1) / 2  # multiples of it, on a circle, leave the most even gaps
 PIECE_SECONDS = 0.25  # of steps between two looks at the clock, for which an accelerator has to end what it does
 
 
@@ -136,6 +138,6 @@ def _batches(ids: list[np.ndarray], params: FitParams, dim: int) -> Iterator[Tra
 
 
 def evenly(count: int) -> list[int]:
-    """The numbers below `count`, the first of them spread evenly, however many are taken (van der Corput, 1935)."""
-    digits = max(1, (count - 1).bit_length())
-    return sorted(range(count), key=lambda number: int(f"{number:0{digits}b}"[::-1], 2))
+    """The numbers below `count`, from the middle on; the first of them, however many are taken, are spread evenly."""
+    step = next(step for step in range(max(1, round(GOLDEN * count)), count + 1) if gcd(step, count) == 1)
+    return [(count // 2 + place * step) % count for place in range(count)]

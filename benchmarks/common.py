@@ -105,12 +105,20 @@ def report(rows: list[Row]) -> None:
 
 def write_table(document: Path, name: str, text: str) -> None:
     """Put the text between `<!-- name -->` and `<!-- /name -->` of a document."""
-    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
-    content = document.read_text(encoding="utf-8")
+    try:
+        written = with_table(document.read_text(encoding="utf-8"), name, text)
+    except ValueError as error:
+        raise ValueError(f"{document}: {error}") from None
+    document.write_text(written, encoding="utf-8")
+
+
+def with_table(content: str, name: str, text: str) -> str:
+    """The content of a document with the text between `<!-- name -->` and `<!-- /name -->`; ValueError without them."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
     head, found, rest = content.partition(begin)
     if not found or end not in rest:
-        raise ValueError(f"{document}: has no {begin.strip()} and {end.strip()}")
-    document.write_text(f"{head}{begin}{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+        raise ValueError(f"has no {begin.strip()} and {end}")
+    return f"{head}{begin}{text}\n{end}{rest.partition(end)[2]}"
 
 
 def results() -> dict[str, dict[str, Any]]:

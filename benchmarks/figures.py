@@ -8,7 +8,6 @@ figure can stand in two places with two values.
 """
 
 import json
-import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import click
 
-from benchmarks.common import ROOT
+from benchmarks.common import ROOT, with_table
 
 FIGURES = ROOT / "benchmarks" / "figures.json"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
@@ -66,10 +65,10 @@ def figures_of(project: Path) -> dict[str, Any]:
 
 
 def with_tables(text: str, runs: Mapping[str, Run]) -> str:
-    """A document with its tables written anew."""
+    """A document with those tables written anew that it has."""
     for name, table in TABLES.items():
-        block = f"<!-- {name} -->\n{table(runs)}\n<!-- /{name} -->"
-        text = re.sub(rf"<!-- {name} -->\n.*?<!-- /{name} -->", block.replace("\\", r"\\"), text, flags=re.S)
+        if f"<!-- {name} -->\n" in text:
+            text = with_table(text, name, table(runs))
     return text
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.base import release_pages
 from pipeline.params import EncodeParams, FitParams, Permits, TeacherParams, load_section
 from stages.common import api_options, command, echo, open_teacher, params_option
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # commands that load no model do not wait for torch
 @command
 @params_option
 @click.option("--corpus", type=Path, default=Path("data/corpus"), show_default=True, help="Corpus directory.")
-@click.option("--seconds", type=click.FloatRange(0), default=60.0, show_default=True, help="Each measurement; 0: none.")
+@click.option("--seconds", type=click.FloatRange(0), default=30.0, show_default=True, help="Each measurement; 0: none.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Machines like this one.")
 @click.option("--price", type=click.FloatRange(0), help="Of a million tokens, for an API.")
 @click.option("--ask", type=click.IntRange(0), default=0, help="Texts to ask an API for, to count tokens.")
@@ -36,8 +37,9 @@ def main(
 ) -> None:
     """Say what stages one and two will cost: texts, tokens, bytes, memory, steps, hours, and money for an API.
 
-    Counted on the corpus, but for lengths of texts, which a sample of 20,000 gives. Hours are those of a measured
-    minute: they are right where the machine stays as busy as it is now. Sections read: teacher, encode, fit.
+    Counted on the corpus, but for lengths of texts, which a sample of 20,000 gives. Hours are those of a measurement,
+    which needs the memory that the stage will need: they are right where the machine stays as busy as it is now.
+    Sections read: teacher, encode, fit.
     """
     from pipeline.encode import estimate_encode
     from pipeline.fit import estimate_fit
@@ -46,7 +48,10 @@ def main(
     fit_params = load_section(params, "fit", FitParams)
     teacher = open_teacher(load_section(params, "teacher", TeacherParams), settings, permits)
     encode = estimate_encode(corpus, teacher, settings, seconds, ask)
-    fit = estimate_fit(corpus, fit_params, teacher.meta, seconds)
+    meta = teacher.meta
+    del teacher  # its memory is the student's now
+    release_pages()
+    fit = estimate_fit(corpus, fit_params, meta, seconds)
     corpus_bytes = sum(part.stat().st_size for part in corpus.glob("part-*.parquet"))
     if as_json:
         figures = {"encode": vars(encode) | {"hours": encode.hours}, "fit": vars(fit) | {"hours": fit.hours}}

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.base import LeafError
-from pipeline.params import load_document
+from pipeline.params import check_file
 from stages.common import command
 
 
@@ -17,12 +17,13 @@ def main(arguments: tuple[str, ...]) -> None:
     """Run the stages that are out of date, and no others. All ARGUMENTS are those of `dvc repro`.
 
     `leaf repro fit` runs the pipeline up to fit, `leaf repro -s -f fit` that stage alone and in any case. The stages
-    find the `leaf` of this environment, whether it is activated or not.
+    find the `leaf` of this environment, whether it is activated or not. A mistake in any section of params.yaml is told
+    before DVC begins.
     """
     if not Path("dvc.yaml").is_file():
         raise LeafError("there is no dvc.yaml in this directory: go to a project's, or make one with `leaf init DIR`")
-    if Path("params.yaml").is_file():
-        load_document(Path("params.yaml"))  # which says in one sentence what DVC says in ten lines
+    if (params := Path("params.yaml")).exists():
+        check_file(params)  # DVC removes a stage's outputs before the stage could refuse its parameters
     own = [str(Path(program).absolute().parent) for program in (sys.argv[0], sys.executable)]
     path = os.pathsep.join([*dict.fromkeys(own), os.environ.get("PATH", os.defpath)])
     sys.stdout.flush()

@@ -1,8 +1,8 @@
 """Ground floor: what knows nothing of this project.
 
 Errors meant for people, files and locks, directories that are written whole and replaced only where they are ours, keys
-of texts, arrays, reading ahead, memory kept by malloc, optional packages, token ids of long texts. Every other room may
-use it.
+of texts, arrays, reading ahead, memory kept by malloc, optional packages, token ids of long texts, how fast
+work goes and what is under way. Every other room may use it.
 """
 
 from pipeline.base import files, outputs
@@ -64,6 +64,8 @@ from pipeline.base.outputs import (
 )
 from pipeline.base.prefetch import prefetch
 from pipeline.base.prefixes import Prefixes, TokenIds, portions
+from pipeline.base.progress import under_way
+from pipeline.base.rate import SettledRate
 
 __all__ = [
     "KEY_BYTES",
@@ -81,6 +83,7 @@ __all__ = [
     "LeafError",
     "NoAccessError",
     "Prefixes",
+    "SettledRate",
     "Similarity",
     "TokenIds",
     "access",
@@ -132,6 +135,7 @@ __all__ = [
     "string_literal",
     "sync",
     "temporary",
+    "under_way",
     "workspace",
     "write_json",
     "written_directory",

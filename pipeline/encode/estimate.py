@@ -5,8 +5,8 @@ and the shard cache is not locked.
 """
 
 import io
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.base import Array, LeafError, key_array, merge_sorted
+from pipeline.base import Array, LeafError, SettledRate, key_array, merge_sorted, under_way
 from pipeline.corpus import part_files, read_keys
 from pipeline.encode.comparison import misfit
 from pipeline.encode.engines.threads import ThreadsEngine
@@ -25,7 +25,7 @@ from pipeline.teacher import ApiTeacher, LocalTeacher, Teacher
 
 SAMPLE = 20_000  # texts; of natural texts, their mean length is then within 1 % of that of all
 KEY_BYTES_OF_A_TEXT = 100  # memory for keys, see docs/scale.md
-MEASURED_ROWS = 4096  # of a shard in the measurement of speed
+BLOCK_ROWS = 2048  # of the sample whose tokens are in memory at once
 FIXED_BYTES = 6000  # of a store's README and of what store.json says of the teacher
 SHARD_ENTRY_BYTES = 450 + 1000  # of a shard in store.json, and the description of its array
 
@@ -65,7 +65,8 @@ class EncodeEstimate:
 def estimate(corpus: Path, teacher: Teacher, params: EncodeParams, seconds: float, ask: int = 0) -> EncodeEstimate:
     """Estimate stage one for a corpus.
 
-    `seconds` is how long encoding is measured, 0 not at all; `ask` how many texts an API is asked for, to count tokens.
+    `seconds` is how long encoding is measured behind its warm-up, 0 not at all; `ask` how many texts an API is asked
+    for, to count tokens.
 
     Raises:
         LeafError: bad corpus, teacher or reused store.
@@ -74,12 +75,13 @@ def estimate(corpus: Path, teacher: Teacher, params: EncodeParams, seconds: floa
     texts = sum(len(read_keys(part)) for part in parts)
     if not texts:
         raise LeafError(f"{corpus}: the corpus holds no text; look at the sources under corpus.sources")
-    held_keys = finished_keys(shard_directory(Path(params.pool), teacher.meta), refused=not teacher.retries_refused)
-    done = merge_sorted([held_keys, *_reusable(teacher, params)])
-    held, missing = texts - count_missing(parts, held_keys), count_missing(parts, done)
-    order = next(plan(parts, done, min(SAMPLE, max(missing, 1))), None)
-    rows = _Sample.of(order, missing, teacher, params.shard_rows, ask)
-    shards = -(-missing // params.shard_rows)
+    with under_way("encode: what is there, and a sample of what is not"):
+        held_keys = finished_keys(shard_directory(Path(params.pool), teacher.meta), refused=not teacher.retries_refused)
+        done = merge_sorted([held_keys, *_reusable(teacher, params)])
+        held, missing = texts - count_missing(parts, held_keys), count_missing(parts, done)
+        order = next(plan(parts, done, min(SAMPLE, max(missing, 1))), None)
+        rows = _Sample.of(order, missing, teacher, params.shard_rows, ask)
+    shards, measured = -(-missing // params.shard_rows), plan(parts, done, min(SAMPLE, params.shard_rows))
     return EncodeEstimate(
         texts=texts,
         held=held,
@@ -91,7 +93,7 @@ def estimate(corpus: Path, teacher: Teacher, params: EncodeParams, seconds: floa
         requests=rows.requests,
         store_bytes=_store_bytes(parts, texts, params.shard_rows, teacher.meta),
         memory_bytes=texts * KEY_BYTES_OF_A_TEXT + 2 * min(missing, params.shard_rows) * _row_bytes(rows, teacher.meta),
-        tokens_per_s=_speed(teacher, parts, done, seconds) if missing and seconds else None,
+        tokens_per_s=_speed(teacher, measured, seconds) if missing and seconds else None,
     )
 
 
@@ -116,7 +118,8 @@ class _Sample:
             requests = round(sum(map(teacher.request_count, rows.iter_slices(shard_rows))) * scale)
             tokens = round(_asked_tokens(teacher, rows.head(ask)) * characters * scale) if ask else None
         elif isinstance(teacher, LocalTeacher):
-            tokens = round(sum(map(len, teacher.tokenize_rows(rows))) * scale)
+            blocks = map(teacher.tokenize_rows, rows.iter_slices(BLOCK_ROWS))
+            tokens = round(sum(len(text) for texts in blocks for text in texts) * scale)
         return cls(missing, tokens, round(characters * scale), requests)
 
 
@@ -169,20 +172,22 @@ class _Nowhere:
         return ShardInfo("0" * 16, len(rows), 0, {})
 
 
-def _speed(teacher: Teacher, parts: Sequence[Path], done: Array, seconds: float) -> float | None:
-    """Tokens a second of the engine over about so many seconds; None for an API, which has no speed of this machine."""
+class _MeasuredError(Exception):
+    """Ends the encoding of what is thrown away."""
+
+
+def _speed(teacher: Teacher, orders: Iterator[WorkOrder], seconds: float) -> float | None:
+    """Tokens a second of the engine, over its batches; None for an API, which has no speed of this machine."""
     if not isinstance(teacher, LocalTeacher):
         return None
     sink: Any = _Nowhere(teacher.meta)
-    shards = ThreadsEngine(teacher).carry_out(plan(parts, done, MEASURED_ROWS), sink)
-    began: float | None = None
-    tokens, ended = 0, 0.0
-    first = next(shards)
-    began = time.perf_counter()
-    for made in shards:
-        tokens, ended = tokens + made.tokens, time.perf_counter()
-        if ended - began > seconds:
-            break
-    if not tokens:  # so few texts that they are one shard
-        return first.tokens / max(first.computing, 1e-9)
-    return tokens / (ended - began)
+    with SettledRate("encode", "tokens", seconds) as rate:
+
+        def count(_: int, tokens: int, took: float) -> None:
+            if rate.add(tokens, took):
+                raise _MeasuredError
+
+        with suppress(_MeasuredError):
+            for _ in ThreadsEngine(teacher).carry_out(orders, sink, count):
+                pass
+    return rate.value

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from pipeline.base import Array, LeafError
+from pipeline.base import Array, LeafError, under_way
 from pipeline.evaluate.bootstrap import bootstrap_means, interval
 from pipeline.params import EncodeParams, EvaluateParams, TeacherParams
 from pipeline.teacher import Teacher
@@ -65,7 +66,8 @@ def cost(
         if reasons := [f"the {name} is an API" for name in MODELS if name not in measured]:
             figures["left_out"] = f"{reasons[0]}: its speed and size are not those of this machine"
         pipes = {name: pipe for name, (_, pipe) in workers.items()}
-        figures["models"] = {name: _request(pipe, "load") for name, pipe in pipes.items()}
+        with under_way("cost: models are loaded"):
+            figures["models"] = {name: _request(pipe, "load") for name, pipe in pipes.items()}
         threads = sorted({1, len(os.sched_getaffinity(0))})
         figures["threads"] = {str(n): _take_turns(pipes, n, documents, queries, params) for n in threads}
         for name, pipe in pipes.items():
@@ -111,7 +113,7 @@ def _take_turns(
     seconds = np.empty((rounds, len(pipes)))
     latencies: list[list[float]] = [[] for _ in pipes]
     query_rows = np.array_split(np.arange(len(queries)), rounds)
-    for turn, rows in enumerate(query_rows):
+    for turn, rows in enumerate(tqdm(query_rows, desc=f"cost, threads: {threads}", unit="round")):
         for m, pipe in enumerate(pipes.values()):
             seconds[turn, m] = _request(pipe, "throughput", threads, list(documents))
             latencies[m] += _request(pipe, "latency", threads, [queries[i] for i in rows])

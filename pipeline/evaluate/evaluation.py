@@ -171,8 +171,8 @@ def evaluate(
         "similarity": similarity,
         "alignment": {role: _alignment(of_role, params) for role, of_role in by_role.items()},
         "neighbours": neighbours(by_role.get("query"), by_role.get("document"), params, similarity=similarity),
-        "retrieval": {data.name: _retrieval_figures(data, params) for data in datasets},
-        "truncation": {data.name: truncation(data, params) for data in datasets},
+        "retrieval": {data.name: _retrieval_figures(data, params) for data in _counted(datasets, "retrieval")},
+        "truncation": {data.name: truncation(data, params) for data in _counted(datasets, "truncation")},
     }
     if note := source.meta.similarity_note:
         figures["similarity_note"] = note
@@ -184,7 +184,7 @@ def evaluate(
     if notices := [*notices, *_losses_by_fitting({name: figures["retrieval"][name] for name in outside})]:
         figures["notices"] = notices
     if calibrations:
-        pairs_of = zip(datasets, calibrations, strict=True)
+        pairs_of = zip(_counted(datasets, "quantisation"), calibrations, strict=True)
         figures["quantisation"] = {data.name: quantisation(data, ranges, params) for data, ranges in pairs_of}
     figures |= _labelled_figures(encoders, params)
     return Evaluation(
@@ -194,6 +194,11 @@ def evaluate(
         moved_queries(datasets, params),
         _timed(heldout, collections, params),
     )
+
+
+def _counted(datasets: Sequence[Dataset], measure: str) -> Iterable[Dataset]:
+    """The data sets, with a progress bar that names the measure."""
+    return tqdm(datasets, desc=measure, unit="data set")
 
 
 def _retrieval_figures(data: Dataset, params: EvaluateParams) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from pipeline.base import LeafError, Similarity, markdown, parse_yaml, shortened
-from pipeline.params import ExportParams
+from pipeline.params import ExportParams, public_name
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 MAX_FRONT_MATTER = 2**20  # characters
@@ -30,11 +30,18 @@ class Origin:
     retrieval: dict[str, Any]
     similarity: Similarity = "cosine"
     """What vectors are compared by, in these figures too."""
+    model: str = "its teacher"
+    """The teacher by its public name, which stands for a hub id where none is known."""
 
     @property
     def teacher_name(self) -> str:
         """What a card calls the teacher, in Markdown."""
-        return markdown(self.teacher) if self.teacher else "the teacher"
+        return markdown(self.teacher or self.model)
+
+    @property
+    def title(self) -> str:
+        """What the hub calls the student, which has no name of its own."""
+        return f"A student of {self.teacher or self.model}"
 
 
 def origin_of(
@@ -66,7 +73,8 @@ def origin_of(
     inherited = licenses.pop() if len(licenses) == 1 else "other" if None not in licenses else None
     known = tuple(dict.fromkeys(name for name in ids if name))
     measured = evaluation.get("retrieval", {}), evaluation.get("similarity", "cosine")
-    return Origin(ids[0], known, params.license or inherited, *measured)
+    name = Path(teacher).name if Path(teacher).is_dir() else public_name(teacher)
+    return Origin(ids[0], known, params.license or inherited, *measured, name)
 
 
 def hub_id(model: str) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.base import LeafError, remove, written_directory
+from pipeline.base import LeafError, remove, under_way, written_directory
 from pipeline.corpus import further_records, scan
 from pipeline.evaluate import metrics
 from pipeline.export.cards import Origin, origin_of
@@ -63,14 +63,16 @@ def export(
     figures: dict[str, Any] = {}
     timed: dict[str, Encode] = {"pytorch": job.encode_in_pytorch, "packed": StudentEncoder(job.student).encode}
     for exporter in exporters:
-        own_figures, encoders = _write(exporter, job, parity, out / exporter.directory)
+        with under_way(f"export: {exporter.directory}"):
+            own_figures, encoders = _write(exporter, job, parity, out / exporter.directory)
         if own_figures is not None:
             figures.setdefault(exporter.name, {}).update(own_figures)
         for variant, encoder in encoders.items():
             if encoder.role == "query":
                 timed[f"{exporter.name}_{variant}"] = encoder.encode
     if params.speed_texts:
-        figures["speed"] = measure_speed(timed, _evenly_spaced(texts, params.speed_texts))
+        with under_way("export: speed"):
+            figures["speed"] = measure_speed(timed, _evenly_spaced(texts, params.speed_texts))
     rounded: dict[str, Any] = metrics.rounded(figures)
     return rounded
 

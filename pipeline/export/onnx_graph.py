@@ -77,7 +77,6 @@ class OnnxExporter:
             ]
             rows.append(f"| {' | '.join(cells)} |")
         values = {
-            "name": self.name,
             "teacher": job.origin.teacher_name,
             "dim": job.student.dim,
             "pooling": " and ".join(job.student.backbone.pooling),
@@ -88,7 +87,9 @@ class OnnxExporter:
             "file": MODELS["int8" if "int8" in figures else "float32"],
             "results": results_table(job.origin, modes),
         }
-        return front_matter(self.name, job.origin, modes, library="onnx") + fill_template("onnx.md", values)
+        return front_matter(f"{job.origin.title}, ONNX", job.origin, modes, library="onnx") + fill_template(
+            "onnx.md", values
+        )
 
 
 class Graph(nn.Module):

@@ -49,7 +49,7 @@ class RouterExporter:
     def card(self, job: ExportJob, figures: Mapping[str, Any]) -> str:
         """How to load it, and the retrieval results."""
         usage = 'from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("path/to/this")'
-        return _card(job, self.directory, usage)
+        return _card(job, usage)
 
 
 class NamedRouterExporter:
@@ -97,7 +97,7 @@ class NamedRouterExporter:
         """How to load it, and the retrieval results."""
         arguments = "" if job.origin.teacher else "teacher=DIRECTORY"
         usage = f"from asymmetric import load  # asymmetric.py lies beside this card\n\nmodel = load({arguments})"
-        return _card(job, self.directory, usage)
+        return _card(job, usage)
 
 
 def build_router(job: ExportJob) -> Any:
@@ -171,10 +171,9 @@ def _without_teacher(job: ExportJob) -> LeftOut | None:
     return LeftOut(reason, f"# No asymmetric model\n\nLeft out: {reason}. {INSTEAD}\n")
 
 
-def _card(job: ExportJob, name: str, usage: str) -> str:
+def _card(job: ExportJob, usage: str) -> str:
     modes, prompt = ("asymmetric",), job.document_prompt
     values = {
-        "name": name,
         "teacher": job.origin.teacher_name,
         "dim": job.student.dim,
         "comparison": job.meta.comparison,
@@ -182,4 +181,4 @@ def _card(job: ExportJob, name: str, usage: str) -> str:
         "usage": usage,
         "results": results_table(job.origin, modes),
     }
-    return front_matter(name, job.origin, modes) + fill_template("asymmetric.md", values)
+    return front_matter(f"{job.origin.title}, asymmetric", job.origin, modes) + fill_template("asymmetric.md", values)

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.base import markdown, string_literal
 from pipeline.export.cards import FRONT_MATTER, Origin, front_matter, results_table
 from pipeline.export.exporter import ExportedEncoder, ExportJob
-from pipeline.params import public_name
+from pipeline.params import name_in_code, public_name
 
 NAMED = ("# A student of {}\n", "**{}**", "| teacher | {} |")
 NAMED_IN_CODE = "SentenceTransformer({})"
@@ -47,8 +47,9 @@ def student_card(card: str, origin: Origin, teacher: str) -> str:
     if origin.teacher:
         for phrase in NAMED:
             head = head.replace(phrase.format(markdown(name_in_card)), phrase.format(markdown(origin.teacher)))
-        here, elsewhere = (NAMED_IN_CODE.format(string_literal(name)) for name in (name_in_card, origin.teacher))
+        names = name_in_code(name_in_card), origin.teacher
+        here, elsewhere = (NAMED_IN_CODE.format(string_literal(name)) for name in names)
         head = head.replace(here, elsewhere)
     body = head + parameters + rest
     table = results_table(origin, modes).replace("## Results", "## Retrieval")
-    return "\n".join([front_matter("student", origin, modes), body, "", table])
+    return "\n".join([front_matter(origin.title, origin, modes), body, "", table])

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.base import LONGEST_NAME, code_span, markdown, printable, string_literal
 from pipeline.corpus import scan
 from pipeline.model import Student
-from pipeline.params import FitParams, Pooling, public_name, public_params
+from pipeline.params import FitParams, Pooling, name_in_code, public_name, public_params
 from pipeline.store import UNVERIFIED, StoreMeta
 
 POOLING_WORDS: dict[Pooling, str] = {
@@ -105,7 +105,7 @@ def corpus_table(corpus: Path) -> str:
 
 def _documents(teacher: dict[str, Any], prompt: str) -> str:
     """Code that embeds documents with the teacher."""
-    name = string_literal(public_name(str(teacher.get("model", "unknown")))[:LONGEST_NAME])
+    name = string_literal(name_in_code(str(teacher.get("model", "unknown")))[:LONGEST_NAME])
     if teacher.get("kind") == "several":
         return (
             "# These vectors are those of several teachers side by side, each of length one, scaled to length one:\n"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from pipeline.base import LeafError, keep_pages, locked, prefetch, release_pages
+from pipeline.base import LeafError, keep_pages, locked, prefetch, release_pages, under_way
 from pipeline.corpus import corpus_digest, corpus_keys, numbered_column
 from pipeline.fit import checkpoint, head
 from pipeline.fit.candidates import Candidates, candidates_digest, open_candidates
@@ -51,6 +51,9 @@ KEEP_BYTES = 40 << 20
 parts of the store are: kept on the heap, those would leave holes for as long as the process runs."""
 AHEAD = 32  # training batches that are ready before they are needed
 CURVE_POINTS = 200  # points of the training curve
+CHECKPOINT_SECONDS = 300.0
+"""A checkpoint is written after this time too, where `fit.checkpoint_every` steps take longer: minutes are cheap to
+repeat, and writing three times the student's size is about a hundredth of them."""
 NOT_OF_THE_RESULT = ("checkpoint_every",)  # parameters that may change between a run and its continuation
 
 
@@ -114,7 +117,8 @@ def fit(
     keep_pages(KEEP_BYTES)
     _check_ranks(params, ranks)
     source = open_teachers(source, params)
-    digests = _input_digests(corpus, source, params)
+    with under_way("fit: digests of corpus, store and checkpoint", shown=ranks.first):
+        digests = _input_digests(corpus, source, params)
     state = work / _run_name(params, digests)
     place = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
     work.mkdir(parents=True, exist_ok=True)
@@ -122,7 +126,8 @@ def fit(
         if ranks.first:
             held.enter_context(locked(work / f"{place}.lock", str(out)))
             held.enter_context(locked(work / f"{state.name}.lock", "fit with these parameters"))
-            source.verify()
+            with under_way("fit: checksums of the store"):
+                source.verify()
         else:
             ranks.wait()  # for the token cache and the aligned stores that the first one writes
         if isinstance(source, JoinedSource):
@@ -235,6 +240,7 @@ class Trainer:
         # Losses are added up on the device: reading each would make a GPU wait for the host at every step.
         self.window = torch.zeros((), dtype=torch.float64, device=self.device)
         self.saved = SavedWeights(self.student, params, self.total)
+        self._checkpointed = time.monotonic()
 
     def _check_terms(self) -> None:
         """Refuse terms of the loss that do not fit student and stores."""
@@ -305,7 +311,8 @@ class Trainer:
             self._start_heads()
         self.ranks.spread([*self.student.state_dict().values()])
         self.saved.begin(self.student)
-        self.progress.start = self._validate(self.student)
+        with under_way("fit: held-out texts before the first step", shown=self.ranks.first):
+            self.progress.start = self._validate(self.student)
         checkpoint.seed_process(self.params.seed, self.ranks.rank)
 
     def _start_heads(self) -> None:
@@ -322,14 +329,16 @@ class Trainer:
     def _features(self, place: int) -> Iterator[tuple[Tensor, ...]]:
         """Batches of features for head number `place`, targets, and maybe weights, of `head_rows` training items."""
         self.student.eval()
-        weights = self._row_weights()
-        for rows, targets in self.loader.samples(self.params.student.head_rows):
-            lengths = self.loader.tokens.lengths(self.loader.items.text[rows])
-            for batch in token_batches(lengths, traits_of(self.device).encode_tokens):
-                texts = self.loader.pack(rows[batch], self.student.backbone.shortest).to(self.device)
-                features = self.student.all_features(texts, self.dtype)[place]
-                expected = torch.from_numpy(targets[batch]).float()[:, : self.student.dim]
-                yield (features, expected) if weights is None else (features, expected, weights[rows[batch]])
+        weights, count = self._row_weights(), min(self.params.student.head_rows, len(self.loader.items))
+        with tqdm(total=count, desc="head", unit="text") as bar:
+            for rows, targets in self.loader.samples(count):
+                lengths = self.loader.tokens.lengths(self.loader.items.text[rows])
+                for batch in token_batches(lengths, traits_of(self.device).encode_tokens):
+                    texts = self.loader.pack(rows[batch], self.student.backbone.shortest).to(self.device)
+                    features = self.student.all_features(texts, self.dtype)[place]
+                    expected = torch.from_numpy(targets[batch]).float()[:, : self.student.dim]
+                    yield (features, expected) if weights is None else (features, expected, weights[rows[batch]])
+                    bar.update(len(batch))
 
     def _row_weights(self) -> Tensor | None:
         """`[training items]`: weights in the closed form by `head_queries`; None if all are equal."""
@@ -360,7 +369,7 @@ class Trainer:
                 self._average()
             window_ends = self._due(window)
             validates = self._due(params.validate_every)
-            checkpoints = self._due(params.checkpoint_every)
+            checkpoints = self._due(params.checkpoint_every) or (window_ends and self._is_late())
             if window_ends or validates or checkpoints:
                 synchronize(self.device)  # so that the clock of the training covers its steps, and nothing else's does
             done = time.perf_counter()
@@ -387,6 +396,12 @@ class Trainer:
         step, apart = self.progress.step, self.params.average_every if self.params.replicas > 1 else 1
         last = step == self.total
         return last or (step % apart == 0 and step // every != (step - apart) // every)
+
+    def _is_late(self) -> bool:
+        """Whether the last checkpoint is CHECKPOINT_SECONDS old, by the clock of the first process."""
+        late = torch.tensor(float(time.monotonic() - self._checkpointed >= CHECKPOINT_SECONDS), device=self.device)
+        self.ranks.spread([late])
+        return bool(late)
 
     def _average(self) -> None:
         """Make weights, moments and the loss of all replicas their mean."""
@@ -454,6 +469,7 @@ class Trainer:
         return {"loss": loss / len(token_ids), "cosine": cosine / len(token_ids)}
 
     def _checkpoint(self, state: Path) -> None:
+        self._checkpointed = time.monotonic()
         self.progress.window_loss = float(self.window)
         if not np.isfinite(self.progress.window_loss):
             return  # the end of the window will report it; the checkpoint before is still good

@@ -49,6 +49,7 @@ from pipeline.model.student import (
     write_errors,
 )
 from pipeline.model.trust import SETTINGS_FILES
+from pipeline.model.vocabulary import token_table
 
 __all__ = [
     "SETTINGS_FILES",
@@ -98,6 +99,7 @@ __all__ = [
     "staged",
     "synchronize",
     "token_batches",
+    "token_table",
     "traits_of",
     "untouched",
     "upload",

@@ -175,6 +175,17 @@ def _like(tokenizer: Any, backend: Tokenizer) -> Any:
     )
 
 
+def token_table(model: Any) -> Any:
+    """The module that holds a transformer's token embeddings.
+
+    None where the model has none (Canine), or one for each of several modalities (CLIP).
+    """
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+
+
 def _cut_table(model: Any, kept: list[int]) -> None:
     """Keep these rows of the table of token embeddings, under whatever names the model has it."""
     weight = model.get_input_embeddings().weight

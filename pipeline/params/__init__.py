@@ -4,9 +4,10 @@ Every default stands here and nowhere else.
 """
 
 from pipeline.params.commented import commented, explained, section_classes
-from pipeline.params.parsing import load_document, load_section, parse
+from pipeline.params.file import check_file, load_section
+from pipeline.params.parsing import parse
 from pipeline.params.permits import Permits
-from pipeline.params.public import public_name, public_params
+from pipeline.params.public import name_in_code, public_name, public_params
 from pipeline.params.sections import (
     ApiParams,
     AssistantParams,
@@ -47,10 +48,11 @@ __all__ = [
     "StudentParams",
     "TeacherParams",
     "ViewParams",
+    "check_file",
     "commented",
     "explained",
-    "load_document",
     "load_section",
+    "name_in_code",
     "parse",
     "pooling_modes",
     "public_name",

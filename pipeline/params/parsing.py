@@ -1,4 +1,4 @@
-"""Parse a section of a YAML file into a frozen dataclass, by the types and limits of its fields.
+"""Parse a section of parameters into a frozen dataclass, by the types and limits of its fields.
 
 Keys that are unknown, missing, of the wrong type or impossible are refused with the key's full name (`fit.batch_size`)
 and what would be right.
@@ -10,14 +10,17 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from pipeline.base import LeafError, access, near, parse_yaml, quoted
+from pipeline.base import LeafError, near, quoted
 
 T = TypeVar("T")
 Check = tuple[Callable[[Any], bool], str]
 """Whether a value is possible, and which values are, in words."""
+
+
+class MissingKeyError(LeafError):
+    """A key that has no default is not given."""
 
 
 def bounded(low: float, high: float | None = None) -> dict[str, Check]:
@@ -35,37 +38,6 @@ def positive() -> dict[str, Check]:
 def one_character(or_none: bool = False) -> dict[str, Check]:
     """Field metadata: the value must be a single character, or also the empty text."""
     return {"check": (lambda value: len(value) == 1 or (or_none and not value), f"one character{' or none' * or_none}")}
-
-
-def load_section(file: Path, section: str, cls: type[T], default: T | None = None) -> T:
-    """Parse `section` of the YAML file into `cls`; `default` is what a section that may be left out then is.
-
-    Raises:
-        LeafError: the file cannot be read, or a key is unknown, missing, of the wrong type or impossible.
-    """
-    document = load_document(file)
-    if default is not None and isinstance(document, dict) and section not in document:
-        return default
-    if not isinstance(document, dict) or section not in document:
-        raise LeafError(f"{file}: has no section `{section}`")
-    return parse(cls, section, document[section])
-
-
-def load_document(file: Path) -> Any:
-    """All sections of a parameter file, unchecked.
-
-    Raises:
-        LeafError: the file cannot be read, or is not YAML.
-    """
-    try:
-        with access():
-            return parse_yaml(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LeafError(f"{file}: no such parameter file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise LeafError(f"{file}: cannot be read: {error}") from None
-    except LeafError as error:
-        raise LeafError(f"{file}: {error}") from None
 
 
 def parse(cls: type[T], name: str, raw: object) -> T:
@@ -88,7 +60,7 @@ def parse(cls: type[T], name: str, raw: object) -> T:
             values[key] = _value(hints[key], f"{name}.{key}", raw[key])
             _check(definition.metadata.get("check"), f"{name}.{key}", values[key])
         elif definition.default is MISSING and definition.default_factory is MISSING:
-            raise LeafError(f"{name}.{key}: missing; it has no default")
+            raise MissingKeyError(f"{name}.{key}: missing; it has no default")
     return cls(**values)
 
 

@@ -22,6 +22,11 @@ def public_name(place: str) -> str:
     return (Path(place).name or HIDDEN) if outside else place
 
 
+def name_in_code(place: str) -> str:
+    """`public_name` for code that loads the model. sentence-transformers knows no `package:`: a placeholder."""
+    return "path/to/the/teacher" if place.startswith("package:") else public_name(place)
+
+
 def public_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of a section, or sections by name, with `public_name` of each place among them."""
     seen: dict[tuple[str, int], Any] = {}  # what YAML's aliases give many names is looked at once

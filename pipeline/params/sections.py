@@ -1,7 +1,7 @@
 """All parameters: a frozen dataclass for each section of `params.yaml`, with every key, its default and its limits.
 
-Defaults are set here and nowhere else. A key without a default must be given. `pipeline.params.parsing` reads a section
-and refuses keys that are unknown, of the wrong type or impossible.
+Defaults are set here and nowhere else. A key without a default must be given. `pipeline.params.parsing` parses a
+section and refuses keys that are unknown, of the wrong type or impossible.
 """
 
 import re
@@ -614,7 +614,8 @@ class FitParams:
     validation_rows: int = field(default=2048, metadata=positive())
     """Held-out texts of a validation."""
     checkpoint_every: int = field(default=1000, metadata=positive())
-    """Steps between checkpoints; a killed run loses no more than these."""
+    """Steps between checkpoints. One is also written every five minutes or so; a killed run loses what came after the
+    last one."""
     snapshots: tuple[int, ...] = ()
     """Steps after which the student is saved as well, to measure how quality grows with training."""
 

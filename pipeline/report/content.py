@@ -101,14 +101,14 @@ def _answers(evaluated: Mapping[str, Any]) -> Iterator[str]:
         standard, asymmetric = (result[mode] for mode in MODES[1:])
         n = result["queries"]
         yield (
-            f"{name} ({n:,} queries): the student keeps {percent(standard['retention'])} of the teacher's nDCG@10 in "
-            f"standard mode and {percent(asymmetric['retention'])} in asymmetric mode; asymmetric adds "
+            f"{name} ({n:,} queries): the student keeps {_kept(standard)} of the teacher's nDCG@10 in "
+            f"standard mode and {_kept(asymmetric)} in asymmetric mode; asymmetric adds "
             f"{change(asymmetric['gain'])} to standard."
         )
         if START in result:
             yield (
                 f"{name}, what has fitting changed? The untouched checkpoint keeps "
-                f"{percent(result[START]['retention'])}; standard mode has {change(standard['since_start'])} to it."
+                f"{_kept(result[START])}; standard mode has {change(standard['since_start'])} to it."
             )
         if truncated := evaluated.get("truncation", {}).get(name):
             answer = _largest_differences(truncated["largest"], " dimensions")
@@ -117,6 +117,11 @@ def _answers(evaluated: Mapping[str, Any]) -> Iterator[str]:
             for precision, largest in quantised["largest"].items():
                 answer = _largest_differences(largest, "")
                 yield f"{name}, does {precision} quantisation follow the teacher? {answer}"
+
+
+def _kept(result: Mapping[str, Any]) -> str:
+    """The share of the teacher's nDCG@10 that a mode keeps, with its interval."""
+    return percent(result["retention"], result["interval"]["retention"])
 
 
 def _largest_differences(largest: Mapping[str, Any], unit: str) -> str:
@@ -156,7 +161,7 @@ def _profile_tables(key: str, results: Mapping[str, Any], variants: str) -> list
     tables = []
     for name, result in results.items():
         rows = []
-        for variant, modes in result[variants].items():
+        for variant, modes in sorted(result[variants].items(), key=_widest_first):
             size = f" ({modes['bytes']['query']}, {modes['bytes']['document']})" if "bytes" in modes else ""
             for mode in MODES:
                 entry = modes[mode]
@@ -172,6 +177,11 @@ def _profile_tables(key: str, results: Mapping[str, Any], variants: str) -> list
         header = (key, "n", "nDCG@10", "share of its own full", "share less teacher's")
         tables.append(Table(f"Figures of {name}", header, rows, folded=True))
     return tables
+
+
+def _widest_first(variant: tuple[str, Any]) -> int:
+    """Sorts dimensions, which are text in JSON, by number; kinds of vectors stay as they are."""
+    return -int(variant[0]) if variant[0].isdigit() else 0
 
 
 def _profile_plots(

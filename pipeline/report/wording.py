@@ -24,6 +24,8 @@ def change(difference: Mapping[str, Any] | None, digits: int = 3) -> str:
     return f"{difference['mean']:+.{digits}f}{ends}{unresolved}".replace("-", "−")
 
 
-def percent(value: float | None) -> str:
-    """A share in percent; in words for None."""
-    return "an unknown share" if value is None else f"{value:.1%}"
+def percent(value: float | None, span: Sequence[float] | None) -> str:
+    """A share in percent, `98.1% [96.4%, 99.7%]`; without an interval, whole percents; in words for None."""
+    if value is None:
+        return "an unknown share"
+    return f"{value:.1%} [{span[0]:.1%},{NARROW}{span[1]:.1%}]" if span else f"{value:.0%}"

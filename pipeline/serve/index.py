@@ -28,6 +28,10 @@ SEARCH_NODES = 128  # candidates of a query, at least (efSearch)
 BUILD_NODES = 200  # candidates of an entry while the graph is built (efConstruction)
 ADDED_ROWS = 16_384  # rows added at once, as float32
 PARQUET_ROWS = 65_536  # rows of a Parquet file
+INSTEAD = (
+    "`leaf search` needs no index: leave out --index for exact search, or name one written by `leaf index --to faiss` "
+    "or `--to usearch`"
+)
 
 
 def write(store: Store, corpus: Path | None, kind: Kind, out: Path, *, role: str | None = "document") -> int:
@@ -121,12 +125,14 @@ _POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 def load(directory: Path) -> Index:
     """Read an index; LeafError if the directory holds none or a damaged one."""
+    if not (directory / ABOUT).exists() and next(directory.glob("part-*.parquet"), None):
+        raise LeafError(f"{directory}: holds Parquet files, which other programs read. {INSTEAD}")
     try:
         with access():
             about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
         kind, dim, count = about["kind"], int(about["dim"]), int(about["rows"])
         if kind in WRITERS:
-            raise LeafError(f"{directory}: is a database, which {kind}'s own client searches, and no index of ours")
+            raise LeafError(f"{directory}: is a database, which {kind}'s own client searches. {INSTEAD}")
         similarity = cast(Similarity, about.get("similarity", "cosine"))  # indexes written before it was named lack it
         fingerprint, store_digest = str(about["fingerprint"]), about.get("store")
         with access(directory / "rows.parquet"):

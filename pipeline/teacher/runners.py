@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.base import LeafError, Prefixes, portions
-from pipeline.model import CompiledBackbone, PackedBackbone, bf16_is_fast, check_words, pack, poolings_of
+from pipeline.model import CompiledBackbone, PackedBackbone, bf16_is_fast, check_words, pack, poolings_of, token_table
 
 PROBES = ("a", "how a text becomes a vector", "the same words again and again, as long as it takes. " * 4)
 """Texts of different lengths, by which a runner finds out what padding and bfloat16 do to the model's vectors."""
@@ -380,10 +380,7 @@ def _check_vocabulary(transformer: Any) -> None:
     if not hasattr(tokenizer, "get_vocab"):
         return
     check_words(tokenizer, "teacher.model")
-    try:
-        rows = getattr(transformer.auto_model.get_input_embeddings(), "num_embeddings", None)
-    except NotImplementedError:  # models of several modalities (CLIP), and those without a table (Canine)
-        rows = None
+    rows = getattr(token_table(transformer.auto_model), "num_embeddings", None)
     if rows is None:
         return
     beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)

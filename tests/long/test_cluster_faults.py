@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -319,7 +320,7 @@ def test_a_cluster_that_was_started_from_the_shell(
             running.append(
                 subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
             )
-            wait_for(lambda count=count: is_up(count))
+            wait_for(partial(is_up, count))
         write(address=address)
         assert "set RAY_AUTH_MODE=token" in refusal(start(tmp_path, **(variables | {"RAY_AUTH_MODE": "disabled"})))
         finish(start(tmp_path, **variables))

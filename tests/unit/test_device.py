@@ -32,7 +32,7 @@ from pipeline.model.batch import Batch, pack, pad
 from pipeline.model.parallel import in_threads
 from pipeline.model.pooling import Pooling
 from pipeline.model.student import Student, StudentEncoder, build
-from pipeline.params.parsing import load_section
+from pipeline.params.file import load_section
 from pipeline.params.sections import EncodeParams, FitParams, StudentParams, TeacherParams
 from pipeline.store.store import Store
 from pipeline.teacher import local

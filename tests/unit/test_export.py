@@ -27,6 +27,7 @@ from pipeline.export.exporter import Exporter
 from pipeline.export.exporters import export
 from pipeline.export.onnx_graph import write_graphs
 from pipeline.export.router import NamedRouterExporter, RouterExporter
+from pipeline.export.student_card import student_card
 from pipeline.fit.card import write_card
 from pipeline.model.student import Student, build
 from pipeline.params.sections import EncodeParams, ExportParams, FitParams, Prompts, StudentParams, TeacherParams
@@ -272,7 +273,7 @@ def test_the_students_card_names_the_teacher_by_its_hub_id_where_fit_named_its_d
     phrases = ("# A student of {}\n", "**{}**: its", "| teacher | {} |", 'SentenceTransformer("{}")')
     for phrase in phrases:
         assert phrase.format("teacher") in wrote and phrase.format("lab/teacher") in text
-    assert text.count("lab/teacher") == len(phrases) + 1  # and the base model of the front matter
+    assert text.count("lab/teacher") == len(phrases) + 2  # and base model and name in the front matter
     assert "the\nteacher's. It was fitted to the teacher's stored vectors" in text
 
 
@@ -290,6 +291,24 @@ def test_fits_card_tells_no_place_on_the_machine(made: Made) -> None:
     )
 
 
+def test_no_card_has_code_that_loads_a_model_of_a_package_or_calls_the_teacher_the_teacher(made: Made) -> None:
+    meta = Store.open(made.root / "embeddings").meta
+    meta = replace(meta, teacher={**meta.teacher, "model": "package:tiny/model"})
+    params, student = FitParams(StudentParams(model="lab/small")), Student.load(made.student)
+    card = write_card(meta, made.root / "corpus", params, FITTED, student)
+    assert 'SentenceTransformer("path/to/the/teacher")' in card and 'SentenceTransformer("package:' not in card
+    unknown = origin_of(ExportParams(), "package:tiny/model", "c/d", (made.root, None), {}, vectors_license=None)
+    assert unknown.teacher_name == "package:tiny/model"
+    known = replace(unknown, teacher="lab/teacher")
+    assert 'SentenceTransformer("lab/teacher")' in student_card(card, known, "package:tiny/model")
+    for name, title in (("asymmetric", "asymmetric"), ("onnx", "ONNX")):
+        text = (made.model(name) / "README.md").read_text()
+        assert (
+            f"\n# A student of lab/teacher, {title}\n" in text and f"- name: A student of lab/teacher, {title}" in text
+        )
+
+
+@pytest.mark.usefixtures("capsys")  # which keeps progress bars in memory: pytest's own file is limited too
 def test_a_model_that_the_disk_does_not_take_is_one_message(made: Made, tmp_path: Path) -> None:
     exporters: list[Exporter] = [RouterExporter(), NamedRouterExporter()]
     for exporter in exporters:

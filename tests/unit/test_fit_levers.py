@@ -18,6 +18,7 @@ from benchmarks import levers
 from pipeline.base.errors import LeafError
 from pipeline.base.keys import key_array
 from pipeline.corpus.parts import corpus_digest, corpus_keys
+from pipeline.fit import checkpoint, trainer
 from pipeline.fit import head as heads
 from pipeline.fit.candidates import open_candidates
 from pipeline.fit.loader import Loader, Position, TrainingBatch
@@ -46,7 +47,7 @@ from pipeline.store.shard_cache import ShardCache
 from pipeline.store.store import Store
 from stages.soup import main as soup_command
 from tests.conftest import corpus_frame, make_model
-from tests.torn_fit import torn
+from tests.torn_fit import INTERRUPTED_AT, torn
 
 DIM = 24
 STEPS = 24
@@ -567,6 +568,26 @@ def test_a_fit_interrupted_with_any_lever_ends_with_the_same_weights(
     files = sorted(tmp_path.glob("whole*/**/*.safetensors"))
     assert len(files) >= 4
     for file in files:
+        continued = tmp_path / str(file.relative_to(tmp_path)).replace("whole", "torn")
+        assert continued.read_bytes() == file.read_bytes(), file
+
+
+def test_a_fit_shorter_than_its_checkpoints_are_apart_is_continued_from_one_by_the_clock(
+    fitted: Fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"dropout": 0.1, "max_steps": 40, "checkpoint_every": 1000}
+    whole, restore = fitted("whole", **given), checkpoint.restore
+    restored: list[int] = []
+
+    def restoring(saved: checkpoint.Checkpoint, *arguments: Any) -> None:
+        restored.append(saved.progress["step"])
+        restore(saved, *arguments)
+
+    monkeypatch.setattr(checkpoint, "restore", restoring)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    assert torn(lambda name: fitted(name, **given), monkeypatch).curve == whole.curve
+    assert restored == [INTERRUPTED_AT]
+    for file in tmp_path.glob("whole/**/*.safetensors"):
         continued = tmp_path / str(file.relative_to(tmp_path)).replace("whole", "torn")
         assert continued.read_bytes() == file.read_bytes(), file
 

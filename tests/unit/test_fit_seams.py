@@ -22,7 +22,7 @@ from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.batch import Batch
 from pipeline.model.pooling import Pooling
 from pipeline.model.student import StudentEncoder
-from pipeline.params.parsing import load_section
+from pipeline.params.file import load_section
 from pipeline.params.sections import FitParams
 from pipeline.store.shard_cache import ShardCache
 from pipeline.store.source import VectorSource

@@ -1,5 +1,6 @@
-"""The command `leaf` lists every command and finds each."""
+"""The command `leaf` lists every command and finds each; what `leaf repro` does before DVC begins."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,18 @@ def test_a_name_that_is_nearly_a_section_or_recipe_is_told(tmp_path: Path, monke
     assert "(did you mean `evaluate`?)" in CliRunner().invoke(main, ["params", "evalute"]).output
     refused = CliRunner().invoke(main, ["init", "new", "--recipe", "mpnet-minilmm"]).output
     assert "(did you mean `mpnet-minilm`?)" in refused
+
+
+def test_repro_tells_a_mistake_in_the_parameters_before_dvc_removes_an_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    became: list[object] = []
+    monkeypatch.setattr(os, "execve", lambda *arguments: became.append(arguments))
+    Path("dvc.yaml").write_text("stages: {}\n")
+    Path("params.yaml").write_text("fit: {student: {model: m}, bach_size: 8}\n")
+    refused = CliRunner().invoke(main, ["repro"])
+    assert refused.exit_code == 1 and not became
+    assert "fit.bach_size: unknown key" in refused.output
+    Path("params.yaml").write_text("fit: {student: {model: m}, batch_size: 8}\n")
+    assert CliRunner().invoke(main, ["repro"]).exit_code == 0 and became

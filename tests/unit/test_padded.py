@@ -19,7 +19,8 @@ from pipeline.model.backbones.packed import PackedBackbone
 from pipeline.model.backbones.padded import PaddedBackbone
 from pipeline.model.batch import pack
 from pipeline.model.student import Student, StudentEncoder, build
-from pipeline.params.parsing import load_section, parse
+from pipeline.params.file import load_section
+from pipeline.params.parsing import parse
 from pipeline.params.sections import FitParams, StudentParams, pooling_modes
 from pipeline.store.store import Store
 from tests.conftest import sentence

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from pipeline.base.errors import LeafError
-from pipeline.params.parsing import load_section, parse
+from pipeline.params.file import load_section
+from pipeline.params.parsing import parse
 from pipeline.params.sections import CorpusParams, EncodeParams, EvaluateParams, FitParams, TeacherParams
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +87,19 @@ def test_a_missing_file_or_section_and_broken_yaml_are_named(tmp_path: Path) -> 
     file.write_text("encode: {}")
     with pytest.raises(LeafError, match="has no section `fit`"):
         load_section(file, "fit", FitParams)
+
+
+def test_a_mistake_in_a_later_stage_s_section_is_found_by_every_stage_before(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text("encode: {}\nteacher: {}\nfit: {student: {model: no/such/model}}\nown: {key: 1}\n")
+    assert load_section(file, "encode", EncodeParams) == EncodeParams()  # what another stage lacks is its own concern
+    for wrong, message in (
+        ("bach_size: 1", r"fit\.bach_size: unknown key"),
+        ("batch_size: x", r"fit\.batch_size: must"),
+    ):
+        file.write_text(f"encode: {{}}\nfit: {{student: {{model: m}}, {wrong}}}\n")
+        with pytest.raises(LeafError, match=message):
+            load_section(file, "encode", EncodeParams)
 
 
 @pytest.mark.parametrize(

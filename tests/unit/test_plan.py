@@ -9,6 +9,8 @@ import polars as pl
 import pytest
 from click.testing import CliRunner, Result
 
+from pipeline.base.rate import ROUND, SettledRate
+from pipeline.fit.estimate import evenly
 from pipeline.store.store import Store
 from stages.leaf import main as leaf
 from tests.conftest import corpus_frame
@@ -104,3 +106,46 @@ def test_requests_and_money_of_an_api(
         assert before["encode"]["tokens"] == pytest.approx(tokens, rel=WITHIN)
         assert f"{before['encode']['requests']:,} requests, {before['encode']['tokens']:,}.00 at 1e+06" in said
     assert before["encode"]["hours"] is None
+
+
+def test_a_rate_is_that_of_the_work_behind_its_warm_up() -> None:
+    with SettledRate("work", "text", 100.0) as rate:
+        taken = [8.0] * ROUND + [2.0] * ROUND + [1.0] * ROUND + [1.0] * 100  # the third round is faster than the second
+        assert [rate.add(100, seconds) for seconds in taken].index(True) == len(taken) - 1
+    assert rate.value == 100
+
+
+def test_a_warm_up_is_no_longer_than_the_measurement_and_what_there_is_counts_where_it_is_short() -> None:
+    with SettledRate("work", "text", 30.0) as rate:
+        assert not any(rate.add(10, seconds) for seconds in (40.0, 20.0, 5.0))
+        assert rate.value == 20 / 25  # the first piece alone took longer than the measurement shall
+    with SettledRate("work", "text", 30.0) as rate:
+        assert rate.value is None
+        rate.add(10, 2.0)
+        assert rate.value == 5
+
+
+def test_the_first_steps_that_are_measured_are_of_all_lengths() -> None:
+    for count in (1, 5, 625):
+        assert sorted(evenly(count)) == list(range(count))
+    first = evenly(640)[:8]
+    assert len({number * 4 // 640 for number in first}) == 4
+    assert abs(sum(first) / 8 - 320) < 100
+
+
+def test_a_measurement_of_encoding_ends_within_a_shard(
+    corpus: Path, write_params: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate is that of batches: of shards the first would come when the second is done."""
+    counted: list[int] = []
+    add = SettledRate.add
+
+    def adding(rate: SettledRate, amount: int, took: float) -> bool:
+        counted.append(amount)
+        return add(rate, amount, 1.0)
+
+    monkeypatch.setattr(SettledRate, "add", adding)
+    result = plan(write_params(encode={"shard_rows": 3000, "token_budget": 512}), corpus, "--seconds", "20")
+    assert "encode: measured" in result.stderr and "fit: measured" in result.stderr
+    tokens = planned(write_params(), corpus, "--seconds", "0")["encode"]["tokens"]
+    assert sum(counted[:28]) < tokens  # 8 batches of warm-up, 8 that tell that it is over, and 12 more

@@ -17,7 +17,7 @@ from pipeline.evaluate.moved_queries import overlap
 from pipeline.params.sections import EvaluateParams
 from pipeline.report.page import Sources, render
 from tests.conftest import corpus_frame
-from tests.unit.test_evaluate import bag_of_words, blurred, teacher_vectors, write_store
+from tests.unit.test_evaluate import DIM, bag_of_words, blurred, teacher_vectors, write_store
 from tests.unit.test_tasks import labelled, pairs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -130,6 +130,9 @@ def test_the_page_holds_every_figure_table_and_the_run(page: str) -> None:
     assert "tiny, start" in page and "The untouched checkpoint keeps" in page
     for words in ("Retention", "Spearman", "accuracy", "v_measure", "tiny-student", "ab" * 32, "Moved rankings"):
         assert words.lower() in page.lower(), words
+    assert re.search(r"student keeps [\d.]+% \[[\d.]+%,\s[\d.]+%\] of the teacher", page)
+    places = [page.index(f"{dims}, teacher") for dims in (DIM, 8, 4)]
+    assert places == sorted(places)  # by number: JSON has them as text
     assert page.count('<article class="moved">') == 20
     assert page.count('role="img" aria-labelledby') == len(FIGURES)
     assert "unresolved" in page

@@ -343,6 +343,9 @@ def test_an_index_replaces_an_index_and_nothing_else(searchable: Searchable, tmp
     into = ["index", "--to", "parquet", "--out"]
     assert searchable.leaf(*into, str(tmp_path / "p")).exit_code == 0
     assert searchable.leaf(*into, str(tmp_path / "p")).exit_code == 0
+    searched = searchable.leaf("search", QUERY, "--index", str(tmp_path / "p"))
+    assert searched.exit_code == 1
+    assert "holds Parquet files" in searched.output and "leave out --index for exact search" in searched.output
     refused = searchable.leaf(*into, str(searchable.root / "embeddings"))
     assert refused.exit_code == 1
     assert "holds no index of this program" in refused.output

@@ -22,6 +22,7 @@ from pipeline.model.backbones.layers import keep_layers, set_dropout
 from pipeline.model.batch import Batch
 from pipeline.model.device import bf16_is_fast, traits_of
 from pipeline.model.pooling import Pooling, pooled
+from pipeline.model.vocabulary import token_table
 
 SPARE_SHARE = 0.2
 """Most padding of texts that are computed together, as a share of their tokens, where it is more than a few tokens
@@ -81,12 +82,7 @@ class PaddedBackbone(Backbone):
     def supports(cls, model: Any, pooling: Sequence[Pooling] = ("mean",), transformer: Any = None) -> bool:
         """See `Backbone.supports`."""
         inputs = inspect.signature(model.forward).parameters
-        try:
-            return {"input_ids", "attention_mask"} <= set(inputs) and isinstance(
-                model.get_input_embeddings(), nn.Embedding
-            )
-        except NotImplementedError:
-            return False
+        return {"input_ids", "attention_mask"} <= set(inputs) and isinstance(token_table(model), nn.Embedding)
 
     @torch.no_grad()
     def _probe(self) -> int:

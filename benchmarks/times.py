@@ -23,6 +23,7 @@ import click
 from benchmarks.common import ROOT, machine, write_table
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
+SHARED = ROOT.parent / "shared"
 PARTS = ("installation", "start of a process", "corpus", "encode", "fit", "evaluate", "export", "report", "the rest")
 MOST_FILES = 12
 
@@ -109,6 +110,8 @@ def _demo(commit: str) -> dict[str, float]:
 
 def _clone(commit: str, directory: Path) -> Path:
     clone = directory / "clone"
+    if SHARED.is_dir():
+        (directory / SHARED.name).symlink_to(SHARED)  # beside the clone, where tests look for it
     _run(["git", "clone", "--quiet", str(ROOT), str(clone)], directory)
     _run(["git", "checkout", "--quiet", _short(commit)], clone)
     return clone
@@ -119,7 +122,7 @@ def _run(command: list[str], place: Path, **variables: str) -> None:
         command, cwd=place, capture_output=True, text=True, env=_environment(**variables), check=False
     )
     if done.returncode:
-        raise click.ClickException(f"{' '.join(command)}: {(done.stdout + done.stderr)[-2000:]}")
+        raise click.ClickException(f"{' '.join(command)}: {(done.stdout + done.stderr)[-6000:]}")
 
 
 def _environment(**variables: str) -> dict[str, str]:

@@ -174,15 +174,16 @@ class _Draft:
 
     def _look_at_all(self, sources: Sequence[SourceParams]) -> list[tuple[SourceParams, Preview]]:
         """Those that can be read, with what was seen of them; the others of a directory are left out with a word."""
-        seen, errors = list[tuple[SourceParams, Preview]](), list[LeafError]()
+        seen, errors = list[tuple[SourceParams, Preview]](), list[tuple[str, LeafError]]()
         for source in sources:
             try:
                 seen.append((source, self._look_at(source)))
             except LeafError as error:
-                errors.append(error)
-                echo(left_out(source.kind, error))
+                errors.append((source.kind, error))
         if not seen:
-            raise errors[0]
+            raise errors[0][1]
+        for kind, error in errors:
+            echo(left_out(kind, error))
         return seen
 
     def _look_at(self, source: SourceParams) -> Preview:

@@ -76,8 +76,8 @@ def removed_by_dvc(paths: Sequence[Path]) -> list[str]:
     """
     lost = [place for place in _locked_directories() if not place.exists() and _is_below(place, paths)]
     return [
-        f"{place} is gone, as DVC removes outputs before a run: `dvc checkout {place}` restores it; if it was never "
-        f"here, `dvc pull {place}` fetches it"
+        f"{place} is gone for now, as DVC removes outputs before a run: once the cause is mended, running again makes "
+        f"it. `dvc checkout {place}` restores the old one, and if it was never here, `dvc pull {place}` fetches it"
         for place in lost
     ]
 

@@ -13,6 +13,7 @@ from stages.estimate import measure, model_size
 LONG = 1600  # characters, more than many teachers read
 WIDTH, ID_WIDTH = 88, 48  # characters of an example and of its id, at most
 HOUR = 3600  # seconds
+LONG_RUN = 20 * 60  # seconds, from which on it is said what makes a stage shorter
 _KEYS = ("role", "query_field", "document_field", "text_field", "title_field", "role_field", "id_field", "encoding")
 _PLURAL = {"query": "queries", "document": "documents"}
 
@@ -104,13 +105,20 @@ def _show_split(heldout: float, previews: Sequence[Preview]) -> None:
 
 
 def _shorter(encode_seconds: float, fit_seconds: float, steps: int) -> Iterator[str]:
-    """Which parameters make a run of hours shorter, and what they would be for one."""
-    if encode_seconds > HOUR:
-        share = f"{HOUR / encode_seconds:.2g}"
-        yield f"`sample: {share}` in each entry of corpus.sources has about an hour's texts encoded, and fitted to"
-    if fit_seconds > HOUR:
-        most = float(f"{steps * HOUR / fit_seconds:.2g}")
-        yield f"`max_steps: {most:.0f}` in the section fit makes the fit take about an hour"
+    """Which parameters make a long run shorter, and what they would be for an hour or a quarter of one."""
+    if encode_seconds > LONG_RUN:
+        goal, words = _goal(encode_seconds)
+        share = f"{goal / encode_seconds:.2g}"
+        yield f"`sample: {share}` in each entry of corpus.sources has the texts of about {words} encoded, and fitted to"
+    if fit_seconds > LONG_RUN:
+        goal, words = _goal(fit_seconds)
+        most = float(f"{steps * goal / fit_seconds:.2g}")
+        yield f"`max_steps: {most:.0f}` in the section fit makes the fit take about {words}"
+
+
+def _goal(seconds: float) -> tuple[float, str]:
+    """What a run that takes so long may be shortened to."""
+    return (HOUR, "an hour") if seconds > 2 * HOUR else (HOUR / 4, "a quarter of an hour")
 
 
 def _duration(seconds: float) -> str:

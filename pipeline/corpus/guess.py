@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-from pipeline.base import ROLES, LeafError, glob_root
+from pipeline.base import ROLES, LeafError, glob_root, quoted
 from pipeline.corpus.readers import jsonl, markdown, parquet, plain_text, table
 from pipeline.corpus.readers.beginning import Records, encoding_of, missing_header, records, unit_of
 from pipeline.corpus.readers.beir import CORPUS, QUERIES
@@ -210,7 +210,19 @@ def _described(source: SourceParams, given: Fields) -> SourceParams:
         return replace(source, unit=unit_of(file, source.encoding), role=given.role or "document")
     if file and source.kind in ("csv", "tsv"):
         source = replace(source, columns=missing_header(source, file))
+        _check_repeated(source, file)
     return _with_fields(source, file or source.path, records(source, file), given)
+
+
+def _check_repeated(source: SourceParams, file: Path) -> None:
+    """Refuse a table whose first line names a column twice: taken for a record, it would be a text."""
+    names = [name.strip() for name in table.first_rows(source, file)[0]] if source.columns else []
+    repeated = [name for name in names if names.count(name) > 1]
+    known = {word for words in _WORDS.values() for word in words}
+    if repeated and any(name.lower() in known for name in names):
+        raise LeafError(
+            f"{file}: names more than one column {quoted(repeated[0])}; rename all but one in its first line"
+        )
 
 
 @dataclass(frozen=True)

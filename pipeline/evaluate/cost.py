@@ -6,6 +6,7 @@ slow moment of the machine affects both.
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +85,12 @@ def _start(context: Any, subject: Subject) -> tuple[Any, Connection]:
     """A process that serves the model, and this end of the pipe to it."""
     pipe, other_end = context.Pipe()
     process = context.Process(target=_serve, args=(other_end, subject), daemon=True)
-    process.start()
+    # Ctrl-C is sent to all processes of a terminal: this one ends the other, which would only print where it was.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()  # with the mask
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     other_end.close()
     return process, pipe
 

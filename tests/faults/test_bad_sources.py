@@ -54,13 +54,13 @@ def test_a_missing_column_lists_those_there(kind: str, content: str, tmp_path: P
     file = tmp_path / "x"
     file.write_text(content)
     message = complaint(kind=kind, path=file, role="query")
-    assert "no column text" in message and "columns there: body, n" in message
+    assert "no column `text`" in message and "columns there: `body`, `n`" in message
 
 
 def test_a_missing_parquet_column_lists_those_there(tmp_path: Path) -> None:
     file = tmp_path / "x.parquet"
     pl.DataFrame({"body": ["a"], "n": [1]}).write_parquet(file)
-    assert "columns there: body, n" in complaint(kind="parquet", path=file, role="query")
+    assert "columns there: `body`, `n`" in complaint(kind="parquet", path=file, role="query")
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "text"])

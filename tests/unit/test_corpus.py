@@ -199,7 +199,7 @@ def test_questions_of_a_page_belong_to_their_own_passage(tmp_path: Path) -> None
         ({"balance": "square_root", "cap": 3}, "needs `source_field` and `cap`"),
         ({"balance": "square_root", "source_field": "role"}, "needs `source_field` and `cap`"),
         ({"page_suffix": "["}, "page_suffix '\\[' is no regular expression"),
-        ({"source_field": "missing"}, "has no column missing"),
+        ({"source_field": "missing"}, "has no column `missing`"),
     ],
 )
 def test_caps_that_cannot_be_are_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
@@ -598,7 +598,7 @@ def test_scanning_names_what_is_missing_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(LeafError, match=r"part-00000\.parquet: damaged"):
         scan(tmp_path / "corpus")
     pl.DataFrame({"text": ["a"]}).write_parquet(part)
-    with pytest.raises(LeafError, match="columns there: text"):
+    with pytest.raises(LeafError, match="columns there: `text`"):
         scan(tmp_path / "corpus")
 
 

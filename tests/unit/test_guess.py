@@ -12,6 +12,7 @@ import pytest
 from pipeline.base import LeafError
 from pipeline.corpus import Fields, guess_sources, preview, unread_files
 from pipeline.corpus.language import language
+from pipeline.corpus.readers.source import batches
 from pipeline.params import CorpusParams, SourceParams
 
 QUESTIONS = [f"How do I do thing number {n}?" for n in range(30)]
@@ -213,3 +214,43 @@ def test_an_encoding_that_is_given_is_not_guessed(tmp_path: Path) -> None:
     path = csv(tmp_path / "faq.csv", {"Вопрос": QUESTIONS, "Ответ": [f"{a} да" for a in ANSWERS]}, encoding="cp1251")
     (source,) = guess_sources(str(path), Fields(encoding="cp1251"))
     assert (source.encoding, source.query_field, source.document_field) == ("cp1251", "Вопрос", "Ответ")
+
+
+FAQ = ["Nr;Frage;Antwort", *(f"{n};How do I get refund {n}?;You ask for it, and wait {n} days." for n in range(40))]
+
+
+@pytest.mark.parametrize(
+    ("line", "place", "why"),
+    [
+        ("9002;Only two", "line 42", "2 fields where there are 3 columns, in the row that begins '9002'"),
+        ('9005;"bad" stuff;an answer', "line 42", "not CSV"),
+        ("9006;a question?;an answer;", "line 42", "4 fields where there are 3 columns"),
+    ],
+)
+def test_one_broken_row_does_not_change_what_a_table_is_taken_for(
+    tmp_path: Path, line: str, place: str, why: str
+) -> None:
+    file = tmp_path / "faq.csv"
+    file.write_text("\n".join([*FAQ, line]) + "\n")
+    (source,) = guess_sources(str(file))
+    assert (source.query_field, source.document_field, source.id_field) == ("Frage", "Antwort", "Nr")
+    with pytest.raises(LeafError, match=f"{place}: {why}"):
+        list(batches(source))
+
+
+def test_a_table_without_rows_or_with_a_name_twice_is_refused(tmp_path: Path) -> None:
+    empty, twice, unquoted = (tmp_path / f"{name}.csv" for name in ("empty", "twice", "unquoted"))
+    empty.write_text("\n")
+    twice.write_text("Nr;Frage;Frage;Antwort\n1;what is it?;why is it?;it is so\n")
+    unquoted.write_text("Nr,Frage,Antwort\n" + "".join(f"{n},why, or how?,so, {n}, it is\n" for n in range(9)))
+    for file, why in ((empty, "is empty"), (twice, "more than one column 'Frage'"), (unquoted, "different numbers")):
+        with pytest.raises(LeafError, match=why):
+            guess_sources(str(file))
+
+
+def test_a_misspelt_column_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    file = tmp_path / "faq.csv"
+    file.write_text("\n".join(FAQ) + "\n")
+    source = SourceParams("faq", "csv", str(file), query_field="Fragen", document_field="Antwort")
+    with pytest.raises(LeafError, match=r"no column `Fragen` \(did you mean `Frage`\?\); columns there: `Nr`, `Frage`"):
+        list(batches(source))

@@ -541,7 +541,7 @@ def test_columns_can_be_named_where_there_is_no_header(delimiter: str, tmp_path:
     file = written(tmp_path, TABLE[1:], delimiter=delimiter)
     rows = read(file, "csv", columns=("pid", "passage"), id_field="pid", text_field="passage")
     assert rows == [(number, text, "document") for number, text in TABLE[1:]]
-    assert "`columns`: has no column text" in complaint(file, "csv", columns=("pid", "passage"))
+    assert "`columns`: has no column `text`" in complaint(file, "csv", columns=("pid", "passage"))
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])

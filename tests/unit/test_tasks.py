@@ -102,7 +102,7 @@ def test_a_linear_classifier_predicts_the_labels(tmp_path: Path, split: bool) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("sentence1,sentence2\na,b\n", "has no column score; columns there: sentence1, sentence2"),
+        ("sentence1,sentence2\na,b\n", "has no column `score`; columns there: `sentence1`, `sentence2`"),
         ("sentence1,sentence2,score\na,b,1\nc,d,high\n", "row 2: `score` is empty or not a number"),
         ("sentence1,sentence2,score\na,b,1\nc,d,1\ne,f,1\n", "different scores"),
     ],

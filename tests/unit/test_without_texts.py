@@ -1,6 +1,9 @@
 """What can be done with a store by people who may not have the texts, and what is passed on without them."""
 
 import json
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +17,13 @@ from click.testing import CliRunner, Result
 import stages.evaluate
 from pipeline.base.errors import LeafError
 from pipeline.base.keys import keys
-from pipeline.evaluate import collection
+from pipeline.evaluate import collection, cost
 from pipeline.evaluate.datasets import Dataset, PairedVectors
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.evaluate.metrics import rounded
 from pipeline.evaluate.quantisation import Calibration, quantisation
 from pipeline.model.student import build
-from pipeline.params.sections import EvaluateParams, StudentParams
+from pipeline.params.sections import EvaluateParams, StudentParams, TeacherParams
 from pipeline.serve.search import Searcher, read_vectors
 from pipeline.store.store import Store
 from tests.conftest import corpus_frame, sentence
@@ -173,3 +176,16 @@ def test_moved_queries_hold_ids_where_texts_may_not_leave(tiny_corpus: Path, tmp
     for entry in hidden:
         assert {entry["query"], *(document["text"] for document in entry["student"]["top"])} <= ids
     assert [entry["overlap"] for entry in hidden] == [entry["overlap"] for entry in shown]
+
+
+def test_ctrl_c_is_for_the_process_that_waits_not_for_those_that_measure(tiny_teacher: Path) -> None:
+    subject = cost.Subject(TeacherParams(str(tiny_teacher)), None)
+    process, pipe = cost._start(multiprocessing.get_context("spawn"), subject)
+    try:
+        os.kill(process.pid, signal.SIGINT)
+        assert cost._request(pipe, "load")["parameters"] > 0
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        pipe.close()
+        process.join(30)
+    assert process.exitcode == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.base import ROLES, LeafError, glob_root
+from pipeline.base import ROLES, LeafError, glob_root, near
 from pipeline.params import SourceParams
 
 SCHEMA = {"id": pl.String, "text": pl.String, "role": pl.String}
@@ -104,7 +104,8 @@ def require_columns(place: object, required: Iterable[str], present: Iterable[st
     """
     present = list(present)
     if missing := [name for name in required if name not in present]:
-        raise LeafError(f"{place}: has no column {', '.join(missing)}; columns there: {shown_names(present)}{hint}")
+        lacking = ", ".join(f"`{name}`{near(name, present)}" for name in missing)
+        raise LeafError(f"{place}: has no column {lacking}; columns there: {shown_names(present)}{hint}")
 
 
 def shown_names(names: Iterable[str]) -> str:
@@ -112,7 +113,7 @@ def shown_names(names: Iterable[str]) -> str:
     names = list(names)
     short = [name if len(name) <= NAME_CHARACTERS else f"{name[:NAME_CHARACTERS]}..." for name in names[:NAMES_SHOWN]]
     more = [f"and {len(names) - NAMES_SHOWN} more"] if len(names) > NAMES_SHOWN else []
-    return ", ".join([*short, *more]) or "none"
+    return ", ".join([*(f"`{name}`" for name in short), *more]) or "none"
 
 
 def frames_of_batches(source: SourceParams, batches: Iterable[Batch]) -> Frames:

@@ -8,13 +8,14 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.base import LeafError
+from pipeline.base import LeafError, quoted
 from pipeline.corpus.readers.fields import Frames, column_names, require_columns, source_files
 from pipeline.corpus.readers.lines import TextForm, lines, text_form
 from pipeline.corpus.readers.records import Record, frames_of_records
@@ -22,6 +23,7 @@ from pipeline.params import SourceParams
 
 FIELD_CHARACTERS = 16_000_000  # so that a quote that is never closed ends here, not at the end of a huge file
 SAMPLE_ROWS = 1000  # at the beginning of a file, from which the way of quoting is told
+NEARLY_ALL = 0.9  # of the rows at the beginning, if the others are broken
 DELIMITERS = ",;\t|"
 SUFFIXES = {"csv": ("csv",), "tsv": ("tsv", "tab")}
 QUOTE, SINGLE_QUOTE = '"', "'"
@@ -29,6 +31,7 @@ ESCAPE = "\\"
 ESCAPES = ("", ESCAPE)  # that are looked for
 _EXCEL_HINT = re.compile(r"sep=(.)[\r\n]", re.IGNORECASE)  # a first line that tells Excel, and us, the delimiter
 
+_NAMES = re.compile(r"\w+([,;\t|]\w+)+")  # of columns; one column has no such name
 _LINE_END = re.compile(r"\r\n?|\n")
 _RETURN_INSIDE = re.compile(r"\r(?!\n)")
 _CUT = "unexpected end of data"  # the parser's word for a field in quotes that the end of the sample cuts
@@ -159,7 +162,8 @@ def _checked(rows: Iterator[tuple[str, Row]], header: Row, is_guess: bool) -> It
         if row == header:
             continue
         if len(row) != len(header):
-            raise LeafError(f"{place}: {len(row)} fields where there are {len(header)} columns{_HOW}")
+            begins = f", in the row that begins {quoted(row[0])}" if row else ""
+            raise LeafError(f"{place}: {len(row)} fields where there are {len(header)} columns{begins}{_HOW}")
         if is_guess:
             for field in row:
                 if field[:1] == QUOTE:
@@ -170,7 +174,8 @@ def _checked(rows: Iterator[tuple[str, Row]], header: Row, is_guess: bool) -> It
 def _dialect(source: SourceParams, names: Sequence[str], file: Path, form: TextForm) -> Dialect:
     """How a file is written: as the source says, and else the first way in which all rows at its beginning fit.
 
-    If they fit in none, because a row is broken, it is the first one that fits the first row.
+    If they fit in none, because a row is broken, it is the first one that fits the first row; if that lacks a column,
+    the first in which all rows have several fields.
 
     Raises:
         LeafError: without a header, the rows fit with more than one delimiter; or they seem to be in single quotes.
@@ -180,9 +185,10 @@ def _dialect(source: SourceParams, names: Sequence[str], file: Path, form: TextF
     told = source.delimiter or (hint[1] if hint else None)
     delimiters = [told] if told else sorted(DELIMITERS, key=lambda delimiter: delimiter != usual)
     ways = [Dialect(delimiter, *quoting) for delimiter in delimiters for quoting in _quotings(source)]
-    rows_that_fit = partial(_rows_that_fit, source, names, form)
+    rows_that_fit = partial(_rows_that_fit, source, form=form, names=names)
     fitting = (way for first in (False, True) for way in ways if rows_that_fit(way, only_first=first) is not None)
-    chosen = next(fitting, ways[0])
+    whole = (way for way in ways if (rows := rows_that_fit(way, names=())) and len(rows[0]) > 1)
+    chosen = next(chain(fitting, whole), ways[0])
     if source.columns and not chosen.delimiter == usual == "\t":  # people do not type tabs
         others = (way for way in ways if way.delimiter != chosen.delimiter)
         if rows_that_fit(chosen) and (other := next((way for way in others if rows_that_fit(way)), None)):
@@ -219,7 +225,7 @@ def _quotings(source: SourceParams) -> list[tuple[str, str]]:
 
 
 def _rows_that_fit(
-    source: SourceParams, names: Sequence[str], form: TextForm, dialect: Dialect, only_first: bool = False
+    source: SourceParams, dialect: Dialect, *, form: TextForm, names: Sequence[str], only_first: bool = False
 ) -> list[Row] | None:
     """Rows at the beginning of a file, without a header, or only what follows the header from the first row.
 
@@ -238,15 +244,19 @@ def _rows_that_fit(
 
 def _sampled_rows(dialect: Dialect, form: TextForm, limit: int) -> list[Row] | None:
     """Rows at the beginning of a file, the header among them; None if they are not in the dialect."""
-    sample = list(io.StringIO(form.head, newline=dialect.form(form).line_end))
-    whole_lines = sample[_hint_lines(form) : None if form.whole else -1]
     rows: list[Row] = []
     try:
-        rows.extend(row for _, row in islice(dialect.rows(whole_lines), limit))
+        rows.extend(row for _, row in islice(dialect.rows(_sampled_lines(dialect, form)), limit))
     except _RowError as error:
         if _CUT not in error.args[1]:
             return None
     return rows
+
+
+def _sampled_lines(dialect: Dialect, form: TextForm) -> list[str]:
+    """Whole lines at the beginning of a file."""
+    sample = list(io.StringIO(form.head, newline=dialect.form(form).line_end))
+    return sample[_hint_lines(form) : None if form.whole else -1]
 
 
 def first_rows(source: SourceParams, file: Path) -> list[Row]:
@@ -254,22 +264,36 @@ def first_rows(source: SourceParams, file: Path) -> list[Row]:
 
     In the first way of writing in which all have equally many fields, more than one where that can be.
 
+    If there is none, in the way in which nearly all have as many fields as the first, and those rows alone: a broken
+    row is for the reader to refuse, which knows its line.
+
     Raises:
-        LeafError: the file cannot be read, is no text, or its rows are of different lengths in any way.
+        LeafError: the file cannot be read, is no text or empty, or its rows are of different lengths in any way.
     """
     csv.field_size_limit(FIELD_CHARACTERS)
     form = text_form(file, source.encoding)
+    if form.whole and not form.head.strip():
+        raise LeafError(f"{file}: is empty; its first line must name the columns")
     usual = _usual_delimiter(source)
     delimiters = sorted(DELIMITERS, key=lambda delimiter: delimiter != usual)
-    tables = [
-        rows
-        for delimiter in delimiters
-        for quoting in _quotings(source)
-        if (rows := _sampled_rows(Dialect(delimiter, *quoting), form, SAMPLE_ROWS)) and len({*map(len, rows)}) == 1
-    ]
-    if not tables:
+    ways = [Dialect(delimiter, *quoting) for delimiter in delimiters for quoting in _quotings(source)]
+    tables = [rows for way in ways if (rows := _sampled_rows(way, form, SAMPLE_ROWS)) and len({*map(len, rows)}) == 1]
+    if found := next((rows for rows in tables if len(rows[0]) > 1), None):
+        return found
+    if found := max((_rows_like_first(way, form) for way in ways), key=len):
+        return found
+    if not tables or _NAMES.fullmatch(tables[0][0][0]):
         raise LeafError(f"{file}: its rows have different numbers of fields in every usual way of writing{_HOW}")
-    return next((rows for rows in tables if len(rows[0]) > 1), tables[0])
+    return tables[0]
+
+
+def _rows_like_first(dialect: Dialect, form: TextForm) -> list[Row]:
+    """Rows at the beginning of a file with as many fields as the first, if these are several and nearly all rows."""
+    rows: list[Row] = []
+    with suppress(_RowError):
+        rows.extend(row for _, row in islice(dialect.rows(_sampled_lines(dialect, form)), SAMPLE_ROWS))
+    like_first = [row for row in rows if len(row) == len(rows[0]) > 1]
+    return like_first if len(like_first) > max(2, NEARLY_ALL * len(rows)) else []
 
 
 def _look_quoted(rows: list[Row], quote: str = QUOTE) -> bool:

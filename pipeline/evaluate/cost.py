@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def _start(context: Any, subject: Subject) -> tuple[Any, Connection]:
     pipe, other_end = context.Pipe()
     process = context.Process(target=_serve, args=(other_end, subject), daemon=True)
     # Ctrl-C is sent to all processes of a terminal: this one ends the other, which would only print where it was.
+    resource_tracker.ensure_running()  # whose start would take the mask away
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()  # with the mask

@@ -377,8 +377,8 @@ def test_paths_and_lists_mean_the_same_in_every_kind(writer: str, tmp_path: Path
     assert each == [("0", "hello"), ("1", "bye"), ("2", "well")]
     assert texts(file, kind, text_field="a.b") == ["flat", "table", None]
     assert texts(file, kind, text_field="turns.1.say") == ["bye", None, None]
-    assert "t.en, t.fr" in complaint(file, kind, text_field="t.de")
-    for what, described in (("t", "en, fr"), ("turns", "say")):
+    assert "`t.en`, `t.fr`" in complaint(file, kind, text_field="t.de")
+    for what, described in (("t", "`en`, `fr`"), ("turns", "say")):
         message = complaint(file, kind, text_field=what)
         assert f"`{what}` must hold text" in message and described in message and "docs/sources.md" in message
 
@@ -476,7 +476,7 @@ def test_a_path_leads_into_a_map(tmp_path: Path) -> None:
     file, kind = tmp_path / "x.parquet", pa.map_(pa.string(), pa.string())
     pq.write_table(pa.table({"t": pa.array([[("en", "a cat"), ("fr", "un chat")], None], kind)}), file)
     assert texts(file, "parquet", text_field="t.fr") == ["un chat", None]
-    assert "objects with en, fr" in complaint(file, "parquet", text_field="t")
+    assert "objects with `en`, `fr`" in complaint(file, "parquet", text_field="t")
     pq.write_table(pa.table({"t": pa.array([[("en", "a cat"), ("en", "a dog")]], kind)}), file)
     assert "the same key twice" in complaint(file, "parquet", text_field="t.en")
 
@@ -511,7 +511,9 @@ def test_a_field_may_be_missing_at_first_but_not_in_all_of_the_first_records(tmp
     file = tmp_path / "x.jsonl"
     file.write_text('{"text": "a"}\n' * 5 + '{"text": "b", "note": "n"}\n')
     assert read(file, query_field="note", document_field="text")[-2:] == [("5", "n", "query"), ("5", "b", "document")]
-    assert "no column note" in complaint(file, query_field="nothing", document_field="text").replace("nothing", "note")
+    assert "no column `note`" in complaint(file, query_field="nothing", document_field="text").replace(
+        "nothing", "note"
+    )
 
 
 def written(tmp_path: Path, rows: list[list[str]], **how: Any) -> Path:

@@ -17,7 +17,8 @@ from click.testing import CliRunner, Result
 import stages.evaluate
 from pipeline.base.errors import LeafError
 from pipeline.base.keys import keys
-from pipeline.evaluate import collection, cost
+from pipeline.evaluate import collection
+from pipeline.evaluate.cost import Subject, _request, _start
 from pipeline.evaluate.datasets import Dataset, PairedVectors
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.evaluate.metrics import rounded
@@ -179,11 +180,11 @@ def test_moved_queries_hold_ids_where_texts_may_not_leave(tiny_corpus: Path, tmp
 
 
 def test_ctrl_c_is_for_the_process_that_waits_not_for_those_that_measure(tiny_teacher: Path) -> None:
-    subject = cost.Subject(TeacherParams(str(tiny_teacher)), None)
-    process, pipe = cost._start(multiprocessing.get_context("spawn"), subject)
+    subject = Subject(TeacherParams(str(tiny_teacher)), None)
+    process, pipe = _start(multiprocessing.get_context("spawn"), subject)
     try:
         os.kill(process.pid, signal.SIGINT)
-        assert cost._request(pipe, "load")["parameters"] > 0
+        assert _request(pipe, "load")["parameters"] > 0
         assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     finally:
         pipe.close()

@@ -182,8 +182,8 @@ class _Draft:
                 errors.append((source.kind, error))
         if not seen:
             raise errors[0][1]
-        for kind, error in errors:
-            echo(left_out(kind, error))
+        for kind, reason in errors:
+            echo(left_out(kind, reason))
         return seen
 
     def _look_at(self, source: SourceParams) -> Preview:

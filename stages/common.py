@@ -49,7 +49,7 @@ class _Command(click.Command):
             sys.stdout.flush()  # while a closed pipe can still be told from other errors
             return result
         except LeafError as error:
-            hints = [*removed_by_dvc(_paths(ctx)), *_elsewhere(ctx)]
+            hints = [*removed_by_dvc(_paths(ctx)), *_elsewhere(ctx, str(error))]
             raise click.ClickException("\n".join([str(error), *hints])) from None
         except BaseException as error:
             if is_panic(error):
@@ -78,11 +78,11 @@ def _paths(ctx: click.Context) -> list[Path]:
     return [value for value in ctx.params.values() if isinstance(value, Path)]
 
 
-def _elsewhere(ctx: click.Context) -> list[str]:
-    """A sentence where a command that works in a project is called in a directory that is none."""
+def _elsewhere(ctx: click.Context, message: str) -> list[str]:
+    """A sentence where a command lacks what lies in a project, and is called in a directory that is none."""
     is_default = {name: ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT for name in ctx.params}
     places = [value for name, value in ctx.params.items() if is_default[name] and isinstance(value, Path)]
-    if not places or any(place.exists() for place in (Path("dvc.yaml"), *places)):
+    if Path("dvc.yaml").exists() or not any(str(place) in message and not place.exists() for place in places):
         return []
     return ["there is no dvc.yaml in this directory: is it that of a project (`leaf init DIR` makes one)?"]
 

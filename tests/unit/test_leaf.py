@@ -53,3 +53,13 @@ def test_repro_tells_a_mistake_in_the_parameters_before_dvc_removes_an_output(
     assert "fit.bach_size: unknown key" in refused.output
     Path("params.yaml").write_text("fit: {student: {model: m}, batch_size: 8}\n")
     assert CliRunner().invoke(main, ["repro"]).exit_code == 0 and became
+
+
+def test_a_command_outside_of_a_project_says_that_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(main, ["corpus"])
+    assert refused.exit_code == 1
+    assert "params.yaml: no such parameter file" in refused.output
+    assert "there is no dvc.yaml in this directory" in refused.output
+    Path("dvc.yaml").write_text("stages: {}")
+    assert "there is no dvc.yaml" not in CliRunner().invoke(main, ["corpus"]).output

@@ -122,7 +122,7 @@ def test_a_failed_stage_says_how_to_get_back_what_dvc_has_removed() -> None:
     CORPUS.rmdir()
     result = CliRunner().invoke(stages.corpus.main, [])
     assert "gone.jsonl: no such file" in result.output
-    assert "`dvc checkout data/corpus` restores it" in result.output
+    assert "`dvc checkout data/corpus` restores the old one" in result.output
 
 
 def test_the_corpus_stage_records_what_it_wrote() -> None:
